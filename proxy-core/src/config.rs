@@ -1,0 +1,213 @@
+//! All configuration: one TOML file, checked whole before anything is opened.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// A checked configuration: every value is in range and every file it names was readable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Worker threads; `None` is one per core.
+    pub worker_threads: Option<usize>,
+    /// How long a drain waits for open transactions before it closes what is left.
+    pub drain_timeout: Duration,
+    /// What is logged and how.
+    pub log: LogConfig,
+    /// Where Prometheus reads; `None` switches the listener off.
+    pub metrics: Option<MetricsConfig>,
+    /// One per `[[proxy]]`.
+    pub proxies: Vec<ProxyConfig>,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Text for people, JSON for collectors.
+    pub format: LogFormat,
+    /// A `tracing` filter such as `info` or `pinion=debug`.
+    pub level: String,
+    /// Requests that took longer are logged with their digest; `None` logs none.
+    pub slow_query: Option<Duration>,
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One readable line.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[metrics]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// `/metrics`, `/healthz`, `/readyz`.
+    pub listen: SocketAddr,
+}
+
+/// The database protocol spoken on both sides of one proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EngineFamily {
+    /// PostgreSQL wire protocol 3.0.
+    Postgresql,
+    /// MySQL and MariaDB.
+    Mysql,
+}
+
+/// Which pin rules hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Pins only where it must, and unpins.
+    Smart,
+    /// Pins exactly as RDS Proxy does.
+    Rds,
+}
+
+/// One `[[proxy]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Unique name; a metric label.
+    pub name: String,
+    /// Protocol.
+    pub engine_family: EngineFamily,
+    /// Refuse clients without TLS.
+    pub require_tls: bool,
+    /// A client that sends nothing for this long is closed. 1 s to 8 h.
+    pub idle_client_timeout: Duration,
+    /// A client connection lives at most this long and is cut at a transaction boundary.
+    pub max_client_lifetime: Duration,
+    /// From accept to the end of authentication.
+    pub handshake_timeout: Duration,
+    /// Client connections at once, all endpoints together.
+    pub max_client_connections: usize,
+    /// Of those, how many may be unauthenticated at once.
+    pub max_unauthenticated: usize,
+    /// Failed logins allowed per minute from one address before it is refused unheard; 0 is no limit.
+    pub failed_logins_per_minute: u32,
+    /// Pin rules.
+    pub profile: Profile,
+    /// Certificate shown to clients; `None` offers no TLS.
+    pub tls: Option<ServerTlsConfig>,
+    /// One per database user.
+    pub auth: Vec<AuthConfig>,
+    /// `[proxy.pool]`.
+    pub pool: PoolConfig,
+    /// At least one.
+    pub targets: Vec<TargetConfig>,
+    /// At least one.
+    pub endpoints: Vec<EndpointConfig>,
+    /// Index into `auth` of the user that reads `max_connections` and health.
+    pub monitor: usize,
+    /// Database the monitor connects to.
+    pub monitor_database: String,
+}
+
+/// Certificate chain and key, PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerTlsConfig {
+    /// Chain, leaf first.
+    pub certificate: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+}
+
+/// How a client proves its password to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuthType {
+    /// SCRAM-SHA-256, and -PLUS over TLS.
+    PostgresScramSha256,
+    /// MD5 challenge.
+    PostgresMd5,
+    /// Cleartext password; needs `require_tls`.
+    PostgresCleartext,
+}
+
+/// One `[[proxy.auth]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// Database user; unique within the proxy.
+    pub username: String,
+    /// Where the password is kept.
+    pub secret: SecretSource,
+    /// Method asked of clients.
+    pub client_password_auth_type: ClientAuthType,
+}
+
+/// Where a secret in RDS JSON form is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// A file, re-read when it changes.
+    File(PathBuf),
+    /// An environment variable, by name.
+    Env(String),
+}
+
+/// `[proxy.pool]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Of the target's own `max_connections`, 1 to 100.
+    pub max_connections_percent: u8,
+    /// Of the target's own `max_connections`, 0 to `max_connections_percent`.
+    pub max_idle_connections_percent: u8,
+    /// Longest wait for a server connection, 0 to 1 h. 0 never waits and never grows the pool while it has an idle one.
+    pub connection_borrow_timeout: Duration,
+    /// `EXCLUDE_VARIABLE_SETS` present.
+    pub exclude_variable_sets: bool,
+    /// Run once on each new server connection and after each reset; empty is none.
+    pub init_query: String,
+    /// A server connection older than this (less up to 10 % jitter) is closed when it comes back.
+    pub max_server_lifetime: Duration,
+    /// An idle server connection above the idle ceiling is closed after this long.
+    pub idle_server_timeout: Duration,
+    /// Protocol-level prepared statements kept on one server connection.
+    pub max_prepared_statements: usize,
+}
+
+/// TLS towards a target, the names libpq uses plus `disabled`, `preferred`, `required`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Never.
+    Disabled,
+    /// If the server offers it; nothing is verified.
+    Preferred,
+    /// Always; nothing is verified.
+    Required,
+    /// Always; the chain is verified.
+    VerifyCa,
+    /// Always; chain and host name are verified.
+    VerifyFull,
+}
+
+/// One `[[proxy.target]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetConfig {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Default `verify-full` except on loopback, where it is `preferred`.
+    pub tls: TlsMode,
+    /// Trusted roots, PEM; `None` is the system's.
+    pub ca: Option<PathBuf>,
+}
+
+/// What an endpoint is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetRole {
+    /// The writer.
+    ReadWrite,
+    /// A reader.
+    ReadOnly,
+}
+
+/// One `[[proxy.endpoint]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointConfig {
+    /// Unique within the proxy; a metric label.
+    pub name: String,
+    /// Listening address.
+    pub listen: SocketAddr,
+    /// Role of the targets behind it.
+    pub target_role: TargetRole,
+    /// Networks that may connect; empty is everyone.
+    pub allow: Vec<ipnet::IpNet>,
+}

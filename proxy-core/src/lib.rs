@@ -1,0 +1,3 @@
+//! Pinion, a database proxy.
+pub mod config;
+pub mod protocol;

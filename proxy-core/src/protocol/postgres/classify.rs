@@ -1,0 +1,1 @@
+//! What a statement text does, by PostgreSQL's own grammar.

@@ -1,0 +1,271 @@
+//! Words that both protocols share.
+
+use std::{borrow::Cow, fmt};
+
+/// Transaction state as the server last reported it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tx {
+    /// No transaction.
+    Idle,
+    /// In a transaction.
+    Open,
+    /// In a transaction that can only be rolled back.
+    Failed,
+}
+
+/// Why a session must keep its server connection. Names are stable: metric labels and log fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum PinReason {
+    /// A temporary table, view or sequence exists.
+    TemporaryTable,
+    /// `LOCK TABLES` and the like.
+    TableLock,
+    /// A session-level advisory lock may be held.
+    AdvisoryLock,
+    /// `LISTEN`.
+    Listen,
+    /// A cursor that outlives its transaction.
+    HeldCursor,
+    /// A session setting that is not tracked.
+    SessionVariable,
+    /// A prepared statement that is not virtual.
+    PreparedStatement,
+    /// A function whose answer depends on the connection of an earlier statement.
+    SessionFunction,
+    /// Statement text over 16 KB, profile `rds` only.
+    StatementSize,
+    /// A library was loaded.
+    Library,
+    /// What the statement does to the session could not be told.
+    Unknown,
+}
+
+impl PinReason {
+    /// All reasons, in declaration order.
+    pub const ALL: [Self; 11] = [
+        Self::TemporaryTable,
+        Self::TableLock,
+        Self::AdvisoryLock,
+        Self::Listen,
+        Self::HeldCursor,
+        Self::SessionVariable,
+        Self::PreparedStatement,
+        Self::SessionFunction,
+        Self::StatementSize,
+        Self::Library,
+        Self::Unknown,
+    ];
+
+    /// The stable name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TemporaryTable => "temporary-table",
+            Self::TableLock => "table-lock",
+            Self::AdvisoryLock => "advisory-lock",
+            Self::Listen => "listen",
+            Self::HeldCursor => "held-cursor",
+            Self::SessionVariable => "session-variable",
+            Self::PreparedStatement => "prepared-statement",
+            Self::SessionFunction => "session-function",
+            Self::StatementSize => "statement-size",
+            Self::Library => "library",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A set of [`PinReason`]s; empty means any server connection would do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct PinReasons(u16);
+
+impl PinReasons {
+    /// No reason.
+    pub const NONE: Self = Self(0);
+    /// Every reason.
+    pub const ALL: Self = Self((1 << PinReason::ALL.len()) - 1);
+
+    /// The set of one.
+    #[must_use]
+    pub const fn only(reason: PinReason) -> Self {
+        Self(1 << reason as u8)
+    }
+    /// True when nothing pins.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+    /// True when `reason` is in the set.
+    #[must_use]
+    pub const fn contains(self, reason: PinReason) -> bool {
+        self.0 & (1 << reason as u8) != 0
+    }
+    /// Both sets together.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+    /// This set without what is in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+    /// Adds one reason.
+    pub const fn insert(&mut self, reason: PinReason) {
+        self.0 |= 1 << reason as u8;
+    }
+    /// The reasons, in declaration order.
+    pub fn iter(self) -> impl Iterator<Item = PinReason> {
+        PinReason::ALL.into_iter().filter(move |r| self.contains(*r))
+    }
+}
+
+impl fmt::Display for PinReasons {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, reason) in self.iter().enumerate() {
+            if i > 0 {
+                f.write_str(",")?;
+            }
+            f.write_str(reason.name())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for PinReasons {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{self}]")
+    }
+}
+
+/// What kind of statement a text is; of several, the first that is not transaction control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StatementKind {
+    /// `SELECT`, `VALUES`, `TABLE`, `SHOW`.
+    Select,
+    /// `INSERT`, `UPDATE`, `DELETE`, `MERGE`, and a `SELECT` with a writing CTE.
+    Write,
+    /// Schema changes and maintenance.
+    Ddl,
+    /// `BEGIN`, `COMMIT`, savepoints.
+    Transaction,
+    /// `SET`, `RESET`, `DISCARD`.
+    Session,
+    /// `COPY`.
+    Copy,
+    /// `CALL`, `DO`.
+    Routine,
+    /// No statement at all.
+    Empty,
+    /// Everything else.
+    Other,
+    /// The grammar could not read it.
+    Unknown,
+}
+
+/// What the real grammar says of one statement text. Cached by digest and shared.
+///
+/// Two sets of pins, since the profile decides which counts: `pins` is what profile `smart` needs,
+/// `rds_pins` is what RDS Proxy would do (rds-proxy.md §1.2 to 1.7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Kind.
+    pub kind: StatementKind,
+    /// Statements in the text.
+    pub statements: u16,
+    /// True when it provably writes nothing (a `SELECT` of built-in, non-writing functions, without `FOR UPDATE`).
+    pub read_only: bool,
+    /// State that stays on the server connection and cannot be moved to another.
+    pub pins: PinReasons,
+    /// Pins whose state is gone once this text has run to its end outside a transaction. Applied before `pins`
+    /// of statements after the clearing one: `pins` holds only what is left at the end of the text.
+    pub clears: PinReasons,
+    /// Pins in profile `rds`.
+    pub rds_pins: PinReasons,
+    /// May leave state that no text shows (user-defined functions, `DO`, `CALL`): reset before another client.
+    pub taints: bool,
+    /// Reads `currval`, `lastval`: the answer depends on what ran before on the same connection.
+    pub needs_session_function: bool,
+    /// Drops protocol-level prepared statements too (`DEALLOCATE ALL`, `DISCARD ALL`).
+    pub drops_all_prepared: bool,
+    /// Names in SQL-level `EXECUTE` and `DEALLOCATE`, in order.
+    pub prepared_names: Vec<String>,
+    /// The text is exactly one `DEALLOCATE name`.
+    pub is_deallocate_one: bool,
+    /// The text ends a transaction block (`COMMIT`, `ROLLBACK`, `END`, `PREPARE TRANSACTION`) and does nothing else,
+    /// so a failed transaction accepts it.
+    pub ends_transaction: bool,
+    /// Statement text with literals replaced by `$n`, at most 1,024 bytes, for logs.
+    pub digest_text: String,
+}
+
+/// What went wrong, in words that both protocols can map to a code of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// No server connection became free in time.
+    BorrowTimeout,
+    /// The client must use TLS.
+    TlsRequired,
+    /// Wrong password, or no secret for that user: the two look the same.
+    BadPassword,
+    /// No user name was sent.
+    UserMissing,
+    /// Client connection limit.
+    TooManyClients,
+    /// Too many failed logins from that address.
+    LoginRate,
+    /// The address is not in the endpoint's `allow`.
+    NotAllowed,
+    /// The protocol has it, Pinion does not.
+    NotSupported,
+    /// The peer broke the protocol.
+    ProtocolViolation,
+    /// The handshake took too long.
+    HandshakeTimeout,
+    /// Pinion is draining or stopping.
+    ShuttingDown,
+    /// The client was idle too long.
+    IdleTimeout,
+    /// The client connection reached its maximum life.
+    LifetimeOver,
+    /// The server connection was lost.
+    ServerLost,
+    /// The server refused our login, or sent what we could not follow.
+    ServerRefused,
+    /// A bug or an exhausted resource of ours.
+    Internal,
+}
+
+/// Whether the connection survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Severity {
+    /// The request failed; the client stays.
+    Error,
+    /// The client connection ends.
+    Fatal,
+}
+
+/// An error on its way to a client. Holds text that the client may see and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Which.
+    pub kind: FaultKind,
+    /// How bad.
+    pub severity: Severity,
+    /// For the client; without secrets.
+    pub message: Cow<'static, str>,
+    /// The database's own code and text, passed on as they came.
+    pub native_code: Option<String>,
+}
+
+impl Fault {
+    /// A failed request.
+    pub fn error(kind: FaultKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, severity: Severity::Error, message: message.into(), native_code: None }
+    }
+    /// The end of the connection.
+    pub fn fatal(kind: FaultKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, severity: Severity::Fatal, message: message.into(), native_code: None }
+    }
+}
