@@ -1,3 +1,4 @@
 //! Pinion, a database proxy.
 pub mod config;
+pub mod metrics;
 pub mod protocol;
