@@ -174,6 +174,12 @@ pub struct Pipe {
 }
 
 impl Pipe {
+    /// A pipe that goes on with what was already read.
+    #[must_use]
+    pub fn with_input(input: Buffer) -> Self {
+        Self { input, ..Self::default() }
+    }
+
     /// Bytes that were read and not yet judged.
     #[must_use]
     pub fn unread(&self) -> &[u8] {

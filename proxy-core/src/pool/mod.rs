@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -72,7 +72,7 @@ struct KeyPool<C> {
     /// Sessions that know this pool's id.
     users: usize,
     /// Somebody here has used `currval` or `lastval`.
-    session_functions: bool,
+    session_functions: Arc<AtomicBool>,
 }
 
 /// The right to one server connection. Dropping it says that the server has closed.
@@ -143,23 +143,27 @@ impl<C: Pooled> Pool<C> {
         })
     }
 
-    /// The pool for `key`, to be left again with [`Self::leave`].
-    pub fn join(&self, key: &PoolKey) -> PoolId {
+    /// The pool for `key`, to be left again with [`Self::leave`]. The flag says whether `currval` or `lastval` has
+    /// been seen there.
+    pub fn join(&self, key: &Arc<PoolKey>) -> (PoolId, Arc<AtomicBool>) {
         let mut inner = self.lock();
-        if let Some(&id) = inner.keys.get(key) {
-            inner.pools[id.0].users += 1;
-            return id;
-        }
-        let key = Arc::new(key.clone());
-        let id = PoolId(inner.pools.insert(KeyPool {
-            key: key.clone(),
-            idle: Vec::new(),
-            greeting: None,
-            users: 1,
-            session_functions: false,
-        }));
-        inner.keys.insert(key, id);
-        id
+        let id = match inner.keys.get(key) {
+            Some(&id) => id,
+            None => {
+                let id = PoolId(inner.pools.insert(KeyPool {
+                    key: key.clone(),
+                    idle: Vec::new(),
+                    greeting: None,
+                    users: 0,
+                    session_functions: Arc::default(),
+                }));
+                inner.keys.insert(key.clone(), id);
+                id
+            }
+        };
+        let pool = &mut inner.pools[id.0];
+        pool.users += 1;
+        (id, pool.session_functions.clone())
     }
 
     /// The session that joined is over.
@@ -182,16 +186,6 @@ impl<C: Pooled> Pool<C> {
     /// Remembers what a server said at login.
     pub fn set_greeting(&self, id: PoolId, greeting: Arc<Greeting>) {
         self.lock().pools[id.0].greeting = Some(greeting);
-    }
-
-    /// From now on `currval` and `lastval` are to be expected in this pool. True when that was known.
-    pub fn note_session_functions(&self, id: PoolId) -> bool {
-        std::mem::replace(&mut self.lock().pools[id.0].session_functions, true)
-    }
-
-    /// True when `currval` or `lastval` has been seen in this pool.
-    pub fn uses_session_functions(&self, id: PoolId) -> bool {
-        self.lock().pools[id.0].session_functions
     }
 
     /// Gets a connection, leave to open one, or a place in the line. With `prefer`, an idle connection that this
@@ -217,17 +211,6 @@ impl<C: Pooled> Pool<C> {
         drop(inner);
         retire_all(retired);
         acquired
-    }
-
-    /// Gets an idle connection or nothing: never opens one and never waits.
-    pub fn try_idle(&self, id: PoolId, prefer: Option<u64>, now: Instant) -> Option<Box<C>> {
-        let mut stale = Vec::new();
-        let found = {
-            let mut inner = self.lock();
-            if inner.waiters.any_for(id) { None } else { inner.take_idle(id, prefer, now, &mut stale) }
-        };
-        retire_all(stale);
-        found
     }
 
     /// Takes a clean connection back: to whoever waits longest, else to the idle ones.

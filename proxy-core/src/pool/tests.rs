@@ -42,7 +42,7 @@ impl Bench {
         Self { pool, retired: Arc::default(), made: 0, now: Instant::now() }
     }
     fn join(&self, user: &str) -> PoolId {
-        self.pool.join(&PoolKey { user: user.into(), parameters: Box::default() })
+        self.pool.join(&Arc::new(PoolKey { user: user.into(), parameters: Box::default() })).0
     }
     fn open(&mut self, slot: Slot<Fake>) -> Box<Fake> {
         self.made += 1;
@@ -207,6 +207,6 @@ fn a_client_finds_the_connection_it_used_last() {
     one.client = 7;
     b.back(id, one);
     b.back(id, two);
-    let found = b.pool.try_idle(id, Some(7), b.now).unwrap();
+    let Acquired::Connection(found) = b.pool.acquire(id, Some(7), b.now) else { panic!("none idle") };
     assert_eq!(found.number, 1);
 }

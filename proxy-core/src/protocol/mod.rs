@@ -16,12 +16,15 @@ pub mod postgres;
 
 mod vocabulary;
 
+pub use postgres::scram::MockKey;
 pub use vocabulary::{Facts, Fault, FaultKind, PinReason, PinReasons, Severity, StatementKind, Tx};
 
 /// One database protocol.
 pub trait Protocol: Sized + Send + Sync + 'static {
     /// Metric label and config value.
     const NAME: &'static str;
+    /// A client may begin with a TLS handshake at once.
+    const DIRECT_TLS: bool;
     /// What all connections of one proxy share: statement facts, texts of prepared statements.
     type Shared: Send + Sync + 'static;
     /// We play the server.
@@ -147,6 +150,8 @@ pub trait Accept<P: Protocol>: Send + Sized {
     fn new(options: AcceptOptions) -> Self;
     /// Goes on as far as the bytes reach.
     fn advance(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep, Fault>;
+    /// The client began with a TLS handshake; [`Self::tls_started`] follows.
+    fn direct_tls(&mut self) -> Result<(), Fault>;
     /// TLS is up. `end_point` is the tls-server-end-point channel binding (RFC 5929), `protocol` the agreed ALPN.
     fn tls_started(&mut self, end_point: Option<&[u8]>, protocol: Option<&[u8]>) -> Result<(), Fault>;
     /// The answer to [`AcceptStep::NeedCredentials`]; `None` for a user without a secret, who must not be told.
@@ -154,7 +159,7 @@ pub trait Accept<P: Protocol>: Send + Sized {
         &mut self,
         method: ClientAuthType,
         secret: Option<Arc<Secret>>,
-        mock: &crate::secrets::MockKey,
+        mock: &MockKey,
         out: &mut Vec<u8>,
     ) -> Result<(), Fault>;
 }
@@ -297,7 +302,7 @@ pub enum ServerEvent {
 /// Watches both directions of one client's conversation and turns protocol detail into the shared vocabulary.
 pub trait Tracker<P: Protocol>: Send {
     /// A logged-in client.
-    fn new(login: &Login, greeting: &Greeting) -> Self;
+    fn new(key: &PoolKey, greeting: &Greeting) -> Self;
     /// Judges what the client sent. Answers of our own go to `down` when no server is held, otherwise behind the
     /// answers that the server still owes.
     fn on_client(
@@ -313,8 +318,6 @@ pub trait Tracker<P: Protocol>: Send {
     fn on_server(&mut self, down: &mut Pipe, server: &mut P::Server) -> Result<ServerEvent, ProtocolError>;
     /// Pins that come from the login itself.
     fn standing_pins(&self) -> PinReasons;
-    /// True when the client is between requests: nothing half-received.
-    fn is_between_requests(&self, up: &Pipe) -> bool;
     /// A request failed before it reached a server: tells the client, and what belongs to the same request is
     /// skipped as the protocol says.
     fn refuse(&mut self, fault: &Fault, up: &mut Pipe, down: &mut Pipe);

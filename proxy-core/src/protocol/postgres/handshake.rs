@@ -11,12 +11,13 @@ use super::{
     Postgres, Shared,
     auth::{ClientLogin, LoginError, LoginStep, ServerLogin},
     codec::{ErrorFields, HEADER_BYTES, Header, cstr, put_cstr, write_counted, write_message},
+    scram::MockKey,
     server::PgServer,
 };
 use crate::{
     buffer::Buffer,
     config::ClientAuthType,
-    secrets::{MockKey, Secret},
+    secrets::Secret,
 };
 
 /// Longest start-up packet, as PostgreSQL's own `MAX_STARTUP_PACKET_LENGTH`.
@@ -85,6 +86,15 @@ impl Accept<Postgres> for PgAccept {
         }
     }
 
+    fn direct_tls(&mut self) -> Result<(), Fault> {
+        if !self.options.offer_tls {
+            return Err(violation("TLS is not offered here"));
+        }
+        self.tls_asked = true;
+        self.state = AcceptState::Tls { direct: true };
+        Ok(())
+    }
+
     fn tls_started(&mut self, end_point: Option<&[u8]>, protocol: Option<&[u8]>) -> Result<(), Fault> {
         let direct = matches!(self.state, AcceptState::Tls { direct: true });
         self.encrypted = true;
@@ -124,15 +134,6 @@ impl Accept<Postgres> for PgAccept {
 impl PgAccept {
     fn startup(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep, Fault> {
         let bytes = input.filled();
-        // A TLS record of type handshake; no start-up packet is long enough to begin with that byte.
-        if bytes.first() == Some(&0x16) && !self.encrypted {
-            if self.tls_asked || !self.options.offer_tls {
-                return Err(violation("TLS is not expected here"));
-            }
-            self.tls_asked = true;
-            self.state = AcceptState::Tls { direct: true };
-            return Ok(AcceptStep::StartTls);
-        }
         let Some(&[a, b, c, d]) = bytes.first_chunk() else { return Ok(AcceptStep::NeedBytes) };
         let len = u32::from_be_bytes([a, b, c, d]) as usize;
         if !(8..=MAX_STARTUP_BYTES).contains(&len) {

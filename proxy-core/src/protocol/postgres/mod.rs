@@ -34,6 +34,7 @@ const CLASSIFIED_TEXTS: usize = 16_384;
 
 impl Protocol for Postgres {
     const NAME: &'static str = "postgres";
+    const DIRECT_TLS: bool = true;
     const LIMITS_QUERY: &'static str = "SELECT pg_catalog.current_setting('max_connections'), \
         pg_catalog.current_setting('superuser_reserved_connections')::int \
         + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int";

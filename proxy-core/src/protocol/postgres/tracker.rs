@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     super::{
-        ClientEvent, Facts, Fault, Greeting, Login, PinReason, PinReasons, ProtocolError, ServerEvent,
+        ClientEvent, Facts, Fault, Greeting, PinReason, PinReasons, PoolKey, ProtocolError, ServerEvent,
         Statement as Submitted, StatementKind, Tracker, Tx,
     },
     Postgres, Shared,
@@ -77,10 +77,10 @@ struct Current {
 }
 
 impl Tracker<Postgres> for PgTracker {
-    fn new(login: &Login, greeting: &Greeting) -> Self {
+    fn new(key: &PoolKey, greeting: &Greeting) -> Self {
         let mut standing = PinReasons::NONE;
         // With pg_temp first in search_path, a plain CREATE TABLE makes a temporary one, and no text shows it.
-        if memchr::memmem::find(&login.key.parameters.to_ascii_lowercase(), b"pg_temp").is_some() {
+        if memchr::memmem::find(&key.parameters.to_ascii_lowercase(), b"pg_temp").is_some() {
             standing.insert(PinReason::TemporaryTable);
         }
         let (conforming, encoding) = lexing_parameters(&greeting.bytes);
@@ -205,10 +205,6 @@ impl Tracker<Postgres> for PgTracker {
 
     fn standing_pins(&self) -> PinReasons {
         self.standing
-    }
-
-    fn is_between_requests(&self, up: &Pipe) -> bool {
-        self.owed == 0 && !self.skip_to_sync && up.unread().is_empty()
     }
 
     fn refuse(&mut self, fault: &Fault, up: &mut Pipe, down: &mut Pipe) {
