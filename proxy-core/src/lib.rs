@@ -1,3 +1,4 @@
 //! Pinion, a database proxy.
 pub mod config;
 pub mod protocol;
+pub mod secrets;
