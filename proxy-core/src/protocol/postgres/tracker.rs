@@ -889,7 +889,14 @@ impl PgTracker {
             }
             b'S' => {
                 let (name, value) = read_parameter(message_body(down)?)?;
-                self.mode.on_parameter(name, value);
+                match name {
+                    b"standard_conforming_strings" => self.mode.standard_conforming_strings = value != b"off",
+                    b"client_encoding" => {
+                        let encoding = String::from_utf8_lossy(value);
+                        self.mode.ascii_safe_encoding = LexMode::from_params("on", &encoding).ascii_safe_encoding;
+                    }
+                    _ => {}
+                }
                 Ok(true)
             }
             b'G' | b'W' => match server.head() {
