@@ -2,3 +2,4 @@
 pub mod config;
 pub mod protocol;
 pub mod secrets;
+pub mod tls;
