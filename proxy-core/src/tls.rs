@@ -145,11 +145,12 @@ impl TargetTls {
     /// [`TlsError::ServerName`] when names are to be verified and the host can be none.
     pub fn new(target: &TargetConfig) -> Result<Self, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifies_chain = matches!(target.tls, TlsMode::VerifyCa | TlsMode::VerifyFull);
-        let trust = match (&target.ca, verifies_chain) {
-            (_, false) => Trust::Anybody,
-            (Some(path), true) => trust_in_file(path)?,
-            (None, true) => trust_in_system()?,
+        let trust = match (target.tls, &target.ca) {
+            // Nobody, should this ever be used by mistake.
+            (TlsMode::Disabled, _) => Trust::Roots { roots: RootCertStore::empty(), own: Vec::new() },
+            (TlsMode::Preferred | TlsMode::Required, _) => Trust::Anybody,
+            (TlsMode::VerifyCa | TlsMode::VerifyFull, Some(path)) => trust_in_file(path)?,
+            (TlsMode::VerifyCa | TlsMode::VerifyFull, None) => trust_in_system()?,
         };
         let verifier = TargetVerifier {
             trust,
@@ -176,7 +177,8 @@ impl TargetTls {
         Ok(Self { mode: target.tls, config: Arc::new(config), server_name })
     }
 
-    /// As configured. With [`TlsMode::Disabled`] the caller is not to start TLS at all.
+    /// As configured. With [`TlsMode::Disabled`] the caller is not to start TLS at all; the configuration
+    /// then trusts no server.
     pub fn mode(&self) -> TlsMode {
         self.mode
     }
@@ -456,4 +458,662 @@ fn trust_in_system() -> Result<Trust, TlsError> {
         return Err(TlsError::NoSystemRoots);
     }
     Ok(Trust::Roots { roots, own: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use rustls::{
+        ClientConnection, ServerConnection,
+        pki_types::PrivatePkcs8KeyDer,
+        sign::{CertifiedKey, SingleCertAndKey},
+        version::{TLS12, TLS13},
+    };
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const HOST: &str = "db.example.com";
+    const MODES: [TlsMode; 5] =
+        [TlsMode::Disabled, TlsMode::Preferred, TlsMode::Required, TlsMode::VerifyCa, TlsMode::VerifyFull];
+
+    /// A certificate authority, and files it makes.
+    struct Ca {
+        dir: TempDir,
+        issuer: Issuer<'static, KeyPair>,
+        path: PathBuf,
+    }
+
+    /// A leaf certificate and its key.
+    #[derive(Clone)]
+    struct Leaf {
+        certificate: CertificateDer<'static>,
+        key: Vec<u8>,
+        certificate_pem: String,
+        key_pem: String,
+    }
+
+    impl Leaf {
+        fn new(certificate: rcgen::Certificate, key: &KeyPair) -> Self {
+            Self {
+                certificate: certificate.der().clone(),
+                key: key.serialize_der(),
+                certificate_pem: certificate.pem(),
+                key_pem: key.serialize_pem(),
+            }
+        }
+
+        fn self_signed(params: &CertificateParams) -> Self {
+            let key = KeyPair::generate().unwrap();
+            Self::new(params.self_signed(&key).unwrap(), &key)
+        }
+
+        fn certified_key(&self) -> CertifiedKey {
+            let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.clone()));
+            // Not `from_der`: servers in these tests may show what rustls would not.
+            CertifiedKey::new(
+                vec![self.certificate.clone()],
+                aws_lc_rs::sign::any_supported_type(&key).unwrap(),
+            )
+        }
+
+        /// A server that shows this certificate.
+        fn server(&self) -> Arc<ServerConfig> {
+            server(self.certified_key(), &[&TLS13, &TLS12])
+        }
+
+        fn write(&self, files: &ServerTlsConfig) {
+            fs::write(&files.certificate, &self.certificate_pem).unwrap();
+            fs::write(&files.key, &self.key_pem).unwrap();
+        }
+    }
+
+    fn server(
+        key: CertifiedKey,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Arc<ServerConfig> {
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+        Arc::new(config)
+    }
+
+    impl Ca {
+        fn new() -> Self {
+            Self::named("a CA")
+        }
+
+        fn named(name: &str) -> Self {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.distinguished_name.push(DnType::CommonName, name);
+            let key = KeyPair::generate().unwrap();
+            let certificate = params.self_signed(&key).unwrap();
+            let dir = TempDir::new().unwrap();
+            let path = dir.path().join("ca.crt");
+            fs::write(&path, certificate.pem()).unwrap();
+            Self { dir, issuer: Issuer::new(params, key), path }
+        }
+
+        fn sign(&self, params: &CertificateParams) -> Leaf {
+            let key = KeyPair::generate().unwrap();
+            Leaf::new(params.signed_by(&key, &self.issuer).unwrap(), &key)
+        }
+
+        fn leaf(&self, names: &[&str]) -> Leaf {
+            self.sign(&params(names))
+        }
+
+        fn files(&self) -> ServerTlsConfig {
+            ServerTlsConfig {
+                certificate: self.dir.path().join("tls.crt"),
+                key: self.dir.path().join("tls.key"),
+            }
+        }
+    }
+
+    fn params(names: &[&str]) -> CertificateParams {
+        CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn target(tls: TlsMode, host: &str, ca: Option<&Path>) -> TargetTls {
+        let target = TargetConfig { host: host.to_owned(), port: 5432, tls, ca: ca.map(Path::to_owned) };
+        TargetTls::new(&target).unwrap()
+    }
+
+    /// A whole handshake in memory; the client's reason when it refuses, else the server's.
+    fn handshake(
+        client: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        server: Arc<ServerConfig>,
+    ) -> Result<(ClientConnection, ServerConnection), rustls::Error> {
+        let mut client = ClientConnection::new(client, name).unwrap();
+        let mut server = ServerConnection::new(server).unwrap();
+        let mut refused = None;
+        for _ in 0..10 {
+            let mut wire = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            let mut unread = &wire[..];
+            while !unread.is_empty() {
+                server.read_tls(&mut unread).unwrap();
+                if let Err(error) = server.process_new_packets() {
+                    return Err(refused.unwrap_or(error));
+                }
+            }
+            let mut wire = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            let mut unread = &wire[..];
+            while !unread.is_empty() && refused.is_none() {
+                client.read_tls(&mut unread).unwrap();
+                refused = client.process_new_packets().err();
+            }
+        }
+        assert!(!client.is_handshaking() && !server.is_handshaking());
+        Ok((client, server))
+    }
+
+    fn connect(target: &TargetTls, server: Arc<ServerConfig>) -> Result<(), rustls::Error> {
+        handshake(target.config(), target.server_name(), server).map(|_| ())
+    }
+
+    #[test]
+    fn each_mode_verifies_what_its_name_says() {
+        let (ca, other_ca) = (Ca::new(), Ca::new());
+        let server = ca.leaf(&[HOST, "192.0.2.7"]).server();
+        // Accepted with: the right CA and name, a wrong name, a wrong CA, both wrong.
+        for (mode, accepted) in [
+            (TlsMode::Disabled, [false; 4]),
+            (TlsMode::Preferred, [true; 4]),
+            (TlsMode::Required, [true; 4]),
+            (TlsMode::VerifyCa, [true, true, false, false]),
+            (TlsMode::VerifyFull, [true, false, false, false]),
+        ] {
+            let cases =
+                [(&ca, HOST), (&ca, "db.example.org"), (&other_ca, HOST), (&other_ca, "db.example.org")];
+            let got = cases.map(|(ca, host)| {
+                let target = target(mode, host, Some(&ca.path));
+                assert_eq!(target.mode(), mode);
+                connect(&target, Arc::clone(&server)).is_ok()
+            });
+            assert_eq!(got, accepted, "{mode:?}");
+        }
+        assert!(
+            connect(&target(TlsMode::VerifyFull, "192.0.2.7", Some(&ca.path)), Arc::clone(&server)).is_ok()
+        );
+        assert!(connect(&target(TlsMode::VerifyFull, "192.0.2.8", Some(&ca.path)), server).is_err());
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        let ca = Ca::new();
+        let server = ca.leaf(&[HOST]).server();
+        let refusal = |tls, host, ca: &Ca| {
+            connect(&target(tls, host, Some(&ca.path)), Arc::clone(&server)).unwrap_err()
+        };
+        assert_eq!(
+            refusal(TlsMode::VerifyCa, HOST, &Ca::named("another CA")),
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)
+        );
+        // One that only calls itself the same.
+        assert_eq!(
+            refusal(TlsMode::VerifyCa, HOST, &Ca::new()),
+            rustls::Error::InvalidCertificate(CertificateError::BadSignature)
+        );
+        assert!(matches!(
+            refusal(TlsMode::VerifyFull, "other.example.com", &ca),
+            rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext { .. })
+        ));
+    }
+
+    #[test]
+    fn expired_certificates_are_refused_where_the_chain_is_verified() {
+        let ca = Ca::new();
+        let mut expired = params(&[HOST]);
+        expired.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        let mut early = params(&[HOST]);
+        early.not_before = rcgen::date_time_ymd(3000, 1, 1);
+        for (params, own_error) in
+            [(expired, CertificateError::Expired), (early, CertificateError::NotValidYet)]
+        {
+            let server = ca.sign(&params).server();
+            for mode in [TlsMode::VerifyCa, TlsMode::VerifyFull] {
+                assert!(connect(&target(mode, HOST, Some(&ca.path)), Arc::clone(&server)).is_err());
+            }
+            assert!(connect(&target(TlsMode::Required, HOST, None), server).is_ok());
+
+            let own = Leaf::self_signed(&params);
+            let path = ca.dir.path().join("own.crt");
+            fs::write(&path, &own.certificate_pem).unwrap();
+            assert_eq!(
+                connect(&target(TlsMode::VerifyCa, HOST, Some(&path)), own.server()),
+                Err(rustls::Error::InvalidCertificate(own_error))
+            );
+        }
+    }
+
+    #[test]
+    fn a_self_signed_certificate_named_as_ca_is_trusted_as_the_servers() {
+        let ca = Ca::new();
+        for is_ca in [IsCa::NoCa, IsCa::Ca(BasicConstraints::Unconstrained)] {
+            let mut params = params(&[HOST]);
+            params.is_ca = is_ca;
+            let own = Leaf::self_signed(&params);
+            let path = ca.dir.path().join("own.crt");
+            fs::write(&path, &own.certificate_pem).unwrap();
+            assert_eq!(connect(&target(TlsMode::VerifyFull, HOST, Some(&path)), own.server()), Ok(()));
+            assert_eq!(
+                connect(&target(TlsMode::VerifyCa, "other.example.com", Some(&path)), own.server()),
+                Ok(())
+            );
+            assert!(
+                connect(&target(TlsMode::VerifyFull, "other.example.com", Some(&path)), own.server())
+                    .is_err()
+            );
+            // Another one with the same names is not.
+            let stranger = Leaf::self_signed(&params);
+            assert!(connect(&target(TlsMode::VerifyCa, HOST, Some(&path)), stranger.server()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_server_without_the_key_is_refused_in_every_mode() {
+        let ca = Ca::new();
+        let (leaf, other) = (ca.leaf(&[HOST]), ca.leaf(&[HOST]));
+        let thief = Leaf { key: other.key, ..leaf };
+        for mode in MODES {
+            for version in [&TLS12, &TLS13] {
+                let refused =
+                    connect(&target(mode, HOST, Some(&ca.path)), server(thief.certified_key(), &[version]));
+                let expected = match mode {
+                    TlsMode::Disabled => CertificateError::UnknownIssuer,
+                    _ => CertificateError::BadSignature,
+                };
+                assert_eq!(refused, Err(rustls::Error::InvalidCertificate(expected)), "{mode:?} {version:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn both_tls_versions_are_spoken() {
+        let ca = Ca::new();
+        let leaf = ca.leaf(&[HOST]);
+        let files = ca.files();
+        leaf.write(&files);
+        let client_tls = ClientTls::new(&files).unwrap();
+        for mode in &MODES[1..] {
+            let target = target(*mode, HOST, Some(&ca.path));
+            for version in [&TLS12, &TLS13] {
+                let (client, _) = handshake(
+                    target.config(),
+                    target.server_name(),
+                    server(leaf.certified_key(), &[version]),
+                )
+                .unwrap();
+                assert_eq!(client.protocol_version(), Some(version.version));
+            }
+            let (client, server) =
+                handshake(target.config(), target.server_name(), Arc::clone(&client_tls.current().config))
+                    .unwrap();
+            assert_eq!(client.alpn_protocol(), Some(ALPN));
+            assert_eq!(server.alpn_protocol(), Some(ALPN));
+        }
+    }
+
+    #[test]
+    fn clients_need_no_alpn_but_not_another() {
+        let ca = Ca::new();
+        let files = ca.files();
+        ca.leaf(&[HOST]).write(&files);
+        let server = Arc::clone(&ClientTls::new(&files).unwrap().current().config);
+        let target = target(TlsMode::VerifyFull, HOST, Some(&ca.path));
+        let with_alpn = |protocols: &[&[u8]]| {
+            let mut config = ClientConfig::clone(&target.config());
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            handshake(Arc::new(config), target.server_name(), Arc::clone(&server)).is_ok()
+        };
+        assert!(with_alpn(&[]));
+        assert!(with_alpn(&[b"h2", b"postgresql"]));
+        assert!(!with_alpn(&[b"h2"]));
+    }
+
+    #[test]
+    fn both_ends_bind_to_the_same_hash_also_when_resuming() {
+        let ca = Ca::new();
+        let files = ca.files();
+        ca.leaf(&[HOST]).write(&files);
+        let state = ClientTls::new(&files).unwrap().current();
+        let target = target(TlsMode::Required, HOST, None);
+        for _ in 0..3 {
+            let (client, _) =
+                handshake(target.config(), target.server_name(), Arc::clone(&state.config)).unwrap();
+            let seen = end_point_of(&client.peer_certificates().unwrap()[0]);
+            assert_eq!(seen.as_deref(), state.end_point.as_deref());
+            assert_eq!(seen.unwrap().len(), 32);
+        }
+    }
+
+    #[test]
+    fn version_1_certificates_are_taken_where_nothing_is_verified() {
+        let ca = Ca::new();
+        let leaf = ca.leaf(&[HOST]);
+        let old = Leaf { certificate: as_version_1(&leaf.certificate), ..leaf };
+        for mode in [TlsMode::Preferred, TlsMode::Required] {
+            assert_eq!(connect(&target(mode, HOST, None), server(old.certified_key(), &[&TLS13])), Ok(()));
+        }
+        assert!(connect(&target(TlsMode::VerifyCa, HOST, Some(&ca.path)), old.server()).is_err());
+        let thief = Leaf { key: ca.leaf(&[HOST]).key, ..old };
+        assert!(connect(&target(TlsMode::Required, HOST, None), thief.server()).is_err());
+    }
+
+    #[test]
+    fn certificates_that_are_none_are_refused_in_every_mode() {
+        let ca = Ca::new();
+        let leaf = ca.leaf(&[HOST]);
+        for cut in [0, 1, 2, 40, leaf.certificate.len() / 2, leaf.certificate.len() - 1] {
+            let broken = Leaf { certificate: leaf.certificate[..cut].to_vec().into(), ..leaf.clone() };
+            for mode in MODES {
+                assert!(
+                    connect(&target(mode, HOST, Some(&ca.path)), broken.server()).is_err(),
+                    "{mode:?} {cut}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn targets_that_cannot_be_set_up_are_refused() {
+        let ca = Ca::new();
+        let absent = ca.dir.path().join("absent.crt");
+        let empty = ca.dir.path().join("empty.crt");
+        fs::write(&empty, "no certificate in here").unwrap();
+        let broken = ca.dir.path().join("broken.crt");
+        fs::write(&broken, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        let refused = |tls, host: &str, ca: &Path| {
+            TargetTls::new(&TargetConfig { host: host.into(), port: 5432, tls, ca: Some(ca.to_owned()) })
+                .unwrap_err()
+        };
+        for mode in [TlsMode::VerifyCa, TlsMode::VerifyFull] {
+            assert!(matches!(refused(mode, HOST, &absent), TlsError::File { .. }));
+            assert!(matches!(refused(mode, HOST, &empty), TlsError::Certificate(_)));
+            assert!(matches!(refused(mode, HOST, &broken), TlsError::Certificate(_)));
+        }
+        assert!(matches!(refused(TlsMode::VerifyFull, "fe80::1%eth0", &ca.path), TlsError::ServerName(_)));
+        // Where names do not count, hosts that are none do not either.
+        let server = ca.leaf(&[HOST]).server();
+        assert_eq!(
+            connect(&target(TlsMode::VerifyCa, "fe80::1%eth0", Some(&ca.path)), Arc::clone(&server)),
+            Ok(())
+        );
+        assert_eq!(connect(&target(TlsMode::Required, "fe80::1%eth0", Some(&absent)), server), Ok(()));
+    }
+
+    #[test]
+    fn system_roots_do_not_know_our_ca() {
+        let ca = Ca::new();
+        let made = TargetTls::new(&TargetConfig {
+            host: HOST.into(),
+            port: 5432,
+            tls: TlsMode::VerifyFull,
+            ca: None,
+        });
+        match made {
+            Ok(target) => assert!(connect(&target, ca.leaf(&[HOST]).server()).is_err()),
+            Err(error) => assert!(matches!(error, TlsError::NoSystemRoots), "{error}"),
+        }
+    }
+
+    /// What clients of `tls` are shown.
+    fn shown(tls: &ClientTls) -> CertificateDer<'static> {
+        let target = target(TlsMode::Required, HOST, None);
+        let (client, _) =
+            handshake(target.config(), target.server_name(), Arc::clone(&tls.current().config)).unwrap();
+        client.peer_certificates().unwrap()[0].clone()
+    }
+
+    #[test]
+    fn changed_files_are_taken_up() {
+        let ca = Ca::new();
+        let files = ca.files();
+        let (old, new) = (ca.leaf(&[HOST]), ca.leaf(&[HOST]));
+        old.write(&files);
+        let tls = ClientTls::new(&files).unwrap();
+        assert_eq!(shown(&tls), old.certificate);
+        assert!(!tls.refresh().unwrap());
+        let state = tls.current();
+        assert!(!tls.refresh().unwrap());
+        assert!(Arc::ptr_eq(&state, &tls.current()));
+
+        new.write(&files);
+        assert!(tls.refresh().unwrap());
+        assert_eq!(shown(&tls), new.certificate);
+        assert_eq!(tls.current().end_point.as_deref(), end_point_of(&new.certificate).as_deref());
+        assert!(!tls.refresh().unwrap());
+    }
+
+    #[test]
+    fn files_replaced_one_after_the_other_are_taken_up_when_they_match() {
+        let ca = Ca::new();
+        let files = ca.files();
+        let (old, new) = (ca.leaf(&[HOST]), ca.leaf(&[HOST]));
+        old.write(&files);
+        let tls = ClientTls::new(&files).unwrap();
+        let replace = |path: &Path, contents: &str| {
+            let fresh = ca.dir.path().join("fresh");
+            fs::write(&fresh, contents).unwrap();
+            fs::rename(&fresh, path).unwrap();
+        };
+        replace(&files.certificate, &new.certificate_pem);
+        let error = tls.refresh().unwrap_err();
+        assert!(matches!(error, TlsError::Pair { .. }), "{error}");
+        assert!(!tls.refresh().unwrap(), "an error is told once");
+        assert_eq!(shown(&tls), old.certificate);
+        replace(&files.key, &new.key_pem);
+        assert!(tls.refresh().unwrap());
+        assert_eq!(shown(&tls), new.certificate);
+    }
+
+    #[test]
+    fn the_old_pair_stays_while_the_files_are_bad() {
+        let ca = Ca::new();
+        let files = ca.files();
+        let leaf = ca.leaf(&[HOST]);
+        leaf.write(&files);
+        let tls = ClientTls::new(&files).unwrap();
+        let state = tls.current();
+        let kept = |expected: fn(&TlsError) -> bool| {
+            let error = tls.refresh().unwrap_err();
+            assert!(expected(&error), "{error}");
+            assert!(Arc::ptr_eq(&state, &tls.current()));
+        };
+        fs::remove_file(&files.key).unwrap();
+        kept(|error| matches!(error, TlsError::File { .. }));
+        fs::write(&files.key, &leaf.key_pem[..leaf.key_pem.len() / 2]).unwrap();
+        kept(|error| matches!(error, TlsError::Key(_)));
+        fs::write(&files.key, &leaf.certificate_pem).unwrap();
+        kept(|error| matches!(error, TlsError::Key(_)));
+        fs::write(&files.certificate, "").unwrap();
+        kept(|error| matches!(error, TlsError::Certificate(_)));
+        leaf.write(&files);
+        assert!(!tls.refresh().unwrap(), "the same pair as before");
+        assert!(Arc::ptr_eq(&state, &tls.current()));
+    }
+
+    #[test]
+    fn unchanged_files_are_not_read_again() {
+        let ca = Ca::new();
+        let files = ca.files();
+        ca.leaf(&[HOST]).write(&files);
+        let tls = ClientTls::new(&files).unwrap();
+        // As after a read of files that have been as they are for a while, in which there is something else.
+        let stamps = [&files.certificate, &files.key].map(|path| Stamp::of(&fs::metadata(path).unwrap()));
+        *tls.seen.lock().unwrap() = Seen { read: Some(stamps), contents: [0; 32], reported: None };
+        assert!(!tls.refresh().unwrap());
+        tls.seen.lock().unwrap().read = None;
+        assert!(tls.refresh().unwrap());
+    }
+
+    #[test]
+    fn errors_do_not_repeat_the_key() {
+        let ca = Ca::new();
+        let files = ca.files();
+        let leaf = ca.leaf(&[HOST]);
+        leaf.write(&files);
+        let secret_line = leaf.key_pem.lines().nth(1).unwrap();
+        for bad in [
+            leaf.key_pem.replace("-----END", "----END"),
+            leaf.key_pem.replace(secret_line, &secret_line[1..]),
+        ] {
+            fs::write(&files.key, bad).unwrap();
+            let error = ClientTls::new(&files).unwrap_err();
+            let told = format!("{error} {error:?}");
+            assert!(!told.contains(&secret_line[1..20]), "{told}");
+        }
+        leaf.write(&files);
+        assert!(!format!("{:?}", ClientTls::new(&files).unwrap()).contains(&secret_line[1..20]));
+    }
+
+    #[test]
+    fn the_provider_may_be_installed_twice() {
+        install_provider();
+        install_provider();
+        assert!(crypto::CryptoProvider::get_default().is_some());
+    }
+
+    /// A certificate as by `openssl req -x509 -newkey rsa:1024 -sha384 -sigopt rsa_padding_mode:pss`.
+    const PSS_SHA384: &[u8] = b"-----BEGIN CERTIFICATE-----\n\
+MIICXjCCAZOgAwIBAgIUWEzfIq83xUTFWNEW6irPvzygW4EwQQYJKoZIhvcNAQEK\n\
+MDSgDzANBglghkgBZQMEAgIFAKEcMBoGCSqGSIb3DQEBCDANBglghkgBZQMEAgIF\n\
+AKIDAgFOMAwxCjAIBgNVBAMMAXAwIBcNMjYxMTIzMTk0OTQ2WhgPMjEyNjEwMzAx\n\
+OTQ5NDZaMAwxCjAIBgNVBAMMAXAwgZ8wDQYJKoZIhvcNAQEBBQADgY0AMIGJAoGB\n\
+ALhytupILH6Ec37ObanNFbom7R02MnFhRoKueUxSW/kMSxGaF9SvxKP9iZHp7UXV\n\
+/H6Ih4s95Ss5+Nspw46GFN/HTfcWKwzYqjxNWlXgJ0odlkidcyAP1ISPv7geCG1E\n\
+o0hqxQwoVwQ3vb0IW/lPdqJwd1nQfwvjsw6c8pvWEL8XAgMBAAGjUzBRMB0GA1Ud\n\
+DgQWBBQ6gRfO4hbGd3pnaaI8Fgn1kKUu9jAfBgNVHSMEGDAWgBQ6gRfO4hbGd3pn\n\
+aaI8Fgn1kKUu9jAPBgNVHRMBAf8EBTADAQH/MEEGCSqGSIb3DQEBCjA0oA8wDQYJ\n\
+YIZIAWUDBAICBQChHDAaBgkqhkiG9w0BAQgwDQYJYIZIAWUDBAICBQCiAwIBTgOB\n\
+gQCgSv1UDJaohTGmRfn4CmK2IDbnE3Fb4Ni0csBeEBTQ7xvTLFr7wxeNG23CeKJD\n\
+ZSocIvcD/g3Ny45ndoH8Yv+Q6UtaSx/mdCvEByLlYz4Sl9zitvihA8qha2Naxr2H\n\
+S8fIobarseCIBs1MBRI+tCVzNRUz4WbbAiVQZGPlTbefcQ==\n\
+-----END CERTIFICATE-----\n";
+
+    #[test]
+    fn end_points_are_hashed_as_the_certificate_was() {
+        let check =
+            |certificate: &[u8], expected: Option<Vec<u8>>| assert_eq!(end_point_of(certificate), expected);
+        let sha256 = |certificate: &[u8]| Some(Sha256::digest(certificate).to_vec());
+        let sha384 = |certificate: &[u8]| Some(Sha384::digest(certificate).to_vec());
+        let sha512 = |certificate: &[u8]| Some(Sha512::digest(certificate).to_vec());
+        let made = |algorithm| {
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            params(&[HOST]).self_signed(&key).unwrap().der().to_vec()
+        };
+        let certificate = made(&rcgen::PKCS_ECDSA_P256_SHA256);
+        check(&certificate, sha256(&certificate));
+        let certificate = made(&rcgen::PKCS_ECDSA_P384_SHA384);
+        check(&certificate, sha384(&certificate));
+        let certificate = made(&rcgen::PKCS_ECDSA_P521_SHA512);
+        check(&certificate, sha512(&certificate));
+        check(&made(&rcgen::PKCS_ED25519), None);
+
+        // The RSA signature algorithms differ in one byte; nobody checks the signature here.
+        let certificate = made(&rcgen::PKCS_RSA_SHA256);
+        let with = |algorithm: u8| {
+            replace_all(&certificate, b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0b", 8, algorithm, |_| true)
+        };
+        check(&certificate, sha256(&certificate));
+        for (algorithm, hash) in
+            [(4, &sha256 as &dyn Fn(&[u8]) -> Option<Vec<u8>>), (5, &sha256), (12, &sha384), (13, &sha512)]
+        {
+            check(&with(algorithm), hash(&with(algorithm)));
+        }
+        check(&with(14), Some(Sha224::digest(with(14)).to_vec()));
+        check(&with(2), None);
+        check(&with(15), None);
+    }
+
+    #[test]
+    fn pss_end_points_need_one_hash() {
+        let certificate = CertificateDer::from_pem_slice(PSS_SHA384).unwrap();
+        assert_eq!(end_point_of(&certificate), Some(Sha384::digest(&certificate).to_vec()));
+        // The mask is made with SHA-512: in each pair of hash identifiers the second one is the mask's.
+        let sha384 = b"\x60\x86\x48\x01\x65\x03\x04\x02\x02";
+        let mixed = replace_all(&certificate, sha384, 8, 3, |nth| nth % 2 == 1);
+        assert_ne!(mixed, *certificate);
+        assert_eq!(end_point_of(&mixed), None);
+        let both = replace_all(&certificate, sha384, 8, 3, |_| true);
+        assert_eq!(end_point_of(&both), Some(Sha512::digest(&both).to_vec()));
+    }
+
+    #[test]
+    fn what_is_no_certificate_has_no_end_point() {
+        let certificate = Leaf::self_signed(&params(&[HOST])).certificate;
+        for cut in 0..certificate.len() {
+            assert_eq!(end_point_of(&certificate[..cut]), None, "cut after {cut} bytes");
+        }
+        assert_eq!(end_point_of(&[&certificate[..], b"\0"].concat()), None);
+        for position in 0..certificate.len() {
+            let mut changed = certificate.to_vec();
+            changed[position] ^= 0xff;
+            // Most bytes do not matter to the structure; those that do must not be trusted to.
+            assert_ne!(end_point_of(&changed), end_point_of(&certificate), "byte {position}");
+        }
+    }
+
+    /// Sets the byte at `offset` of each place where `pattern` occurs and `which` agrees to its number.
+    fn replace_all(
+        bytes: &[u8],
+        pattern: &[u8],
+        offset: usize,
+        to: u8,
+        which: impl Fn(usize) -> bool,
+    ) -> Vec<u8> {
+        let mut out = bytes.to_vec();
+        let places = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(pattern));
+        for (_, at) in places.enumerate().filter(|&(nth, _)| which(nth)) {
+            out[at + offset] = to;
+        }
+        out
+    }
+
+    /// The same certificate without version and extensions; the signature no longer fits.
+    fn as_version_1(certificate: &[u8]) -> CertificateDer<'static> {
+        let outer = elements(elements(certificate)[0].1);
+        let fields = elements(outer[0].1);
+        let kept = fields.iter().filter(|(element, _)| element[0] != 0xa0 && element[0] != 0xa3);
+        let body: Vec<u8> = kept.flat_map(|(element, _)| element.iter().copied()).collect();
+        let rest = [outer[1].0, outer[2].0].concat();
+        sequence(&[sequence(&body), rest].concat()).into()
+    }
+
+    /// The DER elements in `der`: each whole, and its contents.
+    fn elements(mut der: &[u8]) -> Vec<(&[u8], &[u8])> {
+        let mut found = Vec::new();
+        while let [_, first, ..] = *der {
+            let (header, len) = match usize::from(first) {
+                short @ ..0x80 => (2, short),
+                long => {
+                    let octets = long & 0x7f;
+                    let len = der[2..2 + octets].iter().fold(0, |len, &octet| len << 8 | usize::from(octet));
+                    (2 + octets, len)
+                }
+            };
+            let (element, rest) = der.split_at(header + len);
+            found.push((element, &element[header..]));
+            der = rest;
+        }
+        found
+    }
+
+    fn sequence(body: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(body.len()).unwrap().to_be_bytes();
+        [&[0x30, 0x82][..], &len, body].concat()
+    }
 }
