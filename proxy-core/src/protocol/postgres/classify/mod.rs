@@ -194,11 +194,23 @@ impl Sink {
 
     #[inline]
     fn lower_case(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.byte(byte.to_ascii_lowercase());
+        let mut rest = bytes;
+        loop {
+            let room = &mut self.buffer[self.filled..];
+            let now = rest.len().min(room.len());
+            for (to, from) in room.iter_mut().zip(rest) {
+                *to = from.to_ascii_lowercase();
+            }
+            self.filled += now;
+            rest = &rest[now..];
+            if rest.is_empty() {
+                return;
+            }
+            self.flush();
         }
     }
 
+    #[inline]
     fn bytes(&mut self, bytes: &[u8]) {
         if bytes.len() > self.buffer.len() - self.filled {
             self.flush();
