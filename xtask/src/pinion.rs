@@ -99,12 +99,13 @@ impl Pinion {
             .context("connecting to the metrics port")?;
         let timeout = Some(Duration::from_secs(5));
         stream.set_read_timeout(timeout).context("setting a timeout")?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+        // Version 1.0, so that the body comes in one piece and ends with the connection.
+        let request = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n");
         stream.write_all(request.as_bytes()).context("asking for metrics")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).context("reading metrics")?;
         match answer.split_once("\r\n\r\n") {
-            Some((head, body)) if head.starts_with("HTTP/1.1 200") => Ok(body.to_owned()),
+            Some((head, body)) if head.split(' ').nth(1) == Some("200") => Ok(body.to_owned()),
             _ => failed(format!("{path} answered: {}", answer.lines().next().unwrap_or("nothing"))),
         }
     }
