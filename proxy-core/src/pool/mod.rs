@@ -41,12 +41,12 @@ pub trait Pooled: Send + 'static {
 
 /// One target's connections.
 #[derive(Debug)]
-pub struct Pool<C> {
+pub struct Pool<C: Pooled> {
     inner: Mutex<Inner<C>>,
 }
 
 #[derive(Debug)]
-struct Inner<C> {
+struct Inner<C: Pooled> {
     keys: HashMap<Arc<PoolKey>, PoolId>,
     pools: slab::Slab<KeyPool<C>>,
     waiters: Waiters<C>,
@@ -64,7 +64,7 @@ struct Inner<C> {
 
 /// Connections that may stand in for each other.
 #[derive(Debug)]
-struct KeyPool<C> {
+struct KeyPool<C: Pooled> {
     key: Arc<PoolKey>,
     /// Most recently used last.
     idle: Vec<Box<C>>,

@@ -262,7 +262,7 @@ impl ScramServer {
         check_nonce(client_nonce)?;
         attributes.only_extensions_left()?;
 
-        let mut binding_input = message[..message.len() - bare.len()].as_bytes().to_vec();
+        let mut binding_input = message.as_bytes()[..message.len() - bare.len()].to_vec();
         binding_input.extend_from_slice(bound.unwrap_or_default());
         let nonce = format!("{client_nonce}{server_nonce}");
         let server_first = format!("r={nonce},s={},i={}", BASE64_STANDARD.encode(keys.salt), keys.iterations);

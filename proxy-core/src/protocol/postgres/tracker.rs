@@ -121,7 +121,7 @@ impl Tracker<Postgres> for PgTracker {
             let server = server.as_deref_mut();
             let event = match header.tag {
                 b'Q' => self.query(header, shared, up, server, down)?,
-                b'P' => self.parse(header, shared, up, server)?,
+                b'P' => self.parse(header, shared, up, server, down)?,
                 b'B' => self.bind(header, up, server)?,
                 b'D' => self.describe(header, up, server)?,
                 b'E' => self.execute(header, up, server)?,
@@ -319,6 +319,7 @@ impl PgTracker {
         shared: &Shared,
         up: &mut Pipe,
         server: Option<&mut PgServer>,
+        down: &mut Pipe,
     ) -> Result<Option<ClientEvent>, ProtocolError> {
         if header.body > MAX_TEXT_BYTES {
             return self.opaque_parse(header, up, server);
@@ -389,7 +390,7 @@ impl PgTracker {
         let known = server.prepared.get(&statement.id).is_some() || server.pending.contains(&statement.id);
         up.skip(header.total());
         if known && !refused {
-            server.expect(Expect::Local { answer: PARSE_COMPLETE, undo });
+            answer_locally(server, down, PARSE_COMPLETE, undo);
         } else if known {
             // Prepared already, and refused here: a name that is free shows the refusal.
             write_parse(up.output(), FORGET_NAME, &statement.tail);
@@ -592,10 +593,8 @@ impl PgTracker {
             before.map(|before| Undo::Named { name, before: Some(before) })
         };
         match server {
-            Some(server) if !server.expects_nothing() => {
-                server.expect(Expect::Local { answer: CLOSE_COMPLETE, undo });
-            }
-            _ => down.emit(CLOSE_COMPLETE),
+            Some(server) => answer_locally(server, down, CLOSE_COMPLETE, undo),
+            None => down.emit(CLOSE_COMPLETE),
         }
         Ok(None)
     }
@@ -889,7 +888,14 @@ impl PgTracker {
             }
             b'S' => {
                 let (name, value) = read_parameter(message_body(down)?)?;
-                self.mode.on_parameter(name, value);
+                match name {
+                    b"standard_conforming_strings" => self.mode.standard_conforming_strings = value != b"off",
+                    b"client_encoding" => {
+                        let encoding = String::from_utf8_lossy(value);
+                        self.mode.ascii_safe_encoding = LexMode::from_params("on", &encoding).ascii_safe_encoding;
+                    }
+                    _ => {}
+                }
                 Ok(true)
             }
             b'G' | b'W' => match server.head() {
@@ -1000,6 +1006,15 @@ fn relay(down: &mut Pipe, server: &mut PgServer, total: usize, kept: bool) {
         down.pass(n);
     } else {
         down.skip(n);
+    }
+}
+
+/// Gives an answer of our own: at once, or behind what the server still owes.
+fn answer_locally(server: &mut PgServer, down: &mut Pipe, answer: &'static [u8], undo: Option<Undo>) {
+    if server.expects_nothing() && server.owed == 0 {
+        down.emit(answer);
+    } else {
+        server.expect(Expect::Local { answer, undo });
     }
 }
 
