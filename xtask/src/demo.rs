@@ -21,8 +21,8 @@ use crate::{
 
 const USER: &str = "demo";
 const CLIENTS: u32 = 100;
-/// The server allows this many connections and Pinion may use 5 % of them.
-const SERVER_LIMIT: u32 = 200;
+/// The server allows this many connections and Pinion may use 5 % of them, one of these for its monitor: 10 are left.
+const SERVER_LIMIT: u32 = 220;
 const PERCENT: u32 = 5;
 
 /// Installs what is missing, starts everything, reports, and stays until Ctrl-C unless `--once` is given.
@@ -91,7 +91,10 @@ struct Shown {
 
 /// One session that makes a temporary table, uses it and drops it.
 struct PinExample {
+    /// Begun for a temporary table.
     pins: u64,
+    /// Still there when the session had ended.
+    left: u64,
     answer: String,
 }
 
@@ -171,8 +174,8 @@ fn report(shown: &Shown) {
         shown.pins_by_load
     );
     println!(
-        "               {} rows from it and dropped it: {} (reason temporary-table; it ended with the drop).\n",
-        pin_example.answer, pin_example.pins
+        "               {} rows from it and dropped it: {} (reason temporary-table); pinned now: {}.\n",
+        pin_example.answer, pin_example.pins, pin_example.left
     );
 }
 
@@ -193,7 +196,9 @@ fn pin(pinion: &Pinion, through: &Server<'_>) -> Result<PinExample> {
         psql.args(["--command", statement]);
     }
     let answer = process::run(&mut psql)?.trim().to_owned();
-    Ok(PinExample { pins: pinion.counter("pinion_pins_total", temporary_table)? - before, answer })
+    let pins = pinion.counter("pinion_pins_total", temporary_table)? - before;
+    let left = pinion.counter("pinion_database_connections_currently_session_pinned", |_| true)?;
+    Ok(PinExample { pins, left, answer })
 }
 
 /// A key and a certificate for localhost that nobody has signed but itself, good for one day.

@@ -83,7 +83,8 @@ impl Client {
     fn login(stream: Box<dyn Socket>, user: &str, password: &str, database: &str) -> Result<Self> {
         let mut client = Self { stream: BufReader::with_capacity(16 * 1024, stream) };
         let mut startup = PROTOCOL_3_0.to_be_bytes().to_vec();
-        for text in ["user", user, "database", database] {
+        // The name that pgbench gives: clients that differ in it may need server connections of their own.
+        for text in ["user", user, "database", database, "application_name", "pgbench"] {
             startup.extend_from_slice(text.as_bytes());
             startup.push(0);
         }

@@ -31,9 +31,10 @@ use report::Report;
 const USER: &str = "bench";
 /// Server connections that each proxy may open.
 const POOL: u32 = 20;
-/// Pinion's share is a percentage of the server's own limit: 5 % of 400 is the same 20 that PgBouncer is given.
-const SERVER_LIMIT: u32 = 400;
-const PERCENT: u32 = POOL * 100 / SERVER_LIMIT;
+/// Pinion's share is a percentage of the server's own limit, less one for its monitor's connection: 5 % of 420 leaves
+/// the same 20 that PgBouncer is given.
+const SERVER_LIMIT: u32 = 420;
+const PERCENT: u32 = (POOL + 1) * 100 / SERVER_LIMIT;
 /// pgbench's tables: ten times 100,000 accounts, all of it in the server's memory.
 const SCALE: u32 = 10;
 const CLIENTS: [u32; 3] = [1, 32, 200];
