@@ -41,6 +41,7 @@ pub struct ProxyBuilder {
     target_settings: Vec<String>,
     auth: Vec<(String, String, &'static str)>,
     env: Vec<(String, String)>,
+    log_level: String,
     tls: bool,
 }
 
@@ -65,6 +66,7 @@ impl Proxy {
                 ("monitor".to_owned(), "monitor-password".to_owned(), scram),
             ],
             env: Vec::new(),
+            log_level: "info".to_owned(),
             tls: false,
         }
     }
@@ -320,6 +322,20 @@ impl ProxyBuilder {
         self
     }
 
+    /// [`Self::target_tls`] for the modes that verify nothing.
+    #[must_use]
+    pub fn target_tls_unverified(mut self, mode: &str) -> Self {
+        self.target_settings.push(format!("tls = \"{mode}\""));
+        self
+    }
+
+    /// `log.level`.
+    #[must_use]
+    pub fn log_level(mut self, level: &str) -> Self {
+        level.clone_into(&mut self.log_level);
+        self
+    }
+
     /// Another target port on loopback, such as a [`crate::RawServer`]'s.
     #[must_use]
     pub fn target_port(mut self, port: u16) -> Self {
@@ -377,7 +393,7 @@ impl ProxyBuilder {
             text.push_str("\n\n");
         };
         section("", &[], &self.top);
-        section("[log]", &["format = \"json\"".to_owned(), "level = \"info\"".to_owned()], &[]);
+        section("[log]", &["format = \"json\"".to_owned(), format!("level = \"{}\"", self.log_level)], &[]);
         section("[metrics]", &[format!("listen = \"127.0.0.1:{metrics_port}\"")], &[]);
         let mut defaults = vec![
             "name = \"test\"".to_owned(),

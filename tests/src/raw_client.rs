@@ -402,6 +402,21 @@ impl RawClient {
         }
     }
 
+    /// [`Self::read`] from a peer that may stop inside a message, which ends the stream like a close.
+    pub async fn read_or_cut(&mut self) -> Option<Message> {
+        while self.missing() > 0 {
+            if self.fill().await == 0 {
+                return None;
+            }
+        }
+        self.read().await
+    }
+
+    /// Closes our half of the connection.
+    pub async fn finish_sending(&mut self) {
+        self.socket.shutdown().await.ok();
+    }
+
     /// Everything up to and with the next `ReadyForQuery`, or up to the peer's close.
     pub async fn read_reply(&mut self) -> Vec<Message> {
         let mut reply = Vec::new();
