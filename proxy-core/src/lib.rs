@@ -1,3 +1,20 @@
-//! Pinion, a database proxy.
+//! Pinion, a database proxy that multiplexes many clients over few server connections.
+//!
+//! Data flows one way: [`listener`] accepts, [`handshake`] finds out who it is, [`session`] serves request after
+//! request, borrowing from the [`pool`] of a [`target`] the [`server`] connection that each one needs. What is
+//! particular to a database protocol stands behind the seam in [`protocol`].
+#![deny(unsafe_code)]
+
+pub mod admin;
+pub mod buffer;
 pub mod config;
+pub mod handshake;
+pub mod listener;
+pub mod logging;
+pub mod metrics;
+pub mod pool;
 pub mod protocol;
+pub mod proxy;
+pub mod run;
+pub mod secrets;
+pub mod tls;

@@ -106,6 +106,11 @@ impl PinReasons {
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
+    /// What is in both sets.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
     /// This set without what is in `other`.
     #[must_use]
     pub const fn without(self, other: Self) -> Self {

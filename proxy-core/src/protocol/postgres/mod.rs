@@ -1,4 +1,88 @@
 //! PostgreSQL wire protocol 3.0, both sides.
 
+use std::sync::Arc;
+
+use super::{CancelKey, Fault, Greeting, Protocol, ServerKey};
+
 pub mod auth;
 pub mod classify;
+pub mod codec;
+pub mod error;
+pub mod handshake;
+pub mod scram;
+pub mod server;
+pub mod statement;
+pub mod tracker;
+
+/// PostgreSQL behind the seam.
+#[derive(Debug)]
+pub struct Postgres;
+
+/// What all connections of one PostgreSQL proxy share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Facts of statement texts, by digest.
+    pub classifier: classify::Classifier,
+    /// One entry per distinct text of a named prepared statement.
+    pub statements: Arc<statement::StatementCache>,
+    /// Prepared statements kept on one server connection.
+    pub max_prepared: usize,
+}
+
+/// Statement texts whose facts are kept.
+const CLASSIFIED_TEXTS: usize = 16_384;
+
+impl Protocol for Postgres {
+    const NAME: &'static str = "postgres";
+    const DIRECT_TLS: bool = true;
+    const LIMITS_QUERY: &'static str = "SELECT pg_catalog.current_setting('max_connections'), \
+        pg_catalog.current_setting('superuser_reserved_connections')::int \
+        + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int";
+
+    type Shared = Shared;
+    type Accept = handshake::PgAccept;
+    type Connect = handshake::PgConnect;
+    type Tracker = tracker::PgTracker;
+    type Server = server::PgServer;
+
+    fn shared(max_prepared: usize) -> Shared {
+        Shared {
+            classifier: classify::Classifier::new(CLASSIFIED_TEXTS),
+            statements: Arc::default(),
+            max_prepared,
+        }
+    }
+
+    fn write_welcome(greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>) {
+        handshake::write_welcome(greeting, key, out);
+    }
+
+    fn write_fault(fault: &Fault, out: &mut Vec<u8>) {
+        error::write_error(fault, out);
+    }
+
+    fn write_query(sql: &str, out: &mut Vec<u8>) {
+        codec::write_message(out, b'Q', |body| codec::put_cstr(body, sql.as_bytes()));
+    }
+
+    fn write_reset(server: &mut server::PgServer, out: &mut Vec<u8>) {
+        server.forget_statements();
+        Self::write_query("DISCARD ALL", out);
+    }
+
+    fn write_ping(out: &mut Vec<u8>) {
+        codec::write_message(out, b'S', |_| {});
+    }
+
+    fn write_goodbye(out: &mut Vec<u8>) {
+        codec::write_message(out, b'X', |_| {});
+    }
+
+    fn write_cancel(key: &ServerKey, out: &mut Vec<u8>) {
+        handshake::write_cancel(key, out);
+    }
+
+    fn write_tls_request(out: &mut Vec<u8>) {
+        handshake::write_ssl_request(out);
+    }
+}

@@ -1,6 +1,26 @@
 //! All configuration: one TOML file, checked whole before anything is opened.
+//!
+//! `schema` is the one table of keys, defaults and allowed values; `reader` reads a TOML tree by that
+//! table; `build` makes a [`Config`] of it and finds clashes; `files` checks what the file points to;
+//! `changes` compares two configurations for a reload.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod build;
+mod changes;
+mod files;
+mod reader;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    ffi::OsString,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use changes::Changes;
 
 /// A checked configuration: every value is in range and every file it names was readable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,3 +231,62 @@ pub struct EndpointConfig {
     /// Networks that may connect; empty is everyone.
     pub allow: Vec<ipnet::IpNet>,
 }
+
+impl Config {
+    /// Reads and checks the file at `path`. Relative paths in it are relative to its directory.
+    ///
+    /// Nothing is opened but the file itself and the secrets, certificates and keys it names.
+    /// Errors: every refusal that could be found in one pass, see [`ConfigErrors`].
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let bytes = std::fs::read(path).map_err(|error| ConfigErrors::whole_file(path, &error))?;
+        let text = match std::str::from_utf8(&bytes) {
+            Ok(text) => text,
+            Err(error) => {
+                let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+                let (line, column) = reader::position(&valid, valid.len());
+                let message =
+                    format!("{}:{line}:{column}: is not UTF-8; allowed: UTF-8 text", path.display());
+                return Err(ConfigErrors { messages: vec![message] });
+            }
+        };
+        Self::parse(text, path, path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// Checks `text` as [`Config::load`] does: `path_for_messages` is only shown, relative paths are
+    /// relative to `base_dir`.
+    pub fn parse(text: &str, path_for_messages: &Path, base_dir: &Path) -> Result<Self, ConfigErrors> {
+        build::config(text, path_for_messages, base_dir, &|name| std::env::var_os(name))
+    }
+}
+
+/// Looks up an environment variable; tests bring their own.
+type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Why a configuration was refused: one message per refusal, in the order of the file, each
+/// `file:line:column: key.path: what is wrong; allowed: …`. Secrets never stand in a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors {
+    messages: Vec<String>,
+}
+
+impl ConfigErrors {
+    /// The messages, at least one, without line ends.
+    pub fn messages(&self) -> &[String] {
+        &self.messages
+    }
+
+    fn whole_file(path: &Path, error: &std::io::Error) -> Self {
+        Self {
+            messages: vec![format!("{}: cannot be read: {error}; allowed: a readable file", path.display())],
+        }
+    }
+}
+
+/// One message a line, no line end after the last.
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.messages.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}

@@ -1,0 +1,375 @@
+//! Makes a [`Config`] of the TOML tree and finds the clashes that no single key shows.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use rustls::pki_types::ServerName;
+use toml::de::{DeTable, DeValue};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+
+use super::{
+    AuthConfig, ClientAuthType, Config, ConfigErrors, EndpointConfig, EngineFamily, Env, LogConfig,
+    LogFormat, MetricsConfig, PoolConfig, Profile, ProxyConfig, SecretSource, ServerTlsConfig, TargetConfig,
+    TargetRole, TlsMode,
+    files::{self, TlsFault},
+    reader::{Document, Section, boolean, duration, integer, integer_in, refuse_repeats, text, word},
+    schema::Key,
+};
+
+/// Checks `text` whole.
+///
+/// Each reading function returns `None` after it has noted a refusal, so that the others still run: values
+/// are read first, all of them, and the struct is put together last.
+pub(super) fn config(text: &str, file: &Path, base_dir: &Path, env: Env<'_>) -> Result<Config, ConfigErrors> {
+    let document = Document::new(text, file, base_dir, env);
+    let table = DeTable::parse(text).map_err(|error| document.syntax_error(&error))?;
+    let config = whole(&Section::root(&document, table.get_ref()));
+    let errors = document.errors();
+    match config {
+        Some(config) if errors.messages.is_empty() => Ok(config),
+        _ => Err(errors),
+    }
+}
+
+fn whole(root: &Section<'_>) -> Option<Config> {
+    let worker_threads = root.optional("worker_threads", integer);
+    let drain_timeout = root.get("drain_timeout", duration);
+    let log = root.table("log").and_then(|section| log(&section));
+    let metrics = if root.has("metrics") {
+        root.table("metrics").and_then(|section| metrics(&section)).map(Some)
+    } else {
+        Some(None)
+    };
+    let sections = root.tables("proxy");
+    refuse_repeats(&sections, "name");
+    let proxies = all(&sections, proxy);
+    Some(Config {
+        worker_threads: worker_threads?,
+        drain_timeout: drain_timeout?,
+        log: log?,
+        metrics: metrics?,
+        proxies: proxies?,
+    })
+}
+
+fn log(section: &Section<'_>) -> Option<LogConfig> {
+    let format = section.get("format", word::<LogFormat>);
+    let level = section.get("level", |key, value| level(text(key, value)?));
+    let slow_query = section.optional("slow_query", duration);
+    Some(LogConfig { format: format?, level: level?, slow_query: slow_query? })
+}
+
+fn metrics(section: &Section<'_>) -> Option<MetricsConfig> {
+    let listen = listen(section);
+    Some(MetricsConfig { listen: listen? })
+}
+
+fn proxy(section: &Section<'_>) -> Option<ProxyConfig> {
+    let name = section.get("name", name);
+    let engine_family = section.get("engine_family", word::<EngineFamily>);
+    let require_tls = section.get("require_tls", boolean);
+    let idle_client_timeout = section.get("idle_client_timeout", duration);
+    let max_client_lifetime = section.get("max_client_lifetime", duration);
+    let handshake_timeout = section.get("handshake_timeout", duration);
+    let max_client_connections = section.get("max_client_connections", integer);
+    let max_unauthenticated = section.get("max_unauthenticated", integer);
+    let failed_logins_per_minute = section.get("failed_logins_per_minute", integer);
+    let profile = section.get("profile", word::<Profile>);
+    let tls = if section.has("tls") {
+        section.table("tls").and_then(|section| server_tls(&section)).map(Some)
+    } else {
+        Some(None)
+    };
+    if require_tls == Some(true) && !section.has("tls") {
+        let allowed = "false, or a certificate in tls = { certificate = \"…\", key = \"…\" }";
+        section.refuse("require_tls", "is true, but without tls no client could connect", allowed);
+    }
+    let auth_sections = section.tables("auth");
+    refuse_repeats(&auth_sections, "username");
+    let auth = all(&auth_sections, |section| auth(section, require_tls));
+    let pool = section.table("pool").and_then(|section| pool(&section));
+    let target_sections = section.tables("target");
+    for second in target_sections.iter().skip(1) {
+        second.refuse_table("a second target is not in this build yet", "one [[proxy.target]]");
+    }
+    let targets = all(&target_sections, target);
+    let endpoint_sections = section.tables("endpoint");
+    refuse_repeats(&endpoint_sections, "name");
+    let endpoints = all(&endpoint_sections, endpoint);
+    let monitor = section.table("monitor").and_then(|section| monitor(&section, &auth_sections));
+    let (monitor, monitor_database) = monitor.unzip();
+    Some(ProxyConfig {
+        name: name?,
+        engine_family: engine_family?,
+        require_tls: require_tls?,
+        idle_client_timeout: idle_client_timeout?,
+        max_client_lifetime: max_client_lifetime?,
+        handshake_timeout: handshake_timeout?,
+        max_client_connections: max_client_connections?,
+        max_unauthenticated: max_unauthenticated?,
+        failed_logins_per_minute: failed_logins_per_minute?,
+        profile: profile?,
+        tls: tls?,
+        auth: auth?,
+        pool: pool?,
+        targets: targets?,
+        endpoints: endpoints?,
+        monitor: monitor?,
+        monitor_database: monitor_database?,
+    })
+}
+
+fn server_tls(section: &Section<'_>) -> Option<ServerTlsConfig> {
+    let certificate = path(section, "certificate");
+    let key = path(section, "key");
+    let (certificate, key) = (certificate?, key?);
+    for fault in files::check_server_tls(&certificate, &key).err().into_iter().flatten() {
+        match fault {
+            TlsFault::Certificate(what) => refuse_file(section, "certificate", &what),
+            TlsFault::Key(what) => refuse_file(section, "key", &what),
+        }
+    }
+    Some(ServerTlsConfig { certificate, key })
+}
+
+fn auth(section: &Section<'_>, require_tls: Option<bool>) -> Option<AuthConfig> {
+    let username = section.get("username", pg_name);
+    let secret = section.table("secret").and_then(|secret| self::secret(&secret, username.as_deref()));
+    let client_password_auth_type = section.get("client_password_auth_type", word::<ClientAuthType>);
+    if client_password_auth_type == Some(ClientAuthType::PostgresCleartext) && require_tls == Some(false) {
+        let what = "\"POSTGRES_CLEARTEXT\" would send passwords unencrypted without require_tls = true";
+        section.refuse_value("client_password_auth_type", what);
+    }
+    Some(AuthConfig {
+        username: username?,
+        secret: secret?,
+        client_password_auth_type: client_password_auth_type?,
+    })
+}
+
+fn secret(section: &Section<'_>, username: Option<&str>) -> Option<SecretSource> {
+    match (section.has("file"), section.has("env"), section.has("aws")) {
+        (true, false, false) => {
+            let file = path(section, "file")?;
+            // Without a username there is nothing to compare with, and that has been refused already.
+            if let Some(Err(what)) = username.map(|username| files::check_secret_file(&file, username)) {
+                refuse_file(section, "file", &what);
+            }
+            Some(SecretSource::File(file))
+        }
+        (false, true, false) => {
+            let variable = section.get("env", |key, value| variable(text(key, value)?))?;
+            let checked = match (section.document.env)(&variable) {
+                None => Err("is not set".to_owned()),
+                Some(json) => {
+                    username.map_or(Ok(()), |name| files::check_secret(json.as_encoded_bytes(), name))
+                }
+            };
+            if let Err(what) = checked {
+                refuse_file(section, "env", &what);
+            }
+            Some(SecretSource::Env(variable))
+        }
+        (false, false, true) => None,
+        (false, false, false) => {
+            section.refuse_table("names no secret", "{ file = \"…\" } or { env = \"…\" }");
+            None
+        }
+        _ => {
+            section.refuse_table("names more than one secret", "{ file = \"…\" } or { env = \"…\" }");
+            None
+        }
+    }
+}
+
+fn pool(section: &Section<'_>) -> Option<PoolConfig> {
+    let max_connections_percent: Option<u8> = section.get("max_connections_percent", integer);
+    let most = max_connections_percent.unwrap_or(100);
+    let max_idle_connections_percent =
+        section.optional("max_idle_connections_percent", |_, value| integer_in(value, 0, most.into()));
+    let connection_borrow_timeout = section.get("connection_borrow_timeout", duration);
+    let filters = section.list("session_pinning_filters", |filter| match filter {
+        "EXCLUDE_VARIABLE_SETS" => Ok(()),
+        other => Err(format!("{other:?} is not known")),
+    });
+    let init_query = section.get("init_query", |key, value| match text(key, value)? {
+        sql if sql.contains('\0') => Err("has a NUL".to_owned()),
+        sql => Ok(sql),
+    });
+    let max_server_lifetime = section.get("max_server_lifetime", duration);
+    let idle_server_timeout = section.get("idle_server_timeout", duration);
+    let max_prepared_statements = section.get("max_prepared_statements", integer);
+    Some(PoolConfig {
+        max_connections_percent: max_connections_percent?,
+        max_idle_connections_percent: match max_idle_connections_percent? {
+            Some(percent) => u8::try_from(percent).expect("a percentage fits"),
+            None => most / 2,
+        },
+        connection_borrow_timeout: connection_borrow_timeout?,
+        exclude_variable_sets: !filters?.is_empty(),
+        init_query: init_query?,
+        max_server_lifetime: max_server_lifetime?,
+        idle_server_timeout: idle_server_timeout?,
+        max_prepared_statements: max_prepared_statements?,
+    })
+}
+
+fn target(section: &Section<'_>) -> Option<TargetConfig> {
+    let address = section.get("address", |key, value| host_and_port(&text(key, value)?));
+    let tls = section.optional("tls", word::<TlsMode>);
+    let ca = section.has("ca").then(|| path(section, "ca"));
+    if let Some(Some(ca)) = &ca
+        && let Err(what) = files::check_roots(ca)
+    {
+        refuse_file(section, "ca", &what);
+    }
+    let (host, port) = address?;
+    let tls = tls?.unwrap_or(if is_loopback(&host) { TlsMode::Preferred } else { TlsMode::VerifyFull });
+    if ca.is_some() && !matches!(tls, TlsMode::VerifyCa | TlsMode::VerifyFull) {
+        let mode = match (section.raw("tls"), tls) {
+            (Some(mode), _) => format!("{mode:?}"),
+            (None, _) => "\"preferred\", its default on loopback,".to_owned(),
+        };
+        let what = format!("has no use, because tls = {mode} verifies nothing");
+        section.refuse("ca", &what, "with tls = \"verify-ca\" or \"verify-full\" only");
+    }
+    let ca = match ca {
+        Some(ca) => Some(ca?),
+        None => None,
+    };
+    Some(TargetConfig { host, port, tls, ca })
+}
+
+fn endpoint(section: &Section<'_>) -> Option<EndpointConfig> {
+    let name = section.get("name", name);
+    let listen = listen(section);
+    let target_role = section.get("target_role", word::<TargetRole>);
+    let allow = section.list("allow", network);
+    Some(EndpointConfig { name: name?, listen: listen?, target_role: target_role?, allow: allow? })
+}
+
+/// Index of the monitor's user among `auth`, and its database.
+fn monitor(section: &Section<'_>, auth: &[Section<'_>]) -> Option<(usize, String)> {
+    let username = section.optional("username", text);
+    let database = section.get("database", pg_name);
+    let index = match username? {
+        None => 0,
+        Some(username) => {
+            let found = auth.iter().position(|auth| auth.raw("username") == Some(&username));
+            let known: Vec<_> =
+                auth.iter().filter_map(|auth| auth.raw("username")).map(|name| format!("{name:?}")).collect();
+            // With no username known at all, that has been refused and says enough.
+            if found.is_none() && !known.is_empty() {
+                let what = format!("no [[proxy.auth]] has the username {username:?}");
+                section.refuse("username", &what, &known.join(", "));
+            }
+            found?
+        }
+    };
+    Some((index, database?))
+}
+
+/// Reads every section, then gives all or nothing.
+fn all<'a, T>(sections: &[Section<'a>], read: impl Fn(&Section<'a>) -> Option<T>) -> Option<Vec<T>> {
+    sections.iter().map(read).collect::<Vec<_>>().into_iter().collect()
+}
+
+/// `listen`, claimed so that nothing else takes it.
+fn listen(section: &Section<'_>) -> Option<SocketAddr> {
+    let address = section.get("listen", |key, value| {
+        let given = text(key, value)?;
+        given.parse().map_err(|_| format!("{given:?} is not an address"))
+    })?;
+    section.claim("listen", address);
+    Some(address)
+}
+
+/// A path, made relative to the file's directory.
+fn path(section: &Section<'_>, key: &str) -> Option<PathBuf> {
+    section.get(key, |key, value| match text(key, value)? {
+        given if given.is_empty() => Err("is empty".to_owned()),
+        given if given.contains('\0') => Err("has a NUL".to_owned()),
+        given => Ok(section.document.base_dir.join(given)),
+    })
+}
+
+/// Refuses what a path or a variable leads to, and shows the path as the file has it.
+fn refuse_file(section: &Section<'_>, key: &str, what: &str) {
+    let given = section.raw(key).unwrap_or_default();
+    section.refuse_value(key, &format!("{given:?} {what}"));
+}
+
+/// RDS Proxy's names: `[a-zA-Z](?:-?[a-zA-Z0-9]+)*`, 1 to 63 long.
+fn name(key: &Key, value: &DeValue<'_>) -> Result<String, String> {
+    let given = text(key, value)?;
+    let parts = given
+        .split('-')
+        .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    let letter_first = given.starts_with(|first: char| first.is_ascii_alphabetic());
+    if parts && letter_first && given.len() <= 63 {
+        Ok(given)
+    } else {
+        Err(format!("{given:?} is not a name"))
+    }
+}
+
+/// A user or database: the server cuts longer names off, so that they would never match.
+fn pg_name(key: &Key, value: &DeValue<'_>) -> Result<String, String> {
+    match text(key, value)? {
+        given if given.is_empty() => Err("is empty".to_owned()),
+        given if given.len() > 63 => Err(format!("is {} bytes long", given.len())),
+        given if given.contains('\0') => Err("has a NUL".to_owned()),
+        given => Ok(given),
+    }
+}
+
+fn variable(given: String) -> Result<String, String> {
+    if given.is_empty() || given.contains(['=', '\0']) {
+        return Err(format!("{given:?} cannot be the name of a variable"));
+    }
+    Ok(given)
+}
+
+/// A `tracing` filter. A word alone must be a level: `tracing` would take it as a target at its most talkative.
+fn level(given: String) -> Result<String, String> {
+    let wrong = |part: &str| {
+        (part.is_empty() || part.parse::<LevelFilter>().is_err()) && !part.contains(['=', '[', ']', '{', '}'])
+    };
+    if let Some(part) = given.split(',').find(|part| wrong(part)) {
+        return Err(format!("{part:?} is not a level"));
+    }
+    match EnvFilter::builder().parse(&given) {
+        Ok(_) => Ok(given),
+        Err(_) => Err(format!("{given:?} is not a filter")),
+    }
+}
+
+/// Host without brackets, and port.
+fn host_and_port(given: &str) -> Result<(String, u16), String> {
+    let (host, port) = given.rsplit_once(':').ok_or_else(|| format!("{given:?} has no port"))?;
+    let port =
+        port.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("{given:?} has no valid port"))?;
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let valid = match bracketed {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.contains(':') && ServerName::try_from(host).is_ok(),
+    };
+    if !valid {
+        return Err(format!("{given:?} has no valid host"));
+    }
+    Ok((bracketed.unwrap_or(host).to_owned(), port))
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// A network, or an address alone as the network of just that address.
+fn network(given: &str) -> Result<IpNet, String> {
+    let address = given.parse::<IpAddr>().map(IpNet::from);
+    address.or_else(|_| given.parse::<IpNet>()).map_err(|_| format!("{given:?} is not a network"))
+}

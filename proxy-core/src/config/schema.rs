@@ -1,0 +1,222 @@
+//! The one table of keys: name, default, allowed values and what a reload does with it.
+//!
+//! The reader takes defaults and ranges from here, messages say what is allowed from here, `changes` sorts
+//! by it, and a test holds `docs/configuration.md` against it.
+
+use super::{ClientAuthType, EngineFamily, LogFormat, Profile, TargetRole, TlsMode};
+
+/// One key of one section.
+pub(super) struct Key {
+    /// Dotted section, without names: `""`, `"proxy"`, `"proxy.pool"`.
+    pub(super) section: &'static str,
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) default: WhenAbsent,
+    pub(super) reload: Reload,
+}
+
+/// What a value must be.
+pub(super) enum Kind {
+    Boolean,
+    /// Shortest and longest, inclusive, in the form the file has them.
+    Duration(&'static str, &'static str),
+    /// Least and greatest, inclusive.
+    Integer(u64, u64),
+    Word(fn() -> &'static str),
+    /// A string, or a list of them, that `build` checks further; the text says what is allowed.
+    Text(&'static str),
+    /// A table of its own section; the text says what is allowed.
+    Table(&'static str),
+    /// Any number of tables of their own section; the text says what is allowed.
+    Tables(&'static str),
+    /// Known, but not in this build; the text names the feature.
+    Later(&'static str),
+}
+
+/// What holds when the key is absent.
+#[derive(Clone, Copy)]
+pub(super) enum WhenAbsent {
+    Required,
+    /// A TOML value, read as if it stood in the file.
+    Value(&'static str),
+    /// Something no value of the file says; the text is the manual's.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only the test of the manual reads the text"))]
+    Said(&'static str),
+}
+
+/// What a reload does with a changed value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reload {
+    Live,
+    Restart,
+    /// A table: each of its keys says for itself.
+    Below,
+}
+
+/// An enum whose values are words in the file.
+pub(super) trait Word: Copy + 'static {
+    const WORDS: &'static [(&'static str, Self)];
+    /// The words again, as people read them.
+    const ALLOWED: &'static str;
+    /// Known words that this build refuses.
+    const LATER: &'static [&'static str] = &[];
+}
+
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+    const ALLOWED: &'static str = r#""text" or "json""#;
+}
+
+impl Word for EngineFamily {
+    const WORDS: &'static [(&'static str, Self)] = &[("POSTGRESQL", Self::Postgresql)];
+    const ALLOWED: &'static str = r#""POSTGRESQL""#;
+    const LATER: &'static [&'static str] = &["MYSQL"];
+}
+
+impl Word for Profile {
+    const WORDS: &'static [(&'static str, Self)] = &[("smart", Self::Smart), ("rds", Self::Rds)];
+    const ALLOWED: &'static str = r#""smart" or "rds""#;
+}
+
+impl Word for ClientAuthType {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("POSTGRES_SCRAM_SHA_256", Self::PostgresScramSha256),
+        ("POSTGRES_MD5", Self::PostgresMd5),
+        ("POSTGRES_CLEARTEXT", Self::PostgresCleartext),
+    ];
+    const ALLOWED: &'static str =
+        r#""POSTGRES_SCRAM_SHA_256", "POSTGRES_MD5" or, with require_tls = true, "POSTGRES_CLEARTEXT""#;
+    const LATER: &'static [&'static str] = &["MYSQL_NATIVE_PASSWORD", "MYSQL_CACHING_SHA2_PASSWORD"];
+}
+
+impl Word for TlsMode {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("disabled", Self::Disabled),
+        ("preferred", Self::Preferred),
+        ("required", Self::Required),
+        ("verify-ca", Self::VerifyCa),
+        ("verify-full", Self::VerifyFull),
+    ];
+    const ALLOWED: &'static str = r#""disabled", "preferred", "required", "verify-ca" or "verify-full""#;
+}
+
+impl Word for TargetRole {
+    const WORDS: &'static [(&'static str, Self)] = &[("READ_WRITE", Self::ReadWrite)];
+    const ALLOWED: &'static str = r#""READ_WRITE""#;
+    const LATER: &'static [&'static str] = &["READ_ONLY"];
+}
+
+fn allowed_words<W: Word>() -> &'static str {
+    W::ALLOWED
+}
+
+impl Key {
+    /// What a value may be, as the messages and the manual say it.
+    pub(super) fn allowed(&self) -> String {
+        match self.kind {
+            Kind::Boolean => "true or false".into(),
+            Kind::Duration(least, most) => format!(r#""{least}" to "{most}" (units ms, s, m, h, d)"#),
+            Kind::Integer(least, most) => format!("{least} to {most}"),
+            Kind::Word(allowed) => allowed().into(),
+            Kind::Text(allowed) | Kind::Table(allowed) | Kind::Tables(allowed) => allowed.into(),
+            Kind::Later(_) => "leave it out".into(),
+        }
+    }
+}
+
+/// The entry for a key that the code reads.
+pub(super) fn key(section: &str, name: &str) -> &'static Key {
+    KEYS.iter()
+        .find(|key| key.section == section && key.name == name)
+        .expect("every key that the code reads stands in the table")
+}
+
+const ADDRESS: &str = r#"an IP address and a port such as "127.0.0.1:6432" or "[::1]:6432""#;
+const NAME: &str = "letters and digits with single hyphens between, a letter first, 1 to 63 long";
+const PG_NAME: &str = "1 to 63 bytes, no NUL";
+const COUNT: Kind = Kind::Integer(1, 1_000_000);
+
+/// Every key there is.
+pub(super) const KEYS: &[Key] = {
+    use Kind::{Boolean, Duration, Integer, Later, Table, Tables, Text, Word};
+    use Reload::{Below, Live, Restart};
+    use WhenAbsent::{Required, Said, Value};
+    const fn key(
+        section: &'static str,
+        name: &'static str,
+        kind: Kind,
+        default: WhenAbsent,
+        reload: Reload,
+    ) -> Key {
+        Key { section, name, kind, default, reload }
+    }
+    #[rustfmt::skip]
+    const ALL: &[Key] = &[
+        key("", "worker_threads", Integer(1, 1024), Said("one per core"), Restart),
+        key("", "drain_timeout", Duration("0s", "1h"), Value(r#""30s""#), Live),
+        key("", "log", Table("a table with format, level, slow_query"), Said("its defaults"), Below),
+        key("", "metrics", Table("a table with listen"), Said("no metrics listener"), Below),
+        key("", "proxy", Tables("one or more [[proxy]]"), Required, Restart),
+        key("", "admin", Later("the admin API"), Said("none"), Restart),
+
+        key("log", "format", Word(allowed_words::<LogFormat>), Value(r#""text""#), Restart),
+        key("log", "level", Text("off, error, warn, info, debug or trace, or a list such as \"info,pinion=debug\""), Value(r#""info""#), Live),
+        key("log", "slow_query", Duration("0s", "1h"), Said("none is logged"), Live),
+
+        key("metrics", "listen", Text(ADDRESS), Required, Restart),
+
+        key("proxy", "name", Text(NAME), Required, Restart),
+        key("proxy", "engine_family", Word(allowed_words::<EngineFamily>), Required, Restart),
+        key("proxy", "require_tls", Boolean, Value("false"), Live),
+        key("proxy", "idle_client_timeout", Duration("1s", "8h"), Value(r#""30m""#), Live),
+        key("proxy", "max_client_lifetime", Duration("1s", "365d"), Value(r#""24h""#), Live),
+        key("proxy", "handshake_timeout", Duration("100ms", "10m"), Value(r#""10s""#), Live),
+        key("proxy", "max_client_connections", COUNT, Value("10000"), Live),
+        key("proxy", "max_unauthenticated", COUNT, Value("1000"), Live),
+        key("proxy", "failed_logins_per_minute", Integer(0, 1_000_000), Value("60"), Live),
+        key("proxy", "profile", Word(allowed_words::<Profile>), Value(r#""smart""#), Live),
+        key("proxy", "tls", Table("{ certificate = \"…\", key = \"…\" }"), Said("no TLS is offered"), Live),
+        key("proxy", "auth", Tables("one or more [[proxy.auth]]"), Required, Live),
+        key("proxy", "pool", Table("a table [proxy.pool]"), Said("its defaults"), Below),
+        key("proxy", "target", Tables("one [[proxy.target]]"), Required, Restart),
+        key("proxy", "endpoint", Tables("one or more [[proxy.endpoint]]"), Required, Restart),
+        key("proxy", "monitor", Table("{ username = \"…\", database = \"…\" }"), Said("its defaults"), Below),
+        key("proxy", "default_auth_scheme", Later("IAM authentication"), Said("none"), Restart),
+        key("proxy", "plugin", Later("the plugin host"), Said("none"), Restart),
+
+        key("proxy.tls", "certificate", Text("the path of a PEM file with the chain, leaf first"), Required, Live),
+        key("proxy.tls", "key", Text("the path of a PEM file with the certificate's private key"), Required, Live),
+
+        key("proxy.auth", "username", Text(PG_NAME), Required, Live),
+        key("proxy.auth", "secret", Table("{ file = \"…\" } or { env = \"…\" }"), Required, Live),
+        key("proxy.auth", "client_password_auth_type", Word(allowed_words::<ClientAuthType>), Value(r#""POSTGRES_SCRAM_SHA_256""#), Live),
+        key("proxy.auth", "iam_auth", Later("IAM authentication"), Said("none"), Restart),
+
+        key("proxy.auth.secret", "file", Text("the path of a file with JSON: { \"username\": \"…\", \"password\": \"…\" }"), Said("none"), Live),
+        key("proxy.auth.secret", "env", Text("the name of an environment variable with JSON: { \"username\": \"…\", \"password\": \"…\" }"), Said("none"), Live),
+        key("proxy.auth.secret", "aws", Later("AWS Secrets Manager"), Said("none"), Live),
+
+        key("proxy.pool", "max_connections_percent", Integer(1, 100), Value("100"), Live),
+        key("proxy.pool", "max_idle_connections_percent", Text("0 to max_connections_percent"), Said("half of max_connections_percent"), Live),
+        key("proxy.pool", "connection_borrow_timeout", Duration("0s", "1h"), Value(r#""120s""#), Live),
+        key("proxy.pool", "session_pinning_filters", Text("a list that is empty or has \"EXCLUDE_VARIABLE_SETS\""), Value("[]"), Live),
+        key("proxy.pool", "init_query", Text("SQL text, no NUL; empty is none"), Value(r#""""#), Live),
+        key("proxy.pool", "max_server_lifetime", Duration("1s", "365d"), Value(r#""24h""#), Live),
+        key("proxy.pool", "idle_server_timeout", Duration("1s", "365d"), Value(r#""5m""#), Live),
+        key("proxy.pool", "max_prepared_statements", Integer(1, 10_000), Value("500"), Live),
+        key("proxy.pool", "max_pinned_percent", Later("a limit on pinned connections"), Said("none"), Live),
+
+        key("proxy.target", "address", Text("a host and a port such as \"db1.internal:5432\" or \"[::1]:5432\""), Required, Restart),
+        key("proxy.target", "tls", Word(allowed_words::<TlsMode>), Said("`\"verify-full\"`, on loopback `\"preferred\"`"), Live),
+        key("proxy.target", "ca", Text("the path of a PEM file with the trusted roots"), Said("the system's roots"), Live),
+
+        key("proxy.endpoint", "name", Text(NAME), Required, Restart),
+        key("proxy.endpoint", "listen", Text(ADDRESS), Required, Restart),
+        key("proxy.endpoint", "target_role", Word(allowed_words::<TargetRole>), Value(r#""READ_WRITE""#), Restart),
+        key("proxy.endpoint", "allow", Text("a list of networks or addresses such as \"10.0.0.0/8\", \"2001:db8::1\""), Value("[]"), Live),
+
+        key("proxy.monitor", "username", Text("the username of one [[proxy.auth]]"), Said("the first [[proxy.auth]]"), Restart),
+        key("proxy.monitor", "database", Text(PG_NAME), Value(r#""postgres""#), Restart),
+    ];
+    ALL
+};

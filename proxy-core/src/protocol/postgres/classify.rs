@@ -1,1 +1,0 @@
-//! What a statement text does, by PostgreSQL's own grammar.

@@ -1,0 +1,318 @@
+//! What a statement text does, by PostgreSQL's own grammar.
+//!
+//! A text is cut into tokens once and hashed to a digest in which literals' values do not show. On a digest never
+//! seen before the real grammar parses the text, and what the tree says becomes [`Facts`], kept by digest.
+//!
+//! The danger of that is a value that changes what a text means, hidden behind the digest of another text. Three
+//! things stand against it: facts are read from the tree in ways that no literal's value can change (whatever a
+//! value might decide is decided on the safe side); the few values that must count (`pg_temp` in a `search_path`,
+//! `role` in `set_config`) show in the digest as a class of their own; and a text that does not parse is kept under
+//! the hash of its very bytes, so that it cannot spoil the entry of a good one.
+
+mod builtin;
+mod facts;
+mod lexer;
+
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{BuildHasher, Hasher},
+    sync::Arc,
+};
+
+use memchr::memchr;
+use pg_query::ParserOptions;
+use quick_cache::{UnitWeighter, sync::DefaultLifecycle};
+use siphasher::sip128::{Hasher128, SipHasher24};
+
+use crate::protocol::Facts;
+
+pub use lexer::LexMode;
+
+use lexer::{Kind, Lexer, Token};
+
+/// Longer statement text pins in profile `rds` (rds-proxy.md PIN-A-01). In bytes; not part of [`Facts`], since two
+/// texts of one digest may differ in length.
+pub const RDS_STATEMENT_SIZE: usize = 16 * 1024;
+
+/// Longer text is not parsed: its facts are those of a text that nobody understands. In bytes.
+pub const PARSE_LIMIT: usize = 1024 * 1024;
+
+/// Most bytes of [`Facts::digest_text`].
+pub const DIGEST_TEXT_LIMIT: usize = 1024;
+
+/// A statement text's name and what it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Classified {
+    /// Keyed hash of the text without literals' values, white space, comments and the case of unquoted words;
+    /// differs from process to process.
+    pub digest: u128,
+    /// Shared by all texts of the digest that the grammar can read.
+    pub facts: Arc<Facts>,
+}
+
+/// Turns statement text into [`Facts`]; one per process, shared by all sessions.
+pub struct Classifier {
+    /// Holds the random key.
+    hasher: SipHasher24,
+    cache: Cache,
+}
+
+type Cache = quick_cache::sync::Cache<u128, Arc<Facts>, UnitWeighter, DigestBits>;
+
+impl Classifier {
+    /// A classifier with a random key that remembers the facts of up to `capacity` digests.
+    ///
+    /// # Panics
+    /// When the operating system has no random numbers to give.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        let mut key = [0; 16];
+        getrandom::fill(&mut key).expect("the operating system gives random numbers");
+        let capacity = capacity.max(1);
+        Self {
+            hasher: SipHasher24::new_with_key(&key),
+            cache: Cache::with(
+                capacity,
+                capacity as u64,
+                UnitWeighter,
+                DigestBits,
+                DefaultLifecycle::default(),
+            ),
+        }
+    }
+
+    /// The digest and the facts of `text`, one `Query` or `Parse` message's statement text without its final zero.
+    ///
+    /// Cheap when the digest is known; else it parses, which takes tens of microseconds for common texts and some
+    /// tens of milliseconds for the largest. No lock is held meanwhile; two threads may parse the same text.
+    pub fn facts(&self, text: &[u8], mode: LexMode) -> Classified {
+        let Digest { digest, trusted } = self.digest(text, mode);
+        let not_for_the_grammar = !trusted || text.len() > PARSE_LIMIT;
+        if not_for_the_grammar {
+            return Classified { digest, facts: Arc::new(facts::unknown(digest_text(text, mode, trusted))) };
+        }
+        if let Some(facts) = self.cache.get(&digest) {
+            return Classified { digest, facts };
+        }
+        let exact = self.exact(text, mode);
+        if let Some(facts) = self.cache.get(&exact) {
+            return Classified { digest, facts };
+        }
+        let (key, facts) = match parse(text, mode) {
+            Some(tree) => (digest, facts::from_tree(&tree, digest_text(text, mode, true))),
+            None => (exact, facts::unknown(digest_text(text, mode, true))),
+        };
+        let facts = Arc::new(facts);
+        self.cache.insert(key, Arc::clone(&facts));
+        Classified { digest, facts }
+    }
+
+    fn digest(&self, text: &[u8], mode: LexMode) -> Digest {
+        let mut sink = Sink::new(self.hasher);
+        sink.byte(mode.bits());
+        let mut lexer = Lexer::new(text, mode);
+        let mut after_uescape = false;
+        let mut trusted = true;
+        while let Some(token) = lexer.next() {
+            let bytes = &text[token.start..token.end];
+            sink.byte(token.kind as u8);
+            match token.kind {
+                Kind::Word => sink.lower_case(bytes),
+                // After UESCAPE a literal's value decides what a name is called.
+                Kind::Str | Kind::National if !after_uescape => {
+                    sink.byte(token.meaning as u8);
+                    continue;
+                }
+                Kind::Bits | Kind::Hex | Kind::Number => {}
+                _ => {
+                    // The zero that ends the bytes must not stand among them; no message can carry one.
+                    trusted &= memchr(0, bytes).is_none();
+                    sink.bytes(bytes);
+                }
+            }
+            sink.byte(0);
+            after_uescape = token.kind == Kind::Word && bytes.eq_ignore_ascii_case(b"uescape");
+        }
+        trusted &= !lexer.untrusted;
+        // Tags that differ in such bytes alone would be made one when the text is brought to UTF-8.
+        trusted &= !lexer.high_dollar_tag || std::str::from_utf8(text).is_ok();
+        if !trusted {
+            sink.byte(UNTRUSTED);
+        }
+        Digest { digest: sink.finish(), trusted }
+    }
+
+    /// A key of the same space as digests for the very bytes.
+    fn exact(&self, text: &[u8], mode: LexMode) -> u128 {
+        let mut sink = Sink::new(self.hasher);
+        sink.byte(EXACT | mode.bits());
+        sink.bytes(text);
+        sink.finish()
+    }
+}
+
+impl fmt::Debug for Classifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Classifier").field("remembered", &self.cache.len()).finish_non_exhaustive()
+    }
+}
+
+/// In a digest's first byte, beside the mode.
+const EXACT: u8 = 0x80;
+/// At a digest's end; no [`Kind`] has this number.
+const UNTRUSTED: u8 = 0xff;
+
+struct Digest {
+    digest: u128,
+    trusted: bool,
+}
+
+/// Gathers small pieces before they are hashed: the hash is at its best with many bytes at once.
+struct Sink {
+    hasher: SipHasher24,
+    buffer: [u8; 256],
+    filled: usize,
+}
+
+impl Sink {
+    fn new(hasher: SipHasher24) -> Self {
+        Self { hasher, buffer: [0; 256], filled: 0 }
+    }
+
+    #[inline]
+    fn byte(&mut self, byte: u8) {
+        if self.filled == self.buffer.len() {
+            self.flush();
+        }
+        self.buffer[self.filled] = byte;
+        self.filled += 1;
+    }
+
+    #[inline]
+    fn lower_case(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.byte(byte.to_ascii_lowercase());
+        }
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        if bytes.len() > self.buffer.len() - self.filled {
+            self.flush();
+        }
+        match self.buffer.get_mut(self.filled..self.filled + bytes.len()) {
+            Some(room) => {
+                room.copy_from_slice(bytes);
+                self.filled += bytes.len();
+            }
+            None => self.hasher.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) {
+        self.hasher.write(&self.buffer[..self.filled]);
+        self.filled = 0;
+    }
+
+    fn finish(mut self) -> u128 {
+        self.flush();
+        self.hasher.finish128().as_u128()
+    }
+}
+
+/// Digests are keyed hashes already: their low half is taken as it is.
+#[derive(Debug, Clone, Copy, Default)]
+struct DigestBits;
+
+impl BuildHasher for DigestBits {
+    type Hasher = LowHalf;
+
+    fn build_hasher(&self) -> LowHalf {
+        LowHalf(0)
+    }
+}
+
+struct LowHalf(u64);
+
+impl Hasher for LowHalf {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u128(&mut self, digest: u128) {
+        self.0 = digest as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// The tree of `text`; `None` when the grammar refuses it, or the tree is too deep to be handed over.
+fn parse(text: &[u8], mode: LexMode) -> Option<pg_query::protobuf::ParseResult> {
+    // Bytes over 0x7f are letters to the scanner in every encoding that gets here, and so is what replaces them.
+    let text: Cow<'_, str> = String::from_utf8_lossy(text);
+    let options = if mode.standard_conforming_strings {
+        ParserOptions::DEFAULT
+    } else {
+        ParserOptions::DISABLE_STANDARD_CONFORMING_STRINGS
+    };
+    // Warnings are nobody's to read here.
+    let options = options | ParserOptions::DISABLE_ESCAPE_STRING_WARNING;
+    pg_query::parse(&text, options).ok().map(|parsed| parsed.protobuf)
+}
+
+/// `text` for logs: literals become `$n`, counted on from the highest parameter; comments are left out, white space
+/// is one space. At most [`DIGEST_TEXT_LIMIT`] bytes. A text whose literals cannot be told shows nothing of itself.
+fn digest_text(text: &[u8], mode: LexMode, trusted: bool) -> String {
+    if !trusted {
+        return "?".to_owned();
+    }
+    let mut highest: u32 = 0;
+    for_each_token(text, mode, |token| {
+        if token.kind == Kind::Param
+            && let Ok(digits) = std::str::from_utf8(&text[token.start + 1..token.end])
+            && let Ok(number) = digits.parse::<u32>()
+        {
+            highest = highest.max(number);
+        }
+        true
+    });
+    let mut out = String::new();
+    for_each_token(text, mode, |token| {
+        if token.spaced && !out.is_empty() {
+            out.push(' ');
+        }
+        let bytes = &text[token.start..token.end];
+        match token.kind {
+            Kind::Hint => {}
+            Kind::Word => out.push_str(&String::from_utf8_lossy(bytes).to_ascii_lowercase()),
+            Kind::QuotedName | Kind::Param | Kind::Operator | Kind::Other => {
+                out.push_str(&String::from_utf8_lossy(bytes));
+            }
+            Kind::Str | Kind::UnicodeStr | Kind::Bits | Kind::Hex | Kind::National | Kind::Number | Kind::Junk => {
+                highest = highest.saturating_add(1);
+                out.push_str(&format!("${highest}"));
+            }
+        }
+        out.len() <= DIGEST_TEXT_LIMIT
+    });
+    out.truncate(out.floor_char_boundary(DIGEST_TEXT_LIMIT));
+    out.truncate(out.trim_end().len());
+    out
+}
+
+/// Calls `visit` with each token until it returns false.
+fn for_each_token(text: &[u8], mode: LexMode, mut visit: impl FnMut(Token) -> bool) {
+    let mut lexer = Lexer::new(text, mode);
+    while let Some(token) = lexer.next() {
+        if !visit(token) {
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,458 @@
+//! Start-up on both sides, up to the first ReadyForQuery.
+//! Source: PostgreSQL manual, "Message Flow: Start-up", "SSL Session Encryption", "Cancelling Requests in Progress".
+
+use std::sync::Arc;
+
+use super::{
+    super::{
+        Accept, AcceptOptions, AcceptStep, CancelKey, Connect, ConnectError, ConnectStep, Fault, FaultKind, Greeting,
+        Login, PoolKey, ServerKey,
+    },
+    Postgres, Shared,
+    auth::{ClientLogin, LoginError, LoginStep, ServerLogin},
+    codec::{ErrorFields, HEADER_BYTES, Header, cstr, put_cstr, write_counted, write_message},
+    scram::MockKey,
+    server::PgServer,
+};
+use crate::{
+    buffer::Buffer,
+    config::ClientAuthType,
+    secrets::Secret,
+};
+
+/// Longest start-up packet, as PostgreSQL's own `MAX_STARTUP_PACKET_LENGTH`.
+pub const MAX_STARTUP_BYTES: usize = 10_000;
+
+const PROTOCOL_3_0: u32 = 3 << 16;
+const CANCEL_REQUEST: u32 = 80_877_102;
+const SSL_REQUEST: u32 = 80_877_103;
+const GSSENC_REQUEST: u32 = 80_877_104;
+
+/// ALPN protocol name of direct TLS.
+pub const ALPN: &[u8] = b"postgresql";
+
+/// Start-up messages that carry data are short; authentication messages are capped like the start-up packet.
+const MAX_AUTH_BYTES: usize = 10_000;
+
+/// Our side of a client's login.
+#[derive(Debug)]
+pub struct PgAccept {
+    options: AcceptOptions,
+    encrypted: bool,
+    binding: Option<Vec<u8>>,
+    tls_asked: bool,
+    gss_asked: bool,
+    state: AcceptState,
+}
+
+#[derive(Debug)]
+enum AcceptState {
+    Startup,
+    /// TLS is being set up: because of an SSLRequest, or at once.
+    Tls {
+        direct: bool,
+    },
+    Credentials(Startup),
+    Password {
+        startup: Startup,
+        login: Option<ClientLogin>,
+    },
+    Over,
+}
+
+#[derive(Debug)]
+struct Startup {
+    user: String,
+    parameters: Box<[u8]>,
+}
+
+impl Accept<Postgres> for PgAccept {
+    fn new(options: AcceptOptions) -> Self {
+        Self {
+            options,
+            encrypted: false,
+            binding: None,
+            tls_asked: false,
+            gss_asked: false,
+            state: AcceptState::Startup,
+        }
+    }
+
+    fn advance(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep, Fault> {
+        match &mut self.state {
+            AcceptState::Startup => self.startup(input, out),
+            AcceptState::Password { .. } => self.password(input, out),
+            AcceptState::Tls { .. } | AcceptState::Credentials(_) | AcceptState::Over => Ok(AcceptStep::NeedBytes),
+        }
+    }
+
+    fn direct_tls(&mut self) -> Result<(), Fault> {
+        if !self.options.offer_tls {
+            return Err(violation("TLS is not offered here"));
+        }
+        self.tls_asked = true;
+        self.state = AcceptState::Tls { direct: true };
+        Ok(())
+    }
+
+    fn tls_started(&mut self, end_point: Option<&[u8]>, protocol: Option<&[u8]>) -> Result<(), Fault> {
+        let direct = matches!(self.state, AcceptState::Tls { direct: true });
+        self.encrypted = true;
+        self.binding = end_point.map(<[u8]>::to_vec);
+        self.state = AcceptState::Startup;
+        if direct && protocol != Some(ALPN) {
+            return Err(violation("direct TLS connections must negotiate the ALPN protocol \"postgresql\""));
+        }
+        Ok(())
+    }
+
+    fn credentials(
+        &mut self,
+        method: ClientAuthType,
+        secret: Option<Arc<Secret>>,
+        mock: &MockKey,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        let AcceptState::Credentials(startup) = std::mem::replace(&mut self.state, AcceptState::Over) else {
+            return Err(Fault::fatal(FaultKind::Internal, "credentials came unasked"));
+        };
+        let login = ClientLogin::start(
+            method,
+            &startup.user,
+            secret,
+            self.binding.as_deref(),
+            self.encrypted,
+            mock,
+            out,
+        )
+        .map_err(|e| login_fault(&e, &startup.user))?;
+        self.state = AcceptState::Password { startup, login: Some(login) };
+        Ok(())
+    }
+}
+
+impl PgAccept {
+    fn startup(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep, Fault> {
+        let bytes = input.filled();
+        let Some(&[a, b, c, d]) = bytes.first_chunk() else { return Ok(AcceptStep::NeedBytes) };
+        let len = u32::from_be_bytes([a, b, c, d]) as usize;
+        if !(8..=MAX_STARTUP_BYTES).contains(&len) {
+            return Err(violation("invalid length of startup packet"));
+        }
+        if bytes.len() < len {
+            return Ok(AcceptStep::NeedBytes);
+        }
+        let code = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        let body = bytes[8..len].to_vec();
+        match code {
+            SSL_REQUEST => {
+                if self.tls_asked || self.encrypted || len != 8 {
+                    return Err(violation("unexpected SSLRequest"));
+                }
+                self.tls_asked = true;
+                // Bytes behind the request were sent in clear and would be read as if they had come encrypted
+                // (CVE-2021-23214).
+                if bytes.len() > len {
+                    return Err(violation("received unencrypted data after SSL request"));
+                }
+                input.consume(len);
+                if self.options.offer_tls {
+                    out.push(b'S');
+                    self.state = AcceptState::Tls { direct: false };
+                    return Ok(AcceptStep::StartTls);
+                }
+                out.push(b'N');
+                Ok(AcceptStep::NeedBytes)
+            }
+            GSSENC_REQUEST => {
+                if self.gss_asked || len != 8 {
+                    return Err(violation("unexpected GSSENCRequest"));
+                }
+                self.gss_asked = true;
+                if bytes.len() > len {
+                    return Err(violation("received unencrypted data after GSSAPI encryption request"));
+                }
+                input.consume(len);
+                out.push(b'N');
+                Ok(AcceptStep::NeedBytes)
+            }
+            CANCEL_REQUEST => {
+                input.consume(len);
+                self.state = AcceptState::Over;
+                // Keys of other lengths belong to a protocol version that we never agreed to.
+                let Some((&[a, b, c, d], &[e, f, g, h])) =
+                    body.split_first_chunk().and_then(|(id, rest)| Some((id, <&[u8; 4]>::try_from(rest).ok()?)))
+                else {
+                    return Ok(AcceptStep::Quit);
+                };
+                Ok(AcceptStep::Cancel(CancelKey {
+                    id: u32::from_be_bytes([a, b, c, d]),
+                    secret: u32::from_be_bytes([e, f, g, h]),
+                }))
+            }
+            version => {
+                input.consume(len);
+                self.start_session(version, &body, out)
+            }
+        }
+    }
+
+    fn start_session(&mut self, version: u32, body: &[u8], out: &mut Vec<u8>) -> Result<AcceptStep, Fault> {
+        if version >> 16 != 3 {
+            return Err(Fault::fatal(
+                FaultKind::NotSupported,
+                format!(
+                    "Feature not supported: only version 3.0 of the PostgreSQL messaging protocol, not {}.{}.",
+                    version >> 16,
+                    version & 0xffff
+                ),
+            ));
+        }
+        if self.options.require_tls && !self.encrypted {
+            return Err(Fault::fatal(FaultKind::TlsRequired, "This proxy requires TLS connections."));
+        }
+        let Parsed { user, parameters, unknown } = parse_parameters(body)?;
+        if version != PROTOCOL_3_0 || !unknown.is_empty() {
+            write_message(out, b'v', |body| {
+                // The newest minor version that we speak, then the options we do not know.
+                body.extend_from_slice(&PROTOCOL_3_0.to_be_bytes());
+                body.extend_from_slice(&u32::try_from(unknown.len()).unwrap_or(u32::MAX).to_be_bytes());
+                for name in &unknown {
+                    put_cstr(body, name);
+                }
+            });
+        }
+        self.state = AcceptState::Credentials(Startup { user: user.clone(), parameters });
+        Ok(AcceptStep::NeedCredentials(user))
+    }
+
+    fn password(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep, Fault> {
+        let bytes = input.filled();
+        match bytes.first() {
+            None => return Ok(AcceptStep::NeedBytes),
+            Some(b'p') => {}
+            Some(b'X') => return Ok(AcceptStep::Quit),
+            Some(_) => return Err(violation("expected password response")),
+        }
+        let header = match Header::read(bytes) {
+            Ok(Some(header)) if header.body <= MAX_AUTH_BYTES => header,
+            Ok(None) => return Ok(AcceptStep::NeedBytes),
+            _ => return Err(violation("invalid password packet size")),
+        };
+        if bytes.len() < header.total() {
+            return Ok(AcceptStep::NeedBytes);
+        }
+        let AcceptState::Password { startup, login } = &mut self.state else { return Ok(AcceptStep::NeedBytes) };
+        let Some(current) = login.take() else { return Err(violation("unexpected password response")) };
+        let step = current
+            .advance(&bytes[HEADER_BYTES..header.total()], out)
+            .map_err(|e| login_fault(&e, &startup.user));
+        let user = startup.user.clone();
+        let parameters = startup.parameters.clone();
+        match step? {
+            LoginStep::Continue(next) => {
+                *login = Some(next);
+                input.consume(header.total());
+                self.password(input, out)
+            }
+            LoginStep::Done => {
+                input.consume(header.total());
+                self.state = AcceptState::Over;
+                Ok(AcceptStep::Login(Login { key: PoolKey { user: user.into(), parameters } }))
+            }
+        }
+    }
+}
+
+fn violation(message: &'static str) -> Fault {
+    Fault::fatal(FaultKind::ProtocolViolation, message)
+}
+
+fn login_fault(error: &LoginError, user: &str) -> Fault {
+    match error {
+        LoginError::WrongPassword => {
+            Fault::fatal(FaultKind::BadPassword, format!("The password that was provided for the role {user} is wrong."))
+        }
+        other => Fault::fatal(FaultKind::ProtocolViolation, other.to_string()),
+    }
+}
+
+struct Parsed {
+    user: String,
+    /// `name \0 value \0` pairs sorted by name, `database` among them.
+    parameters: Box<[u8]>,
+    /// `_pq_.` options, in the order they came.
+    unknown: Vec<Vec<u8>>,
+}
+
+/// Reads the name-value pairs of a start-up packet.
+fn parse_parameters(mut body: &[u8]) -> Result<Parsed, Fault> {
+    let malformed = || violation("invalid startup packet layout: expected terminator as last byte");
+    let mut user = None;
+    let mut pairs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut unknown = Vec::new();
+    loop {
+        let (name, rest) = cstr(body).ok_or_else(malformed)?;
+        if name.is_empty() {
+            if !rest.is_empty() {
+                return Err(malformed());
+            }
+            break;
+        }
+        let (value, rest) = cstr(rest).ok_or_else(malformed)?;
+        body = rest;
+        match name {
+            b"user" => user = Some(value.to_vec()),
+            b"replication" => {
+                if !is_false(value) {
+                    return Err(Fault::fatal(
+                        FaultKind::NotSupported,
+                        "Feature not supported: streaming replication mode.",
+                    ));
+                }
+            }
+            _ if name.starts_with(b"_pq_.") => unknown.push(name.to_vec()),
+            _ => {
+                // As in the server, the last of several wins, and names do not distinguish case.
+                let name = if name == b"database" { name.to_vec() } else { name.to_ascii_lowercase() };
+                pairs.retain(|(n, _)| *n != name);
+                pairs.push((name, value.to_vec()));
+            }
+        }
+    }
+    let user = match user {
+        Some(user) if !user.is_empty() => String::from_utf8(user)
+            .map_err(|_| violation("the user name is not valid UTF-8"))?,
+        _ => {
+            return Err(Fault::fatal(
+                FaultKind::UserMissing,
+                "A user name is missing from the connection startup packet. Provide a user name for this connection.",
+            ));
+        }
+    };
+    if !pairs.iter().any(|(name, value)| name == b"database" && !value.is_empty()) {
+        pairs.retain(|(name, _)| name != b"database");
+        pairs.push((b"database".to_vec(), user.clone().into_bytes()));
+    }
+    pairs.sort();
+    let mut parameters = Vec::new();
+    for (name, value) in &pairs {
+        put_cstr(&mut parameters, name);
+        put_cstr(&mut parameters, value);
+    }
+    Ok(Parsed { user, parameters: parameters.into(), unknown })
+}
+
+/// What PostgreSQL's `parse_bool` takes for false.
+fn is_false(value: &[u8]) -> bool {
+    let value = value.to_ascii_lowercase();
+    matches!(value.as_slice(), b"0" | b"off" | b"of")
+        || (!value.is_empty() && (b"false".starts_with(&value) || b"no".starts_with(&value)))
+}
+
+/// Our login to a server.
+#[derive(Debug)]
+pub struct PgConnect {
+    login: ServerLogin,
+    authenticated: bool,
+    greeting: Greeting,
+    key: ServerKey,
+}
+
+impl Connect<Postgres> for PgConnect {
+    fn start(key: &PoolKey, secret: Arc<Secret>, tls: Option<Option<Vec<u8>>>, out: &mut Vec<u8>) -> Self {
+        write_counted(out, |body| {
+            body.extend_from_slice(&PROTOCOL_3_0.to_be_bytes());
+            put_cstr(body, b"user");
+            put_cstr(body, key.user.as_bytes());
+            body.extend_from_slice(&key.parameters);
+            body.push(0);
+        });
+        let encrypted = tls.is_some();
+        Self {
+            login: ServerLogin::new(&key.user, secret, encrypted, tls.flatten()),
+            authenticated: false,
+            greeting: Greeting::default(),
+            key: ServerKey::default(),
+        }
+    }
+
+    fn advance(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<ConnectStep, ConnectError> {
+        loop {
+            let bytes = input.filled();
+            let header = match Header::read(bytes).map_err(|e| ConnectError::Protocol(e.to_string()))? {
+                Some(header) if header.body > 65_536 => {
+                    return Err(ConnectError::Protocol(format!(
+                        "a {:?} message of {} bytes during login",
+                        char::from(header.tag),
+                        header.body
+                    )));
+                }
+                Some(header) if bytes.len() >= header.total() => header,
+                _ => return Ok(ConnectStep::NeedBytes),
+            };
+            let message = &bytes[..header.total()];
+            let body = &message[HEADER_BYTES..];
+            let mut done = false;
+            match header.tag {
+                b'R' if !self.authenticated => {
+                    self.authenticated =
+                        self.login.advance(body, out).map_err(|e| ConnectError::Protocol(e.to_string()))?;
+                }
+                b'S' if self.authenticated => self.greeting.bytes.extend_from_slice(message),
+                b'K' if self.authenticated && body.len() > 4 => {
+                    self.key.id = u32::from_be_bytes([body[0], body[1], body[2], body[3]]);
+                    self.key.secret = body[4..].to_vec();
+                }
+                b'Z' if self.authenticated => done = true,
+                b'E' => return Err(refused(body)),
+                // Notices of a login trigger or the like belong to nobody; the negotiated version is ours anyway.
+                b'N' | b'v' => {}
+                tag => return Err(ConnectError::Protocol(format!("unexpected {:?} message", char::from(tag)))),
+            }
+            input.consume(header.total());
+            if done {
+                return Ok(ConnectStep::Done);
+            }
+        }
+    }
+
+    fn finish(self, shared: &Shared) -> PgServer {
+        PgServer::new(self.key, Arc::new(self.greeting), shared.max_prepared)
+    }
+}
+
+fn refused(body: &[u8]) -> ConnectError {
+    let fields = ErrorFields::read(body);
+    let mut fault = Fault::fatal(FaultKind::ServerRefused, fields.message);
+    let bad_secret = matches!(fields.code.as_str(), "28P01" | "28000");
+    // Too many connections, starting up, shutting down, recovery: another moment may do.
+    let try_again = matches!(fields.code.as_str(), "53300" | "57P03" | "57P01" | "57P02");
+    fault.native_code = Some(fields.code);
+    ConnectError::Refused { fault, bad_secret, try_again }
+}
+
+/// Appends AuthenticationOk, the server's parameters, our own key, and ReadyForQuery.
+pub fn write_welcome(greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>) {
+    write_message(out, b'R', |body| body.extend_from_slice(&0u32.to_be_bytes()));
+    out.extend_from_slice(&greeting.bytes);
+    write_message(out, b'K', |body| {
+        body.extend_from_slice(&key.id.to_be_bytes());
+        body.extend_from_slice(&key.secret.to_be_bytes());
+    });
+    write_message(out, b'Z', |body| body.push(b'I'));
+}
+
+/// Appends a CancelRequest.
+pub fn write_cancel(key: &ServerKey, out: &mut Vec<u8>) {
+    write_counted(out, |body| {
+        body.extend_from_slice(&CANCEL_REQUEST.to_be_bytes());
+        body.extend_from_slice(&key.id.to_be_bytes());
+        body.extend_from_slice(&key.secret);
+    });
+}
+
+/// Appends an SSLRequest.
+pub fn write_ssl_request(out: &mut Vec<u8>) {
+    write_counted(out, |body| body.extend_from_slice(&SSL_REQUEST.to_be_bytes()));
+}

@@ -1,0 +1,327 @@
+//! What is remembered of one PostgreSQL server connection: what it still has to answer, what is prepared on it.
+
+use std::{collections::VecDeque, fmt, sync::Arc};
+
+use lru::LruCache;
+
+use super::{
+    super::{Absorbed, Greeting, ProtocolError, ServerKey, ServerState, Tx},
+    codec::{ErrorFields, HEADER_BYTES, Header, cstr},
+    statement::Statement,
+};
+use crate::buffer::Buffer;
+
+/// Longest message that is held whole on the way from the server; rows and copied data are not.
+pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
+
+/// One answer that the server owes, in the order of the messages sent.
+#[derive(Debug)]
+pub(super) enum Expect {
+    /// Ends with ReadyForQuery: Query.
+    Query,
+    /// Ends with ReadyForQuery: FunctionCall.
+    FunctionCall,
+    /// ReadyForQuery; swallowed when ours.
+    Sync { ours: bool },
+    /// ParseComplete; swallowed when ours. `adds` is what is then prepared under our name.
+    Parse { ours: bool, adds: Option<Arc<Statement>>, undo: Option<Undo> },
+    /// BindComplete.
+    Bind { ours: bool },
+    /// RowDescription or NoData.
+    Describe,
+    /// CommandComplete, EmptyQueryResponse or PortalSuspended.
+    Execute { ours: bool },
+    /// CloseComplete; swallowed when ours. `evicts` is what is then no longer prepared.
+    Close { ours: bool, evicts: Option<Arc<Statement>> },
+    /// Our own answer, due when everything before it has been answered.
+    Local { answer: &'static [u8], undo: Option<Undo> },
+    /// The client has ended its CopyData here. Owed no answer of its own.
+    CopyEnd,
+}
+
+impl Expect {
+    /// True for entries whose failure changes what a client's statement name means.
+    fn is_uncertain(&self) -> bool {
+        matches!(self, Self::Parse { .. } | Self::Local { undo: Some(_), .. })
+    }
+}
+
+/// What a client's statement name meant before a message that the server may never have run.
+#[derive(Debug)]
+pub(super) enum Undo {
+    /// A named statement.
+    Named { name: Box<[u8]>, before: Option<Arc<Statement>> },
+    /// The unnamed one, as the client and as the server connection had it.
+    Unnamed { before: Option<Arc<Statement>>, server_before: Option<u64> },
+}
+
+/// One server connection's state.
+pub struct PgServer {
+    key: ServerKey,
+    greeting: Arc<Greeting>,
+    pub(super) tx: Tx,
+    /// Answers owed.
+    expected: VecDeque<Expect>,
+    /// Of [`Self::expected`], how many are uncertain, and how many of those belong to the batch being sent.
+    uncertain: usize,
+    uncertain_now: usize,
+    /// Bytes still to come of a server message that is passed on (or swallowed) as it comes.
+    pub(super) owed: usize,
+    pub(super) owed_kept: bool,
+    /// Statements prepared under our names.
+    pub(super) prepared: LruCache<u64, Arc<Statement>>,
+    max_prepared: usize,
+    /// Sent a Parse for, not confirmed.
+    pub(super) pending: Vec<u64>,
+    pub(super) epoch: u32,
+    /// Whose text the server's unnamed statement is.
+    pub(super) unnamed: Option<u64>,
+    /// Extended-protocol messages were sent and no Sync after them.
+    pub(super) batch_open: bool,
+    /// The server ignores everything up to the next Sync.
+    pub(super) skipping: bool,
+    /// The server reads CopyData.
+    pub(super) copy_in: bool,
+    /// The client has statements here under its own names (SQL-level PREPARE).
+    pub(super) native_names: bool,
+    /// Of those, protocol-level ones that SQL of the client named.
+    pub(super) native: Vec<Box<[u8]>>,
+    /// Something of ours was left under a name that clients may use.
+    pub(super) stray_names: bool,
+    /// An error was among the answers to the request being answered.
+    pub(super) failed: bool,
+    absorbing: (Option<Vec<String>>, Option<String>),
+}
+
+impl PgServer {
+    pub(super) fn new(key: ServerKey, greeting: Arc<Greeting>, max_prepared: usize) -> Self {
+        Self {
+            key,
+            greeting,
+            tx: Tx::Idle,
+            expected: VecDeque::new(),
+            uncertain: 0,
+            uncertain_now: 0,
+            owed: 0,
+            owed_kept: true,
+            prepared: LruCache::unbounded(),
+            max_prepared,
+            pending: Vec::new(),
+            epoch: 0,
+            unnamed: None,
+            batch_open: false,
+            skipping: false,
+            copy_in: false,
+            native_names: false,
+            native: Vec::new(),
+            stray_names: false,
+            failed: false,
+            absorbing: (None, None),
+        }
+    }
+
+    /// Everything prepared is gone, or will be as soon as what was just sent has run.
+    pub fn forget_statements(&mut self) {
+        self.prepared.clear();
+        self.unnamed = None;
+        self.native_names = false;
+        self.native = Vec::new();
+        self.stray_names = false;
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    pub(super) fn expect(&mut self, entry: Expect) {
+        if entry.is_uncertain() {
+            self.uncertain += 1;
+            self.uncertain_now += 1;
+        }
+        if matches!(entry, Expect::Sync { .. }) {
+            self.uncertain_now = 0;
+        }
+        self.expected.push_back(entry);
+    }
+
+    pub(super) fn head(&self) -> Option<&Expect> {
+        self.expected.front()
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Expect> {
+        let entry = self.expected.pop_front()?;
+        if entry.is_uncertain() {
+            self.uncertain -= 1;
+            self.uncertain_now = self.uncertain_now.min(self.uncertain);
+        }
+        Some(entry)
+    }
+
+    pub(super) fn expects_nothing(&self) -> bool {
+        self.expected.is_empty()
+    }
+
+    /// True when an earlier batch, not yet answered, may still change what statement names mean.
+    pub(super) fn names_uncertain(&self) -> bool {
+        self.uncertain > self.uncertain_now
+    }
+
+    /// True when the next ReadyForQuery is for a Sync of ours, so an error before it is nobody's but ours.
+    pub(super) fn next_sync_is_ours(&self) -> bool {
+        self.expected
+            .iter()
+            .find_map(|e| match e {
+                Expect::Sync { ours } => Some(*ours),
+                Expect::Query | Expect::FunctionCall => Some(false),
+                _ => None,
+            })
+            .unwrap_or(false)
+    }
+
+    /// The server has begun to read CopyData for the entry at the head: it ignores every Sync sent before the end
+    /// of the data. Source: PostgreSQL manual, "COPY Operations".
+    pub(super) fn begin_copy_in(&mut self) {
+        let end = self.expected.iter().position(|e| matches!(e, Expect::CopyEnd));
+        let upto = end.unwrap_or(self.expected.len());
+        let mut at = 0;
+        self.expected.retain(|e| {
+            let ignored = at < upto && matches!(e, Expect::Sync { .. });
+            at += 1;
+            !ignored
+        });
+        self.copy_in = end.is_none();
+        let extended = matches!(self.expected.front(), Some(Expect::Execute { .. }));
+        if extended && !self.expected.iter().any(|e| matches!(e, Expect::Sync { .. })) {
+            self.batch_open = true;
+        }
+    }
+
+    /// The statement to close so that one more can be prepared.
+    pub(super) fn evict(&mut self) -> Option<Arc<Statement>> {
+        if self.prepared.len() + self.pending.len() < self.max_prepared {
+            return None;
+        }
+        self.prepared.pop_lru().map(|(_, statement)| statement)
+    }
+
+    pub(super) fn confirm_prepared(&mut self, statement: Arc<Statement>) {
+        self.pending.retain(|id| *id != statement.id);
+        self.prepared.put(statement.id, statement);
+    }
+}
+
+impl fmt::Debug for PgServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PgServer")
+            .field("key", &self.key)
+            .field("tx", &self.tx)
+            .field("expected", &self.expected.len())
+            .field("prepared", &self.prepared.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ServerState for PgServer {
+    fn tx(&self) -> Tx {
+        self.tx
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.expected.is_empty() && self.owed == 0 && !self.batch_open && !self.skipping && !self.copy_in
+    }
+
+    fn owes_answer(&self) -> bool {
+        !self.expected.is_empty()
+    }
+
+    fn is_tainted(&self) -> bool {
+        self.stray_names || self.native_names
+    }
+
+    fn key(&self) -> &ServerKey {
+        &self.key
+    }
+
+    fn greeting(&self) -> Arc<Greeting> {
+        self.greeting.clone()
+    }
+
+    fn absorb(&mut self, input: &mut Buffer) -> Result<Absorbed, ProtocolError> {
+        loop {
+            let bytes = input.filled();
+            let Some(header) = Header::read(bytes)? else { return Ok(Absorbed::NeedBytes) };
+            if header.body > MAX_HELD_BYTES {
+                return Err(ProtocolError::BadLength { tag: char::from(header.tag), len: i32::MAX });
+            }
+            if bytes.len() < header.total() {
+                input.reserve_total(header.total());
+                return Ok(Absorbed::NeedBytes);
+            }
+            let body = &bytes[HEADER_BYTES..header.total()];
+            let mut done = false;
+            match header.tag {
+                b'D' if self.absorbing.0.is_none() => self.absorbing.0 = Some(read_row(body)?),
+                b'E' => {
+                    let fields = ErrorFields::read(body);
+                    self.absorbing.1.get_or_insert(format!("{} {}", fields.code, fields.message));
+                }
+                b'Z' => {
+                    self.tx = read_status(body)?;
+                    done = true;
+                }
+                b'G' | b'H' | b'W' => return Err(ProtocolError::Unexpected(char::from(header.tag))),
+                _ => {}
+            }
+            input.consume(header.total());
+            if done {
+                let (row, error) = std::mem::take(&mut self.absorbing);
+                return Ok(Absorbed::Done { row: row.unwrap_or_default(), error });
+            }
+        }
+    }
+
+    fn absorb_idle(&mut self, input: &mut Buffer) -> Result<(), ProtocolError> {
+        loop {
+            let bytes = input.filled();
+            match Header::read(bytes)? {
+                Some(h) if matches!(h.tag, b'N' | b'A') && h.body <= MAX_HELD_BYTES => {
+                    if bytes.len() < h.total() {
+                        return Ok(());
+                    }
+                    input.consume(h.total());
+                }
+                Some(h) => return Err(ProtocolError::Unexpected(char::from(h.tag))),
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Reads a ReadyForQuery body.
+pub(super) fn read_status(body: &[u8]) -> Result<Tx, ProtocolError> {
+    match body {
+        b"I" => Ok(Tx::Idle),
+        b"T" => Ok(Tx::Open),
+        b"E" => Ok(Tx::Failed),
+        _ => Err(ProtocolError::Malformed("ReadyForQuery")),
+    }
+}
+
+/// Reads a ParameterStatus body: name and value.
+pub(super) fn read_parameter(body: &[u8]) -> Result<(&[u8], &[u8]), ProtocolError> {
+    cstr(body)
+        .and_then(|(name, rest)| Some((name, cstr(rest)?.0)))
+        .ok_or(ProtocolError::Malformed("ParameterStatus"))
+}
+
+/// Reads a DataRow of text columns; NULL becomes empty.
+fn read_row(body: &[u8]) -> Result<Vec<String>, ProtocolError> {
+    let malformed = || ProtocolError::Malformed("DataRow");
+    let (count, mut rest) = body.split_first_chunk::<2>().ok_or_else(malformed)?;
+    let mut row = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (len, after) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
+        let len = usize::try_from(i32::from_be_bytes(*len)).unwrap_or(0);
+        let (value, after) = after.split_at_checked(len).ok_or_else(malformed)?;
+        row.push(String::from_utf8_lossy(value).into_owned());
+        rest = after;
+    }
+    Ok(row)
+}

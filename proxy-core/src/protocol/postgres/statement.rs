@@ -1,0 +1,126 @@
+//! Prepared statements as Pinion knows them: one entry per distinct text, whatever clients call it.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    io::Write as _,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{super::Facts, codec::cstr};
+
+/// Begins every statement name that Pinion gives. Clients may use such names too; the tracker sees to it that they
+/// never reach ours.
+pub const NAME_PREFIX: &[u8] = b"_pinion_";
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// A prepared statement: text, parameter types, facts.
+#[derive(Debug)]
+pub struct Statement {
+    /// Unique in this process.
+    pub id: u64,
+    /// A Parse message's body after the statement name: `text \0 | count: i16 | type oids: i32 each`.
+    pub tail: Box<[u8]>,
+    /// What the grammar says of the text.
+    pub facts: Arc<Facts>,
+    /// Of the text.
+    pub digest: u128,
+    /// Set for interned statements: where to sign off.
+    home: Option<(Weak<StatementCache>, u64)>,
+}
+
+impl Statement {
+    /// A statement of its own, for the unnamed ones.
+    #[must_use]
+    pub fn new(tail: &[u8], facts: Arc<Facts>, digest: u128) -> Self {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Self { id, tail: tail.into(), facts, digest, home: None }
+    }
+
+    /// Bytes of statement text.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        cstr(&self.tail).map_or(self.tail.len(), |(text, _)| text.len())
+    }
+
+    /// Appends the name this statement has on a server connection. The epoch counts how often that connection has
+    /// dropped all its statements, so that a name whose fate is uncertain is never used again.
+    pub fn write_name(&self, epoch: u32, out: &mut Vec<u8>) {
+        out.extend_from_slice(NAME_PREFIX);
+        let _ = write!(out, "{:x}", self.id);
+        if epoch > 0 {
+            let _ = write!(out, "_{epoch:x}");
+        }
+    }
+}
+
+impl Drop for Statement {
+    fn drop(&mut self) {
+        if let Some((home, hash)) = self.home.take()
+            && let Some(cache) = home.upgrade()
+        {
+            cache.forget(hash);
+        }
+    }
+}
+
+/// Finds the one entry of a text. An entry lives while a client or a server connection uses it.
+#[derive(Debug, Default)]
+pub struct StatementCache {
+    /// Keyed by a process-random hash of the tail; entries with equal hashes are told apart by their bytes.
+    entries: Mutex<HashMap<u64, Vec<Weak<Statement>>>>,
+    hasher: RandomState,
+}
+
+impl StatementCache {
+    /// The entry for `tail`, made by `facts` when it is new.
+    pub fn intern(self: &Arc<Self>, tail: &[u8], facts: impl FnOnce() -> (Arc<Facts>, u128)) -> Arc<Statement> {
+        let hash = self.hasher.hash_one(tail);
+        if let Some(found) = self.find(hash, tail) {
+            return found;
+        }
+        // Classifying may parse, so no lock is held meanwhile; two at once make two entries, which is harmless.
+        let (facts, digest) = facts();
+        let mut statement = Statement::new(tail, facts, digest);
+        statement.home = Some((Arc::downgrade(self), hash));
+        let statement = Arc::new(statement);
+        self.lock().entry(hash).or_default().push(Arc::downgrade(&statement));
+        statement
+    }
+
+    /// Texts in use.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().values().map(Vec::len).sum()
+    }
+
+    /// True when no text is in use.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn find(&self, hash: u64, tail: &[u8]) -> Option<Arc<Statement>> {
+        // Upgraded outside of the lock's scope: the last owner may let go meanwhile, and dropping takes the lock.
+        let candidates: Vec<_> = self.lock().get(&hash)?.iter().filter_map(Weak::upgrade).collect();
+        candidates.into_iter().find(|s| *s.tail == *tail)
+    }
+
+    fn forget(&self, hash: u64) {
+        let mut entries = self.lock();
+        if let Some(list) = entries.get_mut(&hash) {
+            list.retain(|s| s.strong_count() > 0);
+            if list.is_empty() {
+                entries.remove(&hash);
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Vec<Weak<Statement>>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

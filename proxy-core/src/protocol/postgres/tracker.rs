@@ -1,0 +1,1144 @@
+//! Watches one PostgreSQL client's conversation, both ways.
+//!
+//! Statements of the extended protocol are virtual. A client's name stands for a text; the server connection that
+//! happens to serve the client has that text under a name of ours, or gets it by a Parse put in before the message
+//! that needs it, whose answer is swallowed. To know which answer belongs to what, every message sent leaves an
+//! [`Expect`] with the server connection.
+//!
+//! Source: PostgreSQL manual, "Message Flow", and `src/backend/tcop/postgres.c` for what the server skips when.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
+
+use super::{
+    super::{
+        ClientEvent, Facts, Fault, Greeting, PinReason, PinReasons, PoolKey, ProtocolError, ServerEvent,
+        Statement as Submitted, StatementKind, Tracker, Tx,
+    },
+    Postgres, Shared,
+    classify::{Classified, LexMode},
+    codec::{HEADER_BYTES, Header, cstr, put_cstr, write_message},
+    error::write_error,
+    server::{Expect, MAX_HELD_BYTES, PgServer, Undo, read_parameter, read_status},
+    statement::{NAME_PREFIX, Statement},
+};
+use crate::buffer::Pipe;
+
+/// Longest Query or Parse that is read whole. What is longer is relayed unread, so its client is pinned.
+pub const MAX_TEXT_BYTES: usize = 1 << 20;
+
+/// Longest run of names at the front of a Bind.
+const MAX_NAME_BYTES: usize = 16 * 1024;
+
+const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
+const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+const DEALLOCATED: &[u8] = b"C\0\0\0\x0fDEALLOCATE\0";
+
+/// Name of the statement and portal by which we run `DISCARD SEQUENCES`.
+const FORGET_NAME: &[u8] = b"_pinion_forget";
+
+/// Large-object functions, by oid: what drivers call by FunctionCall. They leave nothing behind that outlives the
+/// transaction. Source: `src/include/catalog/pg_proc.dat`.
+const LARGE_OBJECT_OIDS: [u32; 17] =
+    [715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 6453];
+
+/// What is remembered of one client.
+#[derive(Debug)]
+pub struct PgTracker {
+    named: Option<Box<HashMap<Box<[u8]>, Arc<Statement>>>>,
+    unnamed: Option<Arc<Statement>>,
+    portals: Portals,
+    /// Bytes still to come of a client message that is passed on (or skipped) as it comes.
+    owed: usize,
+    owed_kept: bool,
+    /// The statement at the front has been reported, and what was found out about it.
+    current: Option<Current>,
+    /// A request failed here, not at the server: everything up to the Sync is skipped.
+    skip_to_sync: bool,
+    mode: LexMode,
+    standing: PinReasons,
+}
+
+/// Which statement a portal runs.
+#[derive(Debug, Default)]
+struct Portals {
+    unnamed: Option<Arc<Statement>>,
+    named: Vec<(Box<[u8]>, Arc<Statement>)>,
+}
+
+#[derive(Debug)]
+struct Current {
+    statement: Submitted,
+    admitted: bool,
+    /// Of a Parse, kept so that it is classified once.
+    parsed: Option<Arc<Statement>>,
+}
+
+impl Tracker<Postgres> for PgTracker {
+    fn new(key: &PoolKey, greeting: &Greeting) -> Self {
+        let mut standing = PinReasons::NONE;
+        // With pg_temp first in search_path, a plain CREATE TABLE makes a temporary one, and no text shows it.
+        if memchr::memmem::find(&key.parameters.to_ascii_lowercase(), b"pg_temp").is_some() {
+            standing.insert(PinReason::TemporaryTable);
+        }
+        let (conforming, encoding) = lexing_parameters(&greeting.bytes);
+        Self {
+            named: None,
+            unnamed: None,
+            portals: Portals::default(),
+            owed: 0,
+            owed_kept: true,
+            current: None,
+            skip_to_sync: false,
+            mode: LexMode::from_params(&conforming, &encoding),
+            standing,
+        }
+    }
+
+    fn on_client(
+        &mut self,
+        shared: &Shared,
+        up: &mut Pipe,
+        mut server: Option<&mut PgServer>,
+        down: &mut Pipe,
+    ) -> Result<ClientEvent, ProtocolError> {
+        loop {
+            if self.owed > 0 {
+                let n = self.owed.min(up.unread().len());
+                self.move_owed(up, n);
+                if self.owed > 0 {
+                    return Ok(ClientEvent::NeedBytes);
+                }
+            }
+            let Some(header) = Header::read_from_client(up.unread())? else { return Ok(ClientEvent::NeedBytes) };
+            let server_skips = server.as_ref().is_some_and(|s| s.skipping);
+            if (self.skip_to_sync || server_skips) && !matches!(header.tag, b'S' | b'X') {
+                self.take(up, header.total(), false);
+                continue;
+            }
+            let server = server.as_deref_mut();
+            let event = match header.tag {
+                b'Q' => self.query(header, shared, up, server, down)?,
+                b'P' => self.parse(header, shared, up, server, down)?,
+                b'B' => self.bind(header, up, server)?,
+                b'D' => self.describe(header, up, server)?,
+                b'E' => self.execute(header, up, server)?,
+                b'C' => self.close(header, up, server, down)?,
+                b'F' => self.function_call(header, up, server)?,
+                b'S' => self.sync(header, up, server, down),
+                b'H' => {
+                    self.take(up, header.total(), server.is_some());
+                    None
+                }
+                b'd' | b'c' | b'f' => self.copy(header, up, server),
+                b'X' => Some(ClientEvent::Quit),
+                tag => return Err(ProtocolError::Unexpected(char::from(tag))),
+            };
+            if let Some(event) = event {
+                return Ok(event);
+            }
+        }
+    }
+
+    fn admit(&mut self) {
+        if let Some(current) = &mut self.current {
+            current.admitted = true;
+        }
+    }
+
+    fn on_server(&mut self, down: &mut Pipe, server: &mut PgServer) -> Result<ServerEvent, ProtocolError> {
+        loop {
+            if server.owed > 0 {
+                let n = server.owed.min(down.unread().len());
+                server.owed -= n;
+                if server.owed_kept {
+                    down.pass(n);
+                } else {
+                    down.skip(n);
+                }
+                if server.owed > 0 {
+                    return Ok(ServerEvent::NeedBytes);
+                }
+                settle_heads(down, server);
+            }
+            let Some(header) = Header::read(down.unread())? else { return Ok(ServerEvent::NeedBytes) };
+            // What is only passed on needs no more than its header.
+            if let b'D' | b'd' | b'T' | b't' | b'V' | b'A' | b'N' | b'E' | b'n' | b'c' = header.tag {
+                let kept = self.on_answer(header.tag, down, server)?;
+                relay(down, server, header.total(), kept);
+                if header.tag != b'D' {
+                    settle_heads(down, server);
+                }
+                continue;
+            }
+            if header.body > MAX_HELD_BYTES {
+                return Err(ProtocolError::BadLength { tag: char::from(header.tag), len: i32::MAX });
+            }
+            if down.unread().len() < header.total() {
+                down.expect(header.total());
+                return Ok(ServerEvent::NeedBytes);
+            }
+            if header.tag == b'Z' {
+                server.tx = read_status(&down.unread()[HEADER_BYTES..header.total()])?;
+                let kept = match server.pop() {
+                    Some(Expect::Sync { ours }) => !ours,
+                    Some(Expect::Query | Expect::FunctionCall) => true,
+                    _ => return Err(ProtocolError::Unexpected('Z')),
+                };
+                relay(down, server, header.total(), kept);
+                settle_heads(down, server);
+                if server.tx == Tx::Idle {
+                    self.portals.clear();
+                }
+                if kept {
+                    return Ok(ServerEvent::Answered { failed: std::mem::take(&mut server.failed) });
+                }
+                continue;
+            }
+            let kept = self.on_answer(header.tag, down, server)?;
+            relay(down, server, header.total(), kept);
+            settle_heads(down, server);
+        }
+    }
+
+    fn standing_pins(&self) -> PinReasons {
+        self.standing
+    }
+
+    fn refuse(&mut self, fault: &Fault, up: &mut Pipe, down: &mut Pipe) {
+        self.current = None;
+        write_error(fault, down.output());
+        match Header::read(up.unread()) {
+            Ok(Some(header)) if matches!(header.tag, b'Q' | b'F') => {
+                self.take(up, header.total(), false);
+                write_ready(down.output(), Tx::Idle);
+            }
+            _ => self.skip_to_sync = true,
+        }
+    }
+
+    fn write_forget_session_functions(&mut self, server: &mut PgServer, up: &mut Pipe) {
+        let before_query = up.unread().first() == Some(&b'Q');
+        let out = up.output();
+        write_message(out, b'P', |body| {
+            put_cstr(body, FORGET_NAME);
+            put_cstr(body, b"DISCARD SEQUENCES");
+            body.extend_from_slice(&[0, 0]);
+        });
+        write_message(out, b'B', |body| {
+            put_cstr(body, FORGET_NAME);
+            put_cstr(body, FORGET_NAME);
+            body.extend_from_slice(&[0; 6]);
+        });
+        write_message(out, b'E', |body| {
+            put_cstr(body, FORGET_NAME);
+            body.extend_from_slice(&[0; 4]);
+        });
+        write_close(out, FORGET_NAME);
+        server.expect(Expect::Parse { ours: true, adds: None, undo: None });
+        server.expect(Expect::Bind { ours: true });
+        server.expect(Expect::Execute { ours: true });
+        server.expect(Expect::Close { ours: true, evicts: None });
+        if before_query {
+            // A simple Query is skipped, not answered, when an error comes before it in the same batch.
+            write_message(out, b'S', |_| {});
+            server.expect(Expect::Sync { ours: true });
+        } else {
+            server.batch_open = true;
+        }
+    }
+}
+
+impl PgTracker {
+    /// Starts to move one message of `total` bytes: what is there now, the rest as it comes.
+    fn take(&mut self, up: &mut Pipe, total: usize, kept: bool) {
+        self.owed = total;
+        self.owed_kept = kept;
+        let n = total.min(up.unread().len());
+        self.move_owed(up, n);
+    }
+
+    fn move_owed(&mut self, up: &mut Pipe, n: usize) {
+        self.owed -= n;
+        if self.owed_kept {
+            up.pass(n);
+        } else {
+            up.skip(n);
+        }
+    }
+
+    fn query(
+        &mut self,
+        header: Header,
+        shared: &Shared,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+        down: &mut Pipe,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        if self.current.is_none() {
+            let statement = if header.body > MAX_TEXT_BYTES {
+                opaque_statement(header.body)
+            } else {
+                let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
+                let (text, _) = exact_cstr(body, "Query")?;
+                let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
+                Submitted { extra_pins: self.native_pins(&facts), facts, digest, bytes: text.len() }
+            };
+            self.current = Some(Current { statement: statement.clone(), admitted: false, parsed: None });
+            return Ok(Some(ClientEvent::Statement(statement)));
+        }
+        let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        if facts.is_deallocate_one && self.knows_all(&facts.prepared_names) {
+            return Ok(self.deallocate(&facts, header, up, server, down));
+        }
+        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
+        if !facts.prepared_names.is_empty() {
+            if server.names_uncertain() {
+                return Ok(Some(ClientEvent::NeedAnswer));
+            }
+            self.make_native(&facts.prepared_names, server, up);
+        }
+        if facts.pins.contains(PinReason::PreparedStatement) {
+            server.native_names = true;
+        }
+        // A simple Query drops the unnamed statement and portal.
+        self.unnamed = None;
+        self.portals.unnamed = None;
+        server.unnamed = None;
+        self.current = None;
+        self.take(up, header.total(), true);
+        server.expect(Expect::Query);
+        Ok(None)
+    }
+
+    fn parse(
+        &mut self,
+        header: Header,
+        shared: &Shared,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+        down: &mut Pipe,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        if header.body > MAX_TEXT_BYTES {
+            return self.opaque_parse(header, up, server);
+        }
+        let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let (name, tail) = cstr(body).ok_or(ProtocolError::Malformed("Parse"))?;
+        let statement = match self.current.as_mut().and_then(|c| c.parsed.take()) {
+            Some(statement) => statement,
+            None => {
+                let (text, _) = cstr(tail).ok_or(ProtocolError::Malformed("Parse"))?;
+                let classify = || {
+                    let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
+                    (facts, digest)
+                };
+                if name.is_empty() {
+                    let (facts, digest) = classify();
+                    Arc::new(Statement::new(tail, facts, digest))
+                } else {
+                    shared.statements.intern(tail, classify)
+                }
+            }
+        };
+        let Some(server) = server else {
+            let facts = statement.facts.clone();
+            self.current = Some(Current {
+                statement: Submitted {
+                    facts: facts.clone(),
+                    digest: statement.digest,
+                    bytes: 0,
+                    extra_pins: PinReasons::NONE,
+                },
+                admitted: true,
+                parsed: Some(statement),
+            });
+            return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
+        };
+        self.current = None;
+        let name: Box<[u8]> = name.into();
+        server.batch_open = true;
+        if name.is_empty() {
+            let undo =
+                Undo::Unnamed { before: self.unnamed.replace(statement.clone()), server_before: server.unnamed };
+            server.unnamed = Some(statement.id);
+            self.take(up, header.total(), true);
+            server.expect(Expect::Parse { ours: false, adds: None, undo: Some(undo) });
+            return Ok(None);
+        }
+        if self.named.as_ref().is_some_and(|named| named.contains_key(&name)) {
+            if server.names_uncertain() {
+                return Ok(Some(ClientEvent::NeedAnswer));
+            }
+            // The name is taken, and the server must say so: give it something of that name to trip over.
+            if !server.native_names {
+                write_parse(up.output(), &name, b"SELECT 1\0\0\0");
+                server.expect(Expect::Parse { ours: true, adds: None, undo: None });
+                server.native_names = true;
+                server.stray_names = true;
+            }
+            self.take(up, header.total(), true);
+            server.expect(Expect::Parse { ours: false, adds: None, undo: None });
+            return Ok(None);
+        }
+        let named = self.named.get_or_insert_default();
+        named.insert(name.clone(), statement.clone());
+        let undo = Some(Undo::Named { name, before: None });
+        // In a failed transaction the server refuses every Parse but of what ends it; let it say so.
+        let refused = server.tx == Tx::Failed && !statement.facts.ends_transaction;
+        let known = server.prepared.get(&statement.id).is_some() || server.pending.contains(&statement.id);
+        up.skip(header.total());
+        if known && !refused {
+            answer_locally(server, down, PARSE_COMPLETE, undo);
+        } else if known {
+            // Prepared already, and refused here: a name that is free shows the refusal.
+            write_parse(up.output(), FORGET_NAME, &statement.tail);
+            server.expect(Expect::Parse { ours: false, adds: None, undo });
+        } else {
+            self.send_parse(server, up, &statement, false, undo);
+        }
+        Ok(None)
+    }
+
+    /// A Parse too long to be read whole: it keeps the client's own name, and the client its connection.
+    fn opaque_parse(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        let Some(name) = front_cstr(header, up, HEADER_BYTES, "Parse")? else {
+            return Ok(Some(ClientEvent::NeedBytes));
+        };
+        if self.current.is_none() {
+            let statement = opaque_statement(header.body);
+            self.current = Some(Current { statement: statement.clone(), admitted: false, parsed: None });
+            return Ok(Some(ClientEvent::Statement(statement)));
+        }
+        let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
+        if name.starts_with(NAME_PREFIX) {
+            return Err(ProtocolError::Malformed("Parse"));
+        }
+        self.current = None;
+        if name.is_empty() {
+            self.unnamed = None;
+            // Nobody's id, so that a Bind of the unnamed statement goes through as it is.
+            server.unnamed = Some(0);
+        } else if let Some(named) = &mut self.named {
+            named.remove(&name);
+        }
+        server.native_names = true;
+        server.batch_open = true;
+        self.take(up, header.total(), true);
+        server.expect(Expect::Parse { ours: false, adds: None, undo: None });
+        Ok(None)
+    }
+
+    fn bind(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        let Some(portal) = front_cstr(header, up, HEADER_BYTES, "Bind")? else {
+            return Ok(Some(ClientEvent::NeedBytes));
+        };
+        let at = HEADER_BYTES + portal.len() + 1;
+        let Some(name) = front_cstr(header, up, at, "Bind")? else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let Some(server) = server else {
+            return Ok(Some(ClientEvent::NeedServer { facts: self.facts_of(&name) }));
+        };
+        if !name.is_empty() && server.names_uncertain() {
+            return Ok(Some(ClientEvent::NeedAnswer));
+        }
+        server.batch_open = true;
+        let statement = self.resolve(&name, server, up);
+        self.portals.put(&portal, statement.clone());
+        server.expect(Expect::Bind { ours: false });
+        match statement {
+            Some(statement) if !name.is_empty() => {
+                let front = at + name.len() + 1;
+                let rest = header.total() - front;
+                up.skip(front);
+                let out = up.output();
+                out.push(b'B');
+                let length_at = out.len();
+                out.extend_from_slice(&[0; 4]);
+                out.extend_from_slice(&portal);
+                out.push(0);
+                statement.write_name(server.epoch, out);
+                out.push(0);
+                let len = u32::try_from(out.len() - length_at + rest).map_err(|_| ProtocolError::Malformed("Bind"))?;
+                out[length_at..length_at + 4].copy_from_slice(&len.to_be_bytes());
+                self.take(up, rest, true);
+            }
+            _ => self.take(up, header.total(), true),
+        }
+        Ok(None)
+    }
+
+    fn describe(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let (&kind, rest) = body.split_first().ok_or(ProtocolError::Malformed("Describe"))?;
+        let (name, _) = exact_cstr(rest, "Describe")?;
+        let name: Box<[u8]> = name.into();
+        let Some(server) = server else {
+            return Ok(Some(ClientEvent::NeedServer { facts: self.facts_of(&name) }));
+        };
+        let mut rewritten = false;
+        if kind == b'S' {
+            if !name.is_empty() && server.names_uncertain() {
+                return Ok(Some(ClientEvent::NeedAnswer));
+            }
+            if let Some(statement) = self.resolve(&name, server, up)
+                && !name.is_empty()
+            {
+                up.skip(header.total());
+                let epoch = server.epoch;
+                write_message(up.output(), b'D', |body| {
+                    body.push(b'S');
+                    statement.write_name(epoch, body);
+                    body.push(0);
+                });
+                rewritten = true;
+            }
+        }
+        if !rewritten {
+            self.take(up, header.total(), true);
+        }
+        server.batch_open = true;
+        server.expect(Expect::Describe);
+        Ok(None)
+    }
+
+    fn execute(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let (portal, _) = cstr(body).ok_or(ProtocolError::Malformed("Execute"))?;
+        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: None })) };
+        if self.current.is_none()
+            && let Some(statement) = self.portals.get(portal)
+        {
+            let submitted = Submitted {
+                facts: statement.facts.clone(),
+                digest: statement.digest,
+                bytes: statement.text_bytes(),
+                extra_pins: self.native_pins(&statement.facts),
+            };
+            self.current = Some(Current { statement: submitted.clone(), admitted: false, parsed: None });
+            return Ok(Some(ClientEvent::Statement(submitted)));
+        }
+        if self.current.is_some() {
+            let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
+            if !facts.prepared_names.is_empty() {
+                self.make_native(&facts.prepared_names, server, up);
+            }
+            if facts.pins.contains(PinReason::PreparedStatement) {
+                server.native_names = true;
+            }
+            self.current = None;
+        }
+        self.take(up, header.total(), true);
+        server.batch_open = true;
+        server.expect(Expect::Execute { ours: false });
+        Ok(None)
+    }
+
+    fn close(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+        down: &mut Pipe,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let (&kind, rest) = body.split_first().ok_or(ProtocolError::Malformed("Close"))?;
+        let (name, _) = exact_cstr(rest, "Close")?;
+        let name: Box<[u8]> = name.into();
+        if kind != b'S' || server.as_ref().is_some_and(|s| s.native_names && !self.knows(&name)) {
+            let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: None })) };
+            if kind == b'S' && name.starts_with(NAME_PREFIX) {
+                return Err(ProtocolError::Malformed("Close"));
+            }
+            if kind == b'P' {
+                self.portals.put(&name, None);
+            }
+            self.take(up, header.total(), true);
+            server.batch_open = true;
+            server.expect(Expect::Close { ours: false, evicts: None });
+            return Ok(None);
+        }
+        if server.as_ref().is_some_and(|s| s.names_uncertain()) {
+            return Ok(Some(ClientEvent::NeedAnswer));
+        }
+        up.skip(header.total());
+        let undo = if name.is_empty() {
+            self.unnamed.take().map(|before| Undo::Unnamed {
+                before: Some(before),
+                server_before: server.as_ref().and_then(|s| s.unnamed),
+            })
+        } else {
+            let before = self.named.as_mut().and_then(|named| named.remove(&name));
+            before.map(|before| Undo::Named { name, before: Some(before) })
+        };
+        match server {
+            Some(server) => answer_locally(server, down, CLOSE_COMPLETE, undo),
+            None => down.emit(CLOSE_COMPLETE),
+        }
+        Ok(None)
+    }
+
+    fn function_call(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        if self.current.is_none() {
+            let Some(&oid) = up.unread().get(HEADER_BYTES..).and_then(|body| body.first_chunk::<4>()) else {
+                return if header.body < 4 {
+                    Err(ProtocolError::Malformed("FunctionCall"))
+                } else {
+                    Ok(Some(ClientEvent::NeedBytes))
+                };
+            };
+            let statement = if LARGE_OBJECT_OIDS.contains(&u32::from_be_bytes(oid)) {
+                function_statement(header.body)
+            } else {
+                opaque_statement(header.body)
+            };
+            self.current = Some(Current { statement: statement.clone(), admitted: false, parsed: None });
+            return Ok(Some(ClientEvent::Statement(statement)));
+        }
+        let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
+        self.current = None;
+        self.take(up, header.total(), true);
+        server.expect(Expect::FunctionCall);
+        Ok(None)
+    }
+
+    fn sync(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+        down: &mut Pipe,
+    ) -> Option<ClientEvent> {
+        self.current = None;
+        match server {
+            None => {
+                self.skip_to_sync = false;
+                self.take(up, header.total(), false);
+                write_ready(down.output(), Tx::Idle);
+            }
+            Some(server) => {
+                self.take(up, header.total(), true);
+                // While it reads CopyData the server ignores Sync.
+                if !server.copy_in {
+                    server.batch_open = false;
+                    server.skipping = false;
+                    server.expect(Expect::Sync { ours: false });
+                }
+            }
+        }
+        None
+    }
+
+    /// CopyData, CopyDone, CopyFail. Without a COPY under way they are what a failed COPY left over, and ignored, as
+    /// the server does.
+    fn copy(&mut self, header: Header, up: &mut Pipe, server: Option<&mut PgServer>) -> Option<ClientEvent> {
+        let Some(server) = server.filter(|s| s.copy_in || !s.expects_nothing()) else {
+            self.take(up, header.total(), false);
+            return None;
+        };
+        self.take(up, header.total(), true);
+        if header.tag != b'd' {
+            server.copy_in = false;
+            server.expect(Expect::CopyEnd);
+        }
+        None
+    }
+
+    /// Makes sure that the server has what the client calls `name`, and says which statement that is. `None` for
+    /// what the client does not have: then the server does not have it either.
+    fn resolve(&mut self, name: &[u8], server: &mut PgServer, up: &mut Pipe) -> Option<Arc<Statement>> {
+        if name.is_empty() {
+            let Some(statement) = self.unnamed.clone() else {
+                if !server.native_names {
+                    write_close(up.output(), b"");
+                    server.expect(Expect::Close { ours: true, evicts: None });
+                    server.unnamed = None;
+                }
+                return None;
+            };
+            if server.unnamed != Some(statement.id) {
+                let undo = Undo::Unnamed { before: Some(statement.clone()), server_before: server.unnamed };
+                server.unnamed = Some(statement.id);
+                write_parse(up.output(), b"", &statement.tail);
+                server.expect(Expect::Parse { ours: true, adds: None, undo: Some(undo) });
+            }
+            return Some(statement);
+        }
+        let Some(statement) = self.named.as_ref().and_then(|named| named.get(name)).cloned() else {
+            if !server.native_names || name.starts_with(NAME_PREFIX) {
+                self.close_foreign(name, server, up);
+            }
+            return None;
+        };
+        if server.prepared.get(&statement.id).is_none() && !server.pending.contains(&statement.id) {
+            self.send_parse(server, up, &statement, true, None);
+        }
+        Some(statement)
+    }
+
+    /// Before a name that the client never gave goes to the server: nothing may be found under it there.
+    fn close_foreign(&mut self, name: &[u8], server: &mut PgServer, up: &mut Pipe) {
+        let mut evicts = None;
+        if name.starts_with(NAME_PREFIX) {
+            let epoch = server.epoch;
+            let id = server.prepared.iter().find_map(|(id, statement)| {
+                let mut ours = Vec::new();
+                statement.write_name(epoch, &mut ours);
+                (ours == name).then_some(*id)
+            });
+            evicts = id.and_then(|id| server.prepared.pop(&id));
+        }
+        write_close(up.output(), name);
+        server.expect(Expect::Close { ours: true, evicts });
+    }
+
+    /// Sends a Parse under our name, and before it the Close of what must make room.
+    fn send_parse(
+        &mut self,
+        server: &mut PgServer,
+        up: &mut Pipe,
+        statement: &Arc<Statement>,
+        ours: bool,
+        undo: Option<Undo>,
+    ) {
+        while let Some(evicted) = server.evict() {
+            let mut name = Vec::new();
+            evicted.write_name(server.epoch, &mut name);
+            write_close(up.output(), &name);
+            server.expect(Expect::Close { ours: true, evicts: Some(evicted) });
+        }
+        let mut name = Vec::new();
+        statement.write_name(server.epoch, &mut name);
+        write_parse(up.output(), &name, &statement.tail);
+        server.pending.push(statement.id);
+        server.batch_open = true;
+        server.expect(Expect::Parse { ours, adds: Some(statement.clone()), undo });
+    }
+
+    /// SQL that names protocol-level statements (`EXECUTE s1`) needs them on the server under the client's own
+    /// names.
+    fn make_native(&mut self, names: &[String], server: &mut PgServer, up: &mut Pipe) {
+        let mut sent = false;
+        for name in names {
+            let Some(statement) = self.named.as_ref().and_then(|named| named.get(name.as_bytes())) else { continue };
+            if server.native.iter().any(|n| **n == *name.as_bytes()) {
+                continue;
+            }
+            write_parse(up.output(), name.as_bytes(), &statement.tail);
+            server.native.push(name.as_bytes().into());
+            server.expect(Expect::Parse { ours: true, adds: None, undo: None });
+            sent = true;
+        }
+        if sent {
+            server.native_names = true;
+            if up.unread().first() == Some(&b'Q') {
+                write_message(up.output(), b'S', |_| {});
+                server.expect(Expect::Sync { ours: true });
+            } else {
+                server.batch_open = true;
+            }
+        }
+    }
+
+    /// `DEALLOCATE name` of a virtual statement: the server never heard that name.
+    fn deallocate(
+        &mut self,
+        facts: &Facts,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+        down: &mut Pipe,
+    ) -> Option<ClientEvent> {
+        let tx = match server {
+            None => Tx::Idle,
+            Some(server) if !server.expects_nothing() && !server.batch_open => return Some(ClientEvent::NeedAnswer),
+            Some(server) if server.tx == Tx::Failed || server.native_names || server.batch_open => {
+                // The server's own refusal, or a name that it may well know.
+                if server.tx != Tx::Failed {
+                    self.make_native(&facts.prepared_names, server, up);
+                    server.native.retain(|n| !facts.prepared_names.iter().any(|p| p.as_bytes() == &**n));
+                    self.forget_named(&facts.prepared_names);
+                }
+                self.current = None;
+                self.take(up, header.total(), true);
+                server.expect(Expect::Query);
+                return None;
+            }
+            Some(server) => server.tx,
+        };
+        self.forget_named(&facts.prepared_names);
+        self.current = None;
+        self.take(up, header.total(), false);
+        down.emit(DEALLOCATED);
+        write_ready(down.output(), tx);
+        None
+    }
+
+    fn forget_named(&mut self, names: &[String]) {
+        if let Some(named) = &mut self.named {
+            for name in names {
+                named.remove(name.as_bytes());
+            }
+        }
+    }
+
+    fn knows(&self, name: &[u8]) -> bool {
+        self.named.as_ref().is_some_and(|named| named.contains_key(name))
+    }
+
+    fn knows_all(&self, names: &[String]) -> bool {
+        names.iter().all(|name| self.knows(name.as_bytes()))
+    }
+
+    /// SQL that names a protocol-level statement puts it on the server under the client's name, which pins.
+    fn native_pins(&self, facts: &Facts) -> PinReasons {
+        if !facts.is_deallocate_one && facts.prepared_names.iter().any(|name| self.knows(name.as_bytes())) {
+            PinReasons::only(PinReason::PreparedStatement)
+        } else {
+            PinReasons::NONE
+        }
+    }
+
+    fn facts_of(&self, name: &[u8]) -> Option<Arc<Facts>> {
+        let statement = if name.is_empty() {
+            self.unnamed.as_ref()
+        } else {
+            self.named.as_ref().and_then(|named| named.get(name))
+        };
+        statement.map(|s| s.facts.clone())
+    }
+
+    fn admitted_facts(&self) -> Option<Arc<Facts>> {
+        self.current.as_ref().filter(|c| c.admitted).map(|c| c.statement.facts.clone())
+    }
+
+    /// Accounts for one message of the server. True when the client gets it.
+    fn on_answer(&mut self, tag: u8, down: &Pipe, server: &mut PgServer) -> Result<bool, ProtocolError> {
+        let unexpected = || Err(ProtocolError::Unexpected(char::from(tag)));
+        match tag {
+            b'D' => Ok(!matches!(server.head(), Some(Expect::Execute { ours: true }))),
+            b'T' | b'n' => {
+                if matches!(server.head(), Some(Expect::Describe)) {
+                    server.pop();
+                }
+                Ok(true)
+            }
+            b't' | b'd' | b'c' | b'V' | b'A' | b'N' | b'H' => Ok(true),
+            b'E' => Ok(self.on_error(server)),
+            b'1' => match server.pop() {
+                Some(Expect::Parse { ours, adds, .. }) => {
+                    if let Some(statement) = adds {
+                        server.confirm_prepared(statement);
+                    }
+                    Ok(!ours)
+                }
+                _ => unexpected(),
+            },
+            b'2' => match server.pop() {
+                Some(Expect::Bind { ours }) => Ok(!ours),
+                _ => unexpected(),
+            },
+            b'3' => match server.pop() {
+                Some(Expect::Close { ours, .. }) => Ok(!ours),
+                _ => unexpected(),
+            },
+            b'C' | b'I' | b's' => {
+                let kept = match server.head() {
+                    Some(Expect::Execute { ours }) => {
+                        let kept = !ours;
+                        server.pop();
+                        kept
+                    }
+                    Some(Expect::Query) => true,
+                    _ => return unexpected(),
+                };
+                // The server's word that everything prepared is gone, whichever way it was asked.
+                if kept && tag == b'C' && matches!(message_body(down)?, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
+                    server.forget_statements();
+                    self.named = None;
+                }
+                Ok(kept)
+            }
+            b'S' => {
+                let (name, value) = read_parameter(message_body(down)?)?;
+                match name {
+                    b"standard_conforming_strings" => self.mode.standard_conforming_strings = value != b"off",
+                    b"client_encoding" => {
+                        let encoding = String::from_utf8_lossy(value);
+                        self.mode.ascii_safe_encoding = LexMode::from_params("on", &encoding).ascii_safe_encoding;
+                    }
+                    _ => {}
+                }
+                Ok(true)
+            }
+            b'G' | b'W' => match server.head() {
+                Some(Expect::Query | Expect::Execute { ours: false }) => {
+                    server.begin_copy_in();
+                    Ok(true)
+                }
+                _ => unexpected(),
+            },
+            _ => unexpected(),
+        }
+    }
+
+    /// After an error the server ignores everything up to the next Sync, so nothing before it will be answered, and
+    /// what those messages would have changed did not happen. True when the client gets the error.
+    fn on_error(&mut self, server: &mut PgServer) -> bool {
+        server.copy_in = false;
+        match server.head() {
+            None | Some(Expect::Query | Expect::FunctionCall | Expect::Sync { ours: false }) => {
+                server.failed = true;
+                return true;
+            }
+            Some(Expect::Sync { ours: true }) => return false,
+            Some(_) => {}
+        }
+        let hidden = server.next_sync_is_ours();
+        server.failed |= !hidden;
+        let mut skipped = Vec::new();
+        while server.head().is_some_and(|e| !matches!(e, Expect::Sync { .. })) {
+            skipped.extend(server.pop());
+        }
+        if server.expects_nothing() {
+            server.skipping = true;
+        }
+        for (at, entry) in skipped.into_iter().enumerate().rev() {
+            let undo = match entry {
+                Expect::Parse { adds, undo, .. } => {
+                    if let Some(statement) = adds {
+                        server.pending.retain(|id| *id != statement.id);
+                    }
+                    undo
+                }
+                Expect::Close { evicts, .. } => {
+                    if let Some(statement) = evicts {
+                        server.prepared.put(statement.id, statement);
+                    }
+                    None
+                }
+                Expect::Local { undo, .. } => undo,
+                _ => None,
+            };
+            match undo {
+                Some(Undo::Named { name, before: Some(before) }) => {
+                    self.named.get_or_insert_default().insert(name, before);
+                }
+                Some(Undo::Named { name, before: None }) => {
+                    if let Some(named) = &mut self.named {
+                        named.remove(&name);
+                    }
+                }
+                // A Parse of the unnamed statement drops the old one before it can fail.
+                Some(Undo::Unnamed { .. }) if at == 0 => {
+                    self.unnamed = None;
+                    server.unnamed = None;
+                }
+                Some(Undo::Unnamed { before, server_before }) => {
+                    self.unnamed = before;
+                    server.unnamed = server_before;
+                }
+                None => {}
+            }
+        }
+        !hidden
+    }
+}
+
+impl Portals {
+    fn put(&mut self, name: &[u8], statement: Option<Arc<Statement>>) {
+        if name.is_empty() {
+            self.unnamed = statement;
+            return;
+        }
+        self.named.retain(|(n, _)| **n != *name);
+        if let Some(statement) = statement {
+            self.named.push((name.into(), statement));
+        }
+    }
+
+    fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        if name.is_empty() {
+            return self.unnamed.as_ref();
+        }
+        self.named.iter().find(|(n, _)| **n == *name).map(|(_, statement)| statement)
+    }
+
+    fn clear(&mut self) {
+        self.unnamed = None;
+        self.named = Vec::new();
+    }
+}
+
+/// Starts to move one message of `total` bytes from the server.
+fn relay(down: &mut Pipe, server: &mut PgServer, total: usize, kept: bool) {
+    let n = total.min(down.unread().len());
+    server.owed = total - n;
+    server.owed_kept = kept;
+    if kept {
+        down.pass(n);
+    } else {
+        down.skip(n);
+    }
+}
+
+/// Gives an answer of our own: at once, or behind what the server still owes.
+fn answer_locally(server: &mut PgServer, down: &mut Pipe, answer: &'static [u8], undo: Option<Undo>) {
+    if server.expects_nothing() && server.owed == 0 {
+        down.emit(answer);
+    } else {
+        server.expect(Expect::Local { answer, undo });
+    }
+}
+
+/// Gives the answers of our own whose turn it is.
+fn settle_heads(down: &mut Pipe, server: &mut PgServer) {
+    if server.owed > 0 {
+        return;
+    }
+    while let Some(Expect::Local { .. } | Expect::CopyEnd) = server.head() {
+        if let Some(Expect::Local { answer, .. }) = server.pop() {
+            down.emit(answer);
+        }
+    }
+}
+
+/// The body of the message at the front, which is known to be whole.
+fn message_body(down: &Pipe) -> Result<&[u8], ProtocolError> {
+    let bytes = down.unread();
+    let header = Header::read(bytes)?.ok_or(ProtocolError::Malformed("header"))?;
+    bytes.get(HEADER_BYTES..header.total()).ok_or(ProtocolError::Malformed("length"))
+}
+
+/// The body of the message at the front once it is there whole; else room is made for it.
+fn whole(header: Header, up: &mut Pipe) -> Option<&[u8]> {
+    if up.unread().len() < header.total() {
+        up.expect(header.total());
+        return None;
+    }
+    Some(&up.unread()[HEADER_BYTES..header.total()])
+}
+
+/// The zero-terminated string at offset `at` of the message at the front; `None` when more must be read.
+fn front_cstr(
+    header: Header,
+    up: &mut Pipe,
+    at: usize,
+    what: &'static str,
+) -> Result<Option<Box<[u8]>>, ProtocolError> {
+    let have = up.unread().len().min(header.total());
+    if let Some((name, _)) = up.unread().get(at..have).and_then(cstr) {
+        return Ok(Some(name.into()));
+    }
+    if have == header.total() || have >= at + MAX_NAME_BYTES {
+        return Err(ProtocolError::Malformed(what));
+    }
+    up.expect(header.total().min(at + MAX_NAME_BYTES));
+    Ok(None)
+}
+
+/// A body that is one zero-terminated string and nothing else.
+fn exact_cstr<'a>(body: &'a [u8], what: &'static str) -> Result<(&'a [u8], &'a [u8]), ProtocolError> {
+    cstr(body).filter(|(_, rest)| rest.is_empty()).ok_or(ProtocolError::Malformed(what))
+}
+
+fn write_parse(out: &mut Vec<u8>, name: &[u8], tail: &[u8]) {
+    write_message(out, b'P', |body| {
+        put_cstr(body, name);
+        body.extend_from_slice(tail);
+    });
+}
+
+fn write_close(out: &mut Vec<u8>, name: &[u8]) {
+    write_message(out, b'C', |body| {
+        body.push(b'S');
+        put_cstr(body, name);
+    });
+}
+
+fn write_ready(out: &mut Vec<u8>, tx: Tx) {
+    let status = match tx {
+        Tx::Idle => b'I',
+        Tx::Open => b'T',
+        Tx::Failed => b'E',
+    };
+    write_message(out, b'Z', |body| body.push(status));
+}
+
+/// `standard_conforming_strings` and `client_encoding` as the greeting's ParameterStatus messages tell them.
+fn lexing_parameters(mut greeting: &[u8]) -> (String, String) {
+    let mut found = ("on".to_owned(), "UTF8".to_owned());
+    while let Ok(Some(header)) = Header::read(greeting) {
+        let Some(body) = greeting.get(HEADER_BYTES..header.total()) else { break };
+        if let Ok((name, value)) = read_parameter(body) {
+            let value = || String::from_utf8_lossy(value).into_owned();
+            match name {
+                b"standard_conforming_strings" => found.0 = value(),
+                b"client_encoding" => found.1 = value(),
+                _ => {}
+            }
+        }
+        greeting = &greeting[header.total()..];
+    }
+    found
+}
+
+fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what: &str) -> Arc<Facts> {
+    Arc::new(Facts {
+        kind,
+        statements: 1,
+        read_only: false,
+        pins,
+        clears: PinReasons::NONE,
+        rds_pins: pins,
+        taints,
+        needs_session_function: false,
+        drops_all_prepared: false,
+        prepared_names: Vec::new(),
+        is_deallocate_one: false,
+        ends_transaction: false,
+        digest_text: what.to_owned(),
+    })
+}
+
+/// A text that was not read, or a function known only by number: anything may have happened.
+fn opaque_statement(bytes: usize) -> Submitted {
+    static FACTS: LazyLock<Arc<Facts>> = LazyLock::new(|| {
+        facts_without_text(StatementKind::Unknown, PinReasons::only(PinReason::Unknown), true, "<not read>")
+    });
+    Submitted { facts: FACTS.clone(), digest: 0, bytes, extra_pins: PinReasons::NONE }
+}
+
+/// A FunctionCall known to leave nothing behind.
+fn function_statement(bytes: usize) -> Submitted {
+    static FACTS: LazyLock<Arc<Facts>> =
+        LazyLock::new(|| facts_without_text(StatementKind::Other, PinReasons::NONE, false, "<large object call>"));
+    Submitted { facts: FACTS.clone(), digest: 0, bytes, extra_pins: PinReasons::NONE }
+}

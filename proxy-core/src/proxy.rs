@@ -1,0 +1,500 @@
+//! One `[[proxy]]` as it runs: what its endpoints share, and every client session it has.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use atomic_waker::AtomicWaker;
+use ipnet::IpNet;
+use subtle::ConstantTimeEq as _;
+use tokio::sync::{Notify, Semaphore};
+use tracing::{error, info, warn};
+
+use crate::{
+    config::{AuthConfig, ClientAuthType, ProxyConfig, SecretSource},
+    metrics::{CancelOutcome, EndpointMetrics, ProxyMetrics},
+    protocol::{CancelKey, MockKey, Protocol},
+    secrets::{SecretError, SecretHandle},
+    session::cancel::{Cancellable, UnderWay},
+    target::Target,
+    tls::{ClientTls, TlsError},
+};
+
+/// Cancel requests served at once; each is a connection to the database.
+const MAX_CANCELS: usize = 64;
+/// Addresses whose failed logins are remembered; beyond that the oldest minute is forgotten as a whole.
+const MAX_FAILED_ADDRESSES: usize = 100_000;
+
+/// A proxy could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Certificates or roots.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A secret.
+    #[error("secret of {user}: {source}")]
+    Secret {
+        /// Database user.
+        user: String,
+        /// What is wrong.
+        source: SecretError,
+    },
+    /// No randomness.
+    #[error("no random bytes: {0}")]
+    Random(String),
+}
+
+/// What all endpoints of one proxy share.
+pub struct Proxy<P: Protocol> {
+    /// Metric label.
+    pub name: String,
+    /// Statement facts and the like.
+    pub shared: Arc<P::Shared>,
+    /// The database server.
+    pub target: Arc<Target<P>>,
+    /// Certificate shown to clients.
+    pub tls: ArcSwapOption<ClientTls>,
+    /// For users that do not exist.
+    pub mock: MockKey,
+    /// Counters.
+    pub metrics: ProxyMetrics,
+    /// Sessions, by the id in their cancel key.
+    pub sessions: Sessions,
+    /// Requests that take longer are logged.
+    pub slow_query: ArcSwapOption<Duration>,
+    settings: ArcSwap<ProxyConfig>,
+    users: ArcSwap<HashMap<String, User>>,
+    cancels: Semaphore,
+    failed_logins: Mutex<FailedLogins>,
+    unauthenticated: AtomicUsize,
+}
+
+/// A database user that may log in.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// Where its password is kept.
+    pub secret: Arc<SecretHandle>,
+    /// How clients prove that they know it.
+    pub method: ClientAuthType,
+    source: SecretSource,
+}
+
+/// One listening address of a proxy.
+pub struct Endpoint<P: Protocol> {
+    /// Metric label.
+    pub name: String,
+    /// Whose.
+    pub proxy: Arc<Proxy<P>>,
+    /// Counters.
+    pub metrics: EndpointMetrics,
+    /// Networks that may connect; empty is everyone.
+    pub allow: ArcSwap<Vec<IpNet>>,
+}
+
+impl<P: Protocol> fmt::Debug for Proxy<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl<P: Protocol> fmt::Debug for Endpoint<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl<P: Protocol> Proxy<P> {
+    /// A proxy that listens nowhere yet.
+    pub fn new(config: &ProxyConfig, slow_query: Option<Duration>) -> Result<Arc<Self>, SetupError> {
+        let shared = Arc::new(P::shared(config.pool.max_prepared_statements));
+        let tls = config.tls.as_ref().map(ClientTls::new).transpose()?;
+        Ok(Arc::new(Self {
+            name: config.name.clone(),
+            target: Target::new(&config.name, &config.targets[0], &config.pool, shared.clone())?,
+            shared,
+            tls: ArcSwapOption::new(tls.map(Arc::new)),
+            mock: MockKey::random().map_err(|e| SetupError::Random(e.to_string()))?,
+            metrics: ProxyMetrics::new(&config.name),
+            sessions: Sessions::default(),
+            slow_query: ArcSwapOption::new(slow_query.map(Arc::new)),
+            users: ArcSwap::from_pointee(users(&config.auth, &HashMap::new())?),
+            settings: ArcSwap::from_pointee(config.clone()),
+            cancels: Semaphore::new(MAX_CANCELS),
+            failed_logins: Mutex::default(),
+            unauthenticated: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Settings as configured now.
+    pub fn settings(&self) -> Guard<Arc<ProxyConfig>> {
+        self.settings.load()
+    }
+
+    /// Takes over what can change live; `config` differs in nothing else.
+    pub fn reconfigure(&self, config: &ProxyConfig, slow_query: Option<Duration>) -> Result<(), SetupError> {
+        let tls = config.tls.as_ref().map(ClientTls::new).transpose()?;
+        let users = users(&config.auth, &self.users.load())?;
+        self.target.reconfigure(&config.targets[0], &config.pool)?;
+        self.tls.store(tls.map(Arc::new));
+        self.users.store(Arc::new(users));
+        self.slow_query.store(slow_query.map(Arc::new));
+        self.settings.store(Arc::new(config.clone()));
+        Ok(())
+    }
+
+    /// The user of that name, if it has a secret.
+    pub fn user(&self, name: &str) -> Option<User> {
+        self.users.load().get(name).cloned()
+    }
+
+    /// The secret of that user.
+    pub fn secret(&self, name: &str) -> Option<Arc<SecretHandle>> {
+        self.users.load().get(name).map(|user| user.secret.clone())
+    }
+
+    /// How a user without a secret is asked for a password: as the first one with a secret is.
+    pub fn usual_method(&self) -> ClientAuthType {
+        self.settings().auth[0].client_password_auth_type
+    }
+
+    /// User and database of the monitor.
+    pub fn monitor(&self) -> (String, String) {
+        let settings = self.settings();
+        (settings.auth[settings.monitor].username.clone(), settings.monitor_database.clone())
+    }
+
+    /// Counts a client that has not proved who it is; `None` when there are too many.
+    pub fn unauthenticated(self: &Arc<Self>) -> Option<Unauthenticated<P>> {
+        let max = self.settings().max_unauthenticated;
+        let guard = Unauthenticated(self.clone());
+        (self.unauthenticated.fetch_add(1, Ordering::Relaxed) < max).then_some(guard)
+    }
+
+    /// True when that address has failed too often within this minute. The second value is the limit.
+    pub fn login_rate_exceeded(&self, address: IpAddr, now: Instant) -> Option<u32> {
+        let limit = self.settings().failed_logins_per_minute;
+        let failed = self.failed_logins().count(address, now);
+        (limit > 0 && failed >= limit).then_some(limit)
+    }
+
+    /// One more failed login from that address.
+    pub fn note_failed_login(&self, address: IpAddr, now: Instant) {
+        self.failed_logins().add(address, now);
+    }
+
+    fn failed_logins(&self) -> MutexGuard<'_, FailedLogins> {
+        self.failed_logins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cancels what the session with this key runs.
+    pub async fn cancel(&self, key: CancelKey) {
+        let Ok(_permit) = self.cancels.acquire().await else { return };
+        let Some(handle) = self.sessions.find(key) else {
+            self.metrics.cancelled(CancelOutcome::UnknownKey);
+            return;
+        };
+        let Some(under_way) = handle.begin_cancel() else {
+            self.metrics.cancelled(CancelOutcome::NothingRunning);
+            return;
+        };
+        let sent = under_way.cancellable().send(&self.target).await;
+        self.metrics.cancelled(if sent { CancelOutcome::Forwarded } else { CancelOutcome::Failed });
+    }
+
+    /// Re-reads the certificate if its files changed.
+    pub fn refresh_tls(&self) {
+        if let Some(tls) = self.tls.load().as_ref() {
+            match tls.refresh() {
+                Ok(true) => info!(proxy = %self.name, "certificate re-read"),
+                Ok(false) => {}
+                Err(error) => warn!(proxy = %self.name, %error, "changed certificate refused; the old one stays"),
+            }
+        }
+    }
+
+    /// Wakes the sessions that have been idle for too long or have lived long enough.
+    pub fn sweep(&self, now: Instant) {
+        let settings = self.settings();
+        let mut in_transaction = 0;
+        let mut pinned = 0;
+        self.sessions.for_each(|handle| {
+            match handle.activity() {
+                Activity::InTransaction => in_transaction += 1,
+                Activity::Pinned => pinned += 1,
+                Activity::Other => {}
+            }
+            if handle.idle_for(now) >= settings.idle_client_timeout
+                || now.saturating_duration_since(handle.since) >= settings.max_client_lifetime
+            {
+                handle.signal(CHECK);
+            }
+        });
+        self.target.metrics.database_connections_currently_in_transaction.set(f64::from(in_transaction));
+        self.target.metrics.database_connections_currently_session_pinned.set(f64::from(pinned));
+    }
+}
+
+fn users(auth: &[AuthConfig], before: &HashMap<String, User>) -> Result<HashMap<String, User>, SetupError> {
+    auth.iter()
+        .map(|auth| {
+            let method = auth.client_password_auth_type;
+            // An unchanged source keeps its handle, and with it the keys already derived.
+            let kept = before.get(&auth.username).filter(|user| user.source == auth.secret);
+            let secret = match kept {
+                Some(user) => user.secret.clone(),
+                None => SecretHandle::new(auth.secret.clone(), &auth.username)
+                    .map(Arc::new)
+                    .map_err(|source| SetupError::Secret { user: auth.username.clone(), source })?,
+            };
+            Ok((auth.username.clone(), User { secret, method, source: auth.secret.clone() }))
+        })
+        .collect()
+}
+
+/// One client that has not proved who it is.
+#[derive(Debug)]
+pub struct Unauthenticated<P: Protocol>(Arc<Proxy<P>>);
+
+impl<P: Protocol> Drop for Unauthenticated<P> {
+    fn drop(&mut self) {
+        self.0.unauthenticated.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Failed logins by address, within one minute.
+#[derive(Debug, Default)]
+struct FailedLogins {
+    minute: Option<Instant>,
+    by_address: HashMap<IpAddr, u32>,
+}
+
+impl FailedLogins {
+    fn count(&mut self, address: IpAddr, now: Instant) -> u32 {
+        self.turn(now);
+        self.by_address.get(&address).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, address: IpAddr, now: Instant) {
+        self.turn(now);
+        if self.by_address.len() >= MAX_FAILED_ADDRESSES {
+            self.by_address.clear();
+        }
+        *self.by_address.entry(address).or_default() += 1;
+    }
+
+    fn turn(&mut self, now: Instant) {
+        if self.minute.is_none_or(|minute| now.saturating_duration_since(minute) >= Duration::from_secs(60)) {
+            self.minute = Some(now);
+            self.by_address.clear();
+        }
+    }
+}
+
+/// Signal: look whether you have been idle for too long or lived long enough.
+pub const CHECK: u8 = 1;
+/// Signal: end at the next transaction boundary.
+pub const DRAIN: u8 = 2;
+/// Signal: end now.
+pub const STOP: u8 = 4;
+
+/// What a session is doing, for gauges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Activity {
+    /// Anything else.
+    Other = 0,
+    /// Holds a server connection in a transaction.
+    InTransaction = 1,
+    /// Keeps its server connection.
+    Pinned = 2,
+}
+
+/// One session as others see it.
+#[derive(Debug)]
+pub struct SessionHandle {
+    /// Never 0; unlike the key's id never used again.
+    pub number: u64,
+    /// Given to the client.
+    pub key: CancelKey,
+    /// Logged in at.
+    pub since: Instant,
+    /// Milliseconds after `since`.
+    last_active: AtomicU32,
+    signals: AtomicU8,
+    activity: AtomicU8,
+    waker: AtomicWaker,
+    held: Mutex<Option<Arc<Cancellable>>>,
+}
+
+impl SessionHandle {
+    /// The client did something.
+    pub fn touch(&self, now: Instant) {
+        let millis = now.saturating_duration_since(self.since).as_millis();
+        // Forty-nine days; lives are shorter, and a wrapped value only delays an idle timeout.
+        self.last_active.store(millis as u32, Ordering::Relaxed);
+    }
+
+    /// Since the client last did something.
+    pub fn idle_for(&self, now: Instant) -> Duration {
+        let active = Duration::from_millis(u64::from(self.last_active.load(Ordering::Relaxed)));
+        now.saturating_duration_since(self.since).saturating_sub(active)
+    }
+
+    /// Tells the session something and wakes it.
+    pub fn signal(&self, signal: u8) {
+        self.signals.fetch_or(signal, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Where signals wake the session.
+    pub fn waker(&self) -> &AtomicWaker {
+        &self.waker
+    }
+
+    /// What others have told.
+    pub fn signals(&self) -> u8 {
+        self.signals.load(Ordering::Acquire)
+    }
+
+    /// Takes back a signal that was dealt with.
+    pub fn clear(&self, signal: u8) {
+        self.signals.fetch_and(!signal, Ordering::AcqRel);
+    }
+
+    /// For gauges.
+    pub fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity as u8, Ordering::Relaxed);
+    }
+
+    /// For gauges.
+    pub fn activity(&self) -> Activity {
+        match self.activity.load(Ordering::Relaxed) {
+            1 => Activity::InTransaction,
+            2 => Activity::Pinned,
+            _ => Activity::Other,
+        }
+    }
+
+    /// From now on cancels of this session go to that connection.
+    pub fn hold(&self, cancellable: Arc<Cancellable>) {
+        *self.held() = Some(cancellable);
+    }
+
+    /// From now on cancels of this session go nowhere.
+    pub fn let_go(&self) {
+        *self.held() = None;
+    }
+
+    /// Begins a cancel while the connection cannot change hands.
+    fn begin_cancel(&self) -> Option<UnderWay> {
+        self.held().as_ref().map(Cancellable::begin)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Arc<Cancellable>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All sessions of one proxy.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    by_id: Mutex<HashMap<u32, Arc<SessionHandle>>>,
+    /// Logged in or logging in.
+    count: AtomicUsize,
+    next_number: std::sync::atomic::AtomicU64,
+    draining: AtomicBool,
+    changed: Notify,
+}
+
+impl Sessions {
+    /// Counts a client; false when that makes more than `max`. To be followed by [`Self::left`] either way.
+    pub fn entered(&self, max: usize) -> bool {
+        self.count.fetch_add(1, Ordering::Relaxed) < max
+    }
+
+    /// A client that had entered is gone.
+    pub fn left(&self) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+        self.changed.notify_waiters();
+    }
+
+    /// Gives a session its key. `None` without randomness.
+    pub fn register(&self, now: Instant) -> Option<Arc<SessionHandle>> {
+        loop {
+            let mut random = [0; 8];
+            getrandom::fill(&mut random).inspect_err(|e| error!(error = %e, "no random bytes")).ok()?;
+            let [a, b, c, d, e, f, g, h] = random;
+            let key = CancelKey { id: u32::from_be_bytes([a, b, c, d]), secret: u32::from_be_bytes([e, f, g, h]) };
+            let mut by_id = self.lock();
+            if key.id == 0 || by_id.contains_key(&key.id) {
+                continue;
+            }
+            let handle = Arc::new(SessionHandle {
+                number: self.next_number.fetch_add(1, Ordering::Relaxed) + 1,
+                key,
+                since: now,
+                last_active: AtomicU32::new(0),
+                signals: AtomicU8::new(if self.draining.load(Ordering::Acquire) { DRAIN } else { 0 }),
+                activity: AtomicU8::new(0),
+                waker: AtomicWaker::new(),
+                held: Mutex::new(None),
+            });
+            by_id.insert(key.id, handle.clone());
+            return Some(handle);
+        }
+    }
+
+    /// The session is over.
+    pub fn unregister(&self, handle: &SessionHandle) {
+        self.lock().remove(&handle.key.id);
+    }
+
+    /// The session with this key; the secret is compared in constant time.
+    pub fn find(&self, key: CancelKey) -> Option<Arc<SessionHandle>> {
+        let handle = self.lock().get(&key.id).cloned()?;
+        bool::from(handle.key.secret.ct_eq(&key.secret)).then_some(handle)
+    }
+
+    /// Tells every session, and with [`DRAIN`] those to come.
+    pub fn signal_all(&self, signal: u8) {
+        if signal == DRAIN {
+            self.draining.store(true, Ordering::Release);
+        }
+        self.for_each(|handle| handle.signal(signal));
+    }
+
+    /// Looks at every session.
+    pub fn for_each(&self, mut look: impl FnMut(&SessionHandle)) {
+        for handle in self.lock().values() {
+            look(handle);
+        }
+    }
+
+    /// Waits until every client is gone.
+    pub async fn empty(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.count.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Clients now.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Arc<SessionHandle>>> {
+        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,358 @@
+//! The whole process: sets everything up, runs until told to stop, drains.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::{self, Readiness},
+    config::{Config, EngineFamily, LogConfig, ProxyConfig},
+    listener::{accept_loop, listen},
+    logging::LevelHandle,
+    metrics::{self, EndpointMetrics, ProcessMetrics, Recorder, ReloadOutcome},
+    protocol::{Protocol, postgres::Postgres},
+    proxy::{DRAIN, Endpoint, Proxy, STOP, SetupError},
+    shutdown::{self, Giver},
+    target::{monitor, reap},
+};
+
+/// For sessions to end after they were told to end now.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Why the process did not start or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A listening address is taken or not ours.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A proxy cannot be set up.
+    #[error("proxy {proxy}: {source}")]
+    Setup {
+        /// Its name.
+        proxy: String,
+        /// Why.
+        source: SetupError,
+    },
+    /// Signals or metrics.
+    #[error("{0}")]
+    System(String),
+}
+
+/// A proxy of whatever protocol, as the process sees it.
+trait Running: Send + Sync {
+    fn name(&self) -> &str;
+    fn reconfigure(&self, config: &ProxyConfig, log: &LogConfig) -> Result<(), SetupError>;
+    fn trouble(&self) -> Option<String>;
+    fn before_scrape(&self);
+    fn every_second(&self, now: Instant);
+    fn signal_all(&self, signal: u8);
+    fn clients(&self) -> usize;
+    fn close(&self);
+    fn emptied(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+struct Served<P: Protocol> {
+    proxy: Arc<Proxy<P>>,
+    endpoints: Vec<Arc<Endpoint<P>>>,
+}
+
+impl<P: Protocol> Running for Served<P> {
+    fn name(&self) -> &str {
+        &self.proxy.name
+    }
+
+    fn reconfigure(&self, config: &ProxyConfig, log: &LogConfig) -> Result<(), SetupError> {
+        self.proxy.reconfigure(config, log.slow_query)?;
+        for endpoint in &self.endpoints {
+            if let Some(config) = config.endpoints.iter().find(|e| e.name == endpoint.name) {
+                endpoint.allow.store(Arc::new(config.allow.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let why = self.proxy.target.trouble()?;
+        Some(format!("proxy {}: target {}: {why}", self.proxy.name, self.proxy.target.name))
+    }
+
+    fn before_scrape(&self) {
+        self.proxy.target.before_scrape();
+        self.proxy.sweep(Instant::now());
+    }
+
+    fn every_second(&self, now: Instant) {
+        self.proxy.refresh_tls();
+        self.proxy.sweep(now);
+    }
+
+    fn signal_all(&self, signal: u8) {
+        self.proxy.sessions.signal_all(signal);
+    }
+
+    fn clients(&self) -> usize {
+        self.proxy.sessions.count()
+    }
+
+    fn close(&self) {
+        self.proxy.target.pool.close();
+    }
+
+    fn emptied(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.proxy.sessions.empty())
+    }
+}
+
+/// All proxies of the process.
+struct Fleet(Vec<Box<dyn Running>>);
+
+impl fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|p| p.name())).finish()
+    }
+}
+
+impl Readiness for Fleet {
+    fn not_ready(&self) -> Vec<String> {
+        self.0.iter().filter_map(|p| p.trouble()).collect()
+    }
+
+    fn before_scrape(&self) {
+        for proxy in &self.0 {
+            proxy.before_scrape();
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. SIGHUP reads the configuration again.
+pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<(), RunError> {
+    let recorder = Arc::new(metrics::install().map_err(|e| RunError::System(e.to_string()))?);
+    let process = ProcessMetrics::new();
+    let (accepting, stop_accepting) = shutdown::signal();
+    let (serving, stop_serving) = shutdown::signal();
+    let mut inherited = Inherited::take();
+    let mut tasks: Vec<JoinHandle<()>> = Vec::new();
+    let mut fleet: Vec<Box<dyn Running>> = Vec::new();
+    for proxy in &config.proxies {
+        let served = match proxy.engine_family {
+            EngineFamily::Postgresql => {
+                serve::<Postgres>(proxy, &config.log, &mut inherited, &stop_accepting, &mut tasks)?
+            }
+            EngineFamily::Mysql => return Err(RunError::System("MYSQL is not in this build".into())),
+        };
+        fleet.push(served);
+    }
+    let fleet = Arc::new(Fleet(fleet));
+    let mut metrics_task = None;
+    if let Some(metrics) = &config.metrics {
+        let address = metrics.listen;
+        let listener = listen(address).map_err(|source| RunError::Listen { address, source })?;
+        info!(address = %listener.local_addr().unwrap_or(address), "metrics listener ready");
+        let mut stop = stop_serving.clone();
+        let stopped = async move { stop.given().await };
+        metrics_task =
+            Some(tokio::spawn(admin::serve(listener, recorder.clone(), fleet.clone() as Arc<dyn Readiness>, stopped)));
+    }
+    tasks.push(tokio::spawn(housekeeping(fleet.clone(), recorder)));
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    info!(version = env!("CARGO_PKG_VERSION"), "pinion is ready");
+
+    wait_for_stop(&path, config, &fleet, &process, &level, &accepting).await?;
+
+    for task in tasks {
+        task.abort();
+        let _ = task.await;
+    }
+    serving.give();
+    if let Some(task) = metrics_task {
+        let _ = task.await;
+    }
+    Ok(())
+}
+
+/// Sets up one proxy and opens its endpoints.
+fn serve<P: Protocol>(
+    config: &ProxyConfig,
+    log: &LogConfig,
+    inherited: &mut Inherited,
+    stop: &shutdown::Signal,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> Result<Box<dyn Running>, RunError> {
+    let proxy = Proxy::<P>::new(config, log.slow_query)
+        .map_err(|source| RunError::Setup { proxy: config.name.clone(), source })?;
+    let mut endpoints = Vec::new();
+    for endpoint in &config.endpoints {
+        let address = endpoint.listen;
+        let listener = match inherited.find(address) {
+            Some(listener) => listener,
+            None => listen(address).map_err(|source| RunError::Listen { address, source })?,
+        };
+        let bound = listener.local_addr().unwrap_or(address);
+        info!(proxy = %config.name, endpoint = %endpoint.name, address = %bound, protocol = P::NAME, "endpoint ready");
+        let endpoint = Arc::new(Endpoint {
+            name: endpoint.name.clone(),
+            metrics: EndpointMetrics::new(&config.name, &endpoint.name),
+            proxy: proxy.clone(),
+            allow: arc_swap::ArcSwap::from_pointee(endpoint.allow.clone()),
+        });
+        tasks.push(tokio::spawn(accept_loop(listener, endpoint.clone(), stop.clone())));
+        endpoints.push(endpoint);
+    }
+    tasks.push(tokio::spawn(monitor(proxy.clone(), proxy.target.clone())));
+    tasks.push(tokio::spawn(reap(proxy.target.clone())));
+    Ok(Box::new(Served { proxy, endpoints }))
+}
+
+async fn housekeeping(fleet: Arc<Fleet>, recorder: Arc<Recorder>) {
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for tick in 0_u64.. {
+        ticks.tick().await;
+        let now = Instant::now();
+        for proxy in &fleet.0 {
+            proxy.every_second(now);
+        }
+        if tick % 5 == 0 {
+            recorder.upkeep();
+        }
+    }
+}
+
+async fn wait_for_stop(
+    path: &Path,
+    mut config: Config,
+    fleet: &Fleet,
+    process: &ProcessMetrics,
+    level: &LevelHandle,
+    accepting: &Giver,
+) -> Result<(), RunError> {
+    let listen_for = |kind| signal(kind).map_err(|e| RunError::System(format!("cannot listen for signals: {e}")));
+    let mut terminate = listen_for(SignalKind::terminate())?;
+    let mut interrupt = listen_for(SignalKind::interrupt())?;
+    let mut hangup = listen_for(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
+                config = reload(path, config, fleet, process, level);
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            }
+        }
+    }
+    let clients: usize = fleet.0.iter().map(|p| p.clients()).sum();
+    info!(clients, timeout_seconds = config.drain_timeout.as_secs_f64(), "draining");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    accepting.give();
+    for proxy in &fleet.0 {
+        proxy.signal_all(DRAIN);
+    }
+    let drained = tokio::select! {
+        drained = timeout(config.drain_timeout, all_gone(fleet)) => drained.is_ok(),
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+    };
+    if !drained {
+        let clients: usize = fleet.0.iter().map(|p| p.clients()).sum();
+        warn!(clients, "closing the clients that are left");
+        for proxy in &fleet.0 {
+            proxy.signal_all(STOP);
+        }
+        let _ = timeout(STOP_GRACE, all_gone(fleet)).await;
+    }
+    for proxy in &fleet.0 {
+        proxy.close();
+    }
+    info!(drained, "stopped");
+    Ok(())
+}
+
+async fn all_gone(fleet: &Fleet) {
+    for proxy in &fleet.0 {
+        proxy.emptied().await;
+    }
+}
+
+/// Applies what can change live; a configuration with a fault changes nothing.
+fn reload(path: &Path, old: Config, fleet: &Fleet, process: &ProcessMetrics, level: &LevelHandle) -> Config {
+    let new = match Config::load(path) {
+        Ok(new) => new,
+        Err(errors) => {
+            for message in errors.messages() {
+                error!(%message, "configuration refused; nothing changed");
+            }
+            process.reloaded(ReloadOutcome::Refused);
+            return old;
+        }
+    };
+    let changes = old.changes(&new);
+    let new = old.reloaded(&new);
+    for proxy in &fleet.0 {
+        let Some(config) = new.proxies.iter().find(|p| p.name == proxy.name()) else { continue };
+        if let Err(error) = proxy.reconfigure(config, &new.log) {
+            error!(proxy = proxy.name(), %error, "configuration refused for this proxy; it keeps the old one");
+            process.reloaded(ReloadOutcome::Refused);
+            return old;
+        }
+    }
+    if let Err(reason) = level.set(&new.log.level) {
+        warn!(%reason, "log level not changed");
+    }
+    info!(changed = ?changes.live, "configuration reloaded");
+    if changes.restart.is_empty() {
+        process.reloaded(ReloadOutcome::Applied);
+    } else {
+        warn!(settings = ?changes.restart, "these settings need a restart and were left as they are");
+        process.reloaded(ReloadOutcome::Partial);
+    }
+    new
+}
+
+/// Sockets that systemd opened for us.
+struct Inherited(Mutex<Vec<TcpListener>>);
+
+impl Inherited {
+    fn take() -> Self {
+        let mut fds = listenfd::ListenFd::from_env();
+        let mut listeners = Vec::new();
+        for at in 0..fds.len() {
+            match fds.take_tcp_listener(at) {
+                Ok(Some(listener)) => {
+                    let ready = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+                    match ready {
+                        Ok(listener) => listeners.push(listener),
+                        Err(error) => warn!(%error, "inherited socket cannot be used"),
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => warn!(%error, "inherited socket is not a TCP listener"),
+            }
+        }
+        Self(Mutex::new(listeners))
+    }
+
+    /// The inherited socket that listens on `address`.
+    fn find(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let listeners = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let at = listeners.iter().position(|l| l.local_addr().is_ok_and(|bound| bound == address))?;
+        Some(listeners.remove(at))
+    }
+}

@@ -1,0 +1,396 @@
+//! One server connection: opening it, exchanging statements of our own, resetting, closing.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tracing::{debug, warn};
+
+use crate::{
+    buffer::Buffer,
+    config::TlsMode,
+    metrics::ResetCause,
+    pool::{Pool, PoolId, Pooled, Slot},
+    protocol::{Absorbed, Connect, ConnectError, ConnectStep, PoolKey, Protocol, ProtocolError, ServerState},
+    secrets::{Secret, SecretHandle},
+    session::cancel::Cancellable,
+    stream::{Stream, tune},
+    target::Target,
+    tls::{TargetTls, end_point_of},
+};
+
+/// From the first packet to ready for statements.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// For one exchange of our own; a server that needs longer is not worth waiting for.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From our goodbye to the server's close, after which the connection is given up for lost.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A connection idle for longer is asked whether it still lives before it is lent.
+pub const PROBE_AFTER: Duration = Duration::from_secs(30);
+
+/// Why a connection of ours does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The network, or the server hung up.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The server broke the protocol.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    /// It took too long.
+    #[error("no answer in time")]
+    Timeout,
+    /// The server let us not in.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The target demands what it does not offer.
+    #[error("{0}")]
+    Tls(String),
+    /// A statement of our own failed.
+    #[error("{what} failed: {error}")]
+    Statement {
+        /// Which.
+        what: &'static str,
+        /// The server's words.
+        error: String,
+    },
+    /// No usable secret for this user.
+    #[error("no credentials: {0}")]
+    Secret(String),
+}
+
+/// One server connection.
+pub struct ServerConnection<P: Protocol> {
+    /// The socket.
+    pub stream: Stream,
+    /// What the protocol remembers of it.
+    pub state: P::Server,
+    /// Where cancels for it go.
+    pub cancellable: Arc<Cancellable>,
+    /// Another client must not get it before a reset.
+    pub tainted: bool,
+    target: Arc<Target<P>>,
+    slot: Option<Slot<Self>>,
+    input: Buffer,
+    expires: Instant,
+    last_used: Instant,
+    last_client: u64,
+    generation: u64,
+}
+
+impl<P: Protocol> fmt::Debug for ServerConnection<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerConnection").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl<P: Protocol> ServerConnection<P> {
+    /// Opens a connection and logs in. With a secret that the server refuses, once more with a fresh one.
+    /// `slot` is `None` for the monitor, which is not part of the pool.
+    pub async fn open(
+        target: &Arc<Target<P>>,
+        slot: Option<Slot<Self>>,
+        key: &PoolKey,
+        secrets: &SecretHandle,
+    ) -> Result<Box<Self>, ServerError> {
+        let generation = target.pool.generation();
+        let secret = secrets.current().map_err(|e| ServerError::Secret(e.to_string()))?;
+        let first = Self::log_in(target, key, secret.clone()).await;
+        let logged_in = match first {
+            Err(ServerError::Connect(ConnectError::Refused { bad_secret: true, .. })) => {
+                let fresh = secrets.reread().map_err(|e| ServerError::Secret(e.to_string()))?;
+                if Arc::ptr_eq(&fresh, &secret) { first } else { Self::log_in(target, key, fresh).await }
+            }
+            first => first,
+        };
+        let (stream, state, input) = match logged_in {
+            Ok(logged_in) => logged_in,
+            Err(error) => {
+                target.metrics.connect_failed();
+                return Err(error);
+            }
+        };
+        target.metrics.connected(stream.is_tls());
+        let now = Instant::now();
+        let settings = target.settings();
+        let peer = stream.peer();
+        let cancellable = Arc::new(Cancellable::new(state.key().clone(), peer));
+        let mut connection = Box::new(Self {
+            stream,
+            state,
+            cancellable,
+            tainted: false,
+            target: target.clone(),
+            slot,
+            input,
+            expires: now + jittered(settings.max_server_lifetime),
+            last_used: now,
+            last_client: 0,
+            generation,
+        });
+        debug!(target = %target.name, user = %key.user, id = connection.state.key().id, "server connection opened");
+        if connection.slot.is_some()
+            && let Err(error) = connection.run_init_query().await
+        {
+            target.metrics.database_connections_setup_failed.increment(1);
+            connection.retire();
+            return Err(error);
+        }
+        Ok(connection)
+    }
+
+    async fn log_in(
+        target: &Arc<Target<P>>,
+        key: &PoolKey,
+        secret: Arc<Secret>,
+    ) -> Result<(Stream, P::Server, Buffer), ServerError> {
+        timeout(LOGIN_TIMEOUT, async {
+            let tls = target.tls();
+            target.metrics.connecting(tls.mode() != TlsMode::Disabled);
+            let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
+            tune(&tcp)?;
+            let (mut stream, binding) = start_tls::<P>(tcp, &tls).await?;
+            let mut out = Vec::new();
+            let mut input = Buffer::default();
+            let mut login = P::Connect::start(key, secret, binding, &mut out);
+            loop {
+                let step = login.advance(&mut input, &mut out)?;
+                if !out.is_empty() {
+                    stream.write_all(&out).await?;
+                    stream.flush().await?;
+                    out.clear();
+                }
+                match step {
+                    ConnectStep::Done => break,
+                    ConnectStep::NeedBytes => fill(&mut input, &mut stream).await?,
+                }
+            }
+            Ok((stream, login.finish(&target.shared), input))
+        })
+        .await
+        .unwrap_or(Err(ServerError::Timeout))
+    }
+
+    /// Sends `request` and reads the answer to its end: first row, and the error if there was one.
+    pub async fn exchange(&mut self, request: &[u8]) -> Result<(Vec<String>, Option<String>), ServerError> {
+        timeout(EXCHANGE_TIMEOUT, async {
+            self.stream.write_all(request).await?;
+            self.stream.flush().await?;
+            loop {
+                if let Absorbed::Done { row, error } = self.state.absorb(&mut self.input)? {
+                    return Ok((row, error));
+                }
+                fill(&mut self.input, &mut self.stream).await?;
+            }
+        })
+        .await
+        .unwrap_or(Err(ServerError::Timeout))
+    }
+
+    /// Makes sure that the server still answers.
+    pub async fn probe(&mut self) -> Result<(), ServerError> {
+        let mut request = Vec::new();
+        P::write_ping(&mut request);
+        self.exchange(&request).await.map(drop)
+    }
+
+    /// Puts the session back to what it was when the connection was new.
+    pub async fn reset(&mut self, cause: ResetCause) -> Result<(), ServerError> {
+        let mut request = Vec::new();
+        P::write_reset(&mut self.state, &mut request);
+        if let (_, Some(error)) = self.exchange(&request).await? {
+            return Err(ServerError::Statement { what: "reset", error });
+        }
+        self.run_init_query().await?;
+        self.target.metrics.reset(cause);
+        self.tainted = false;
+        self.last_client = 0;
+        Ok(())
+    }
+
+    async fn run_init_query(&mut self) -> Result<(), ServerError> {
+        let settings = self.target.settings();
+        if settings.init_query.is_empty() {
+            return Ok(());
+        }
+        let mut request = Vec::new();
+        P::write_query(&settings.init_query, &mut request);
+        match self.exchange(&request).await? {
+            (_, None) => Ok(()),
+            (_, Some(error)) => Err(ServerError::Statement { what: "init_query", error }),
+        }
+    }
+
+    /// True when another client than `client` has used it since it was new or reset.
+    pub fn is_foreign_to(&self, client: u64) -> bool {
+        self.last_client != 0 && self.last_client != client
+    }
+
+    /// True when it has been idle for so long that it should be probed.
+    pub fn wants_probe(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_used) > PROBE_AFTER
+    }
+
+    /// `client` is done with it for now.
+    pub fn used_by(&mut self, client: u64, now: Instant) {
+        self.last_client = client;
+        self.last_used = now;
+    }
+
+    /// The target it leads to.
+    pub fn target(&self) -> &Arc<Target<P>> {
+        &self.target
+    }
+
+    /// Says goodbye and waits until the server has closed, cancelling first what it still runs for nobody.
+    async fn close(mut self: Box<Self>) {
+        if self.state.owes_answer() {
+            self.cancellable.send::<P>(&self.target).await;
+        }
+        let mut goodbye = Vec::new();
+        P::write_goodbye(&mut goodbye);
+        let ended = timeout(CLOSE_TIMEOUT, async {
+            self.stream.write_all(&goodbye).await?;
+            self.stream.shutdown().await?;
+            let mut rest = [0; 4096];
+            while self.stream.read(&mut rest).await? > 0 {}
+            io::Result::Ok(())
+        })
+        .await;
+        if ended.is_err() {
+            warn!(target = %self.target.name, id = self.state.key().id, "server did not close the connection in time");
+        }
+    }
+}
+
+impl<P: Protocol> Pooled for ServerConnection<P> {
+    fn retire(mut self: Box<Self>) {
+        if let Some(slot) = &mut self.slot {
+            slot.set_closing();
+        }
+        tokio::spawn(self.close());
+    }
+
+    fn last_used(&self) -> Instant {
+        self.last_used
+    }
+
+    fn last_client(&self) -> u64 {
+        self.last_client
+    }
+
+    fn is_stale(&mut self, now: Instant, generation: u64) -> bool {
+        if now >= self.expires || self.generation != generation {
+            return true;
+        }
+        // The reactor already knows whether anything has come, so this costs no system call unless it has.
+        let mut cx = Context::from_waker(Waker::noop());
+        loop {
+            match self.input.poll_read_from(&mut self.stream, &mut cx) {
+                Poll::Pending => return !self.input.is_empty(),
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    if self.state.absorb_idle(&mut self.input).is_err() {
+                        return true;
+                    }
+                }
+                Poll::Ready(_) => return true,
+            }
+        }
+    }
+}
+
+impl<P: Protocol> Drop for ServerConnection<P> {
+    fn drop(&mut self) {
+        self.target.metrics.disconnected(self.stream.is_tls());
+    }
+}
+
+/// Reads more, or says that the server hung up.
+async fn fill(input: &mut Buffer, stream: &mut Stream) -> Result<(), ServerError> {
+    match poll_fn(|cx| input.poll_read_from(stream, cx)).await? {
+        0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+        _ => Ok(()),
+    }
+}
+
+/// TLS as the target's mode says. The second value is `Some` over TLS, with the channel binding where one is defined.
+async fn start_tls<P: Protocol>(
+    mut tcp: TcpStream,
+    tls: &TargetTls,
+) -> Result<(Stream, Option<Option<Vec<u8>>>), ServerError> {
+    if tls.mode() == TlsMode::Disabled {
+        return Ok((Stream::Plain(tcp), None));
+    }
+    let mut request = Vec::new();
+    P::write_tls_request(&mut request);
+    tcp.write_all(&request).await?;
+    // Exactly one byte, so that nothing sent in clear can be taken for what came encrypted (CVE-2021-23222).
+    match tcp.read_u8().await? {
+        b'S' => {}
+        b'N' if tls.mode() == TlsMode::Preferred => return Ok((Stream::Plain(tcp), None)),
+        b'N' => return Err(ServerError::Tls("the server does not offer TLS, which this target requires".into())),
+        other => return Err(ServerError::Tls(format!("the server answered {other:#04x} to the request for TLS"))),
+    }
+    let stream = tokio_rustls::TlsConnector::from(tls.config()).connect(tls.server_name(), tcp).await?;
+    let binding = stream.get_ref().1.peer_certificates().and_then(|chain| end_point_of(chain.first()?));
+    Ok((Stream::ServerTls(Box::new(stream)), Some(binding)))
+}
+
+/// Sends a cancel on a connection of its own and waits until the server has dealt with it.
+pub async fn send_cancel<P: Protocol>(
+    target: &Target<P>,
+    peer: Option<SocketAddr>,
+    request: &[u8],
+) -> Result<(), ServerError> {
+    timeout(EXCHANGE_TIMEOUT, async {
+        // The very host that the connection leads to, however the name resolves by now.
+        let tcp = match peer {
+            Some(peer) => TcpStream::connect(peer).await?,
+            None => TcpStream::connect((target.host.as_str(), target.port)).await?,
+        };
+        let (mut stream, _) = start_tls::<P>(tcp, &target.tls()).await?;
+        stream.write_all(request).await?;
+        stream.flush().await?;
+        let mut rest = [0; 64];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok(())
+    })
+    .await
+    .unwrap_or(Err(ServerError::Timeout))
+}
+
+/// Up to 10 % less than `life`, so that connections opened together do not all end together.
+fn jittered(life: Duration) -> Duration {
+    let mut random = [0; 2];
+    // Without randomness they end together, which is no harm.
+    let _ = getrandom::fill(&mut random);
+    life - life.mul_f64(f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX) / 10.0)
+}
+
+/// Runs work on a connection that nobody waits for, then gives it back, or retires it when the work fails.
+pub fn give_back_after<P, F>(pool: &Arc<Pool<ServerConnection<P>>>, id: PoolId, work: F)
+where
+    P: Protocol,
+    F: Future<Output = Result<Box<ServerConnection<P>>, Box<ServerConnection<P>>>> + Send + 'static,
+{
+    pool.hold(id);
+    let pool = pool.clone();
+    tokio::spawn(async move {
+        match work.await {
+            Ok(connection) => pool.give_back(id, connection, Instant::now()),
+            Err(connection) => connection.retire(),
+        }
+        pool.leave(id);
+    });
+}

@@ -1,0 +1,598 @@
+//! One client from its first statement to its goodbye.
+//!
+//! One task owns the client's socket and, while it holds one, the server's: nothing is handed to another task
+//! between a request and its reply. The protocol judges bytes ([`Tracker`]); this module moves them, borrows server
+//! connections and gives them back, and keeps the pins.
+
+use std::{
+    future::poll_fn,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::Profile,
+    metrics::ResetCause,
+    pool::{PoolId, Pooled},
+    protocol::{
+        ClientEvent, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError, ServerEvent,
+        ServerState, Statement, StatementKind, Tracker, Tx,
+    },
+    proxy::{Activity, CHECK, DRAIN, Endpoint, STOP, SessionHandle},
+    server::{ServerConnection, give_back_after},
+    stream::Stream,
+};
+
+pub mod borrow;
+pub mod cancel;
+
+use crate::buffer::Pipe;
+
+/// Bytes of our own that may wait for the server before the client is read no further.
+const MAX_WAITING_BYTES: usize = 64 * 1024;
+/// For a last message to a client that does not read.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Statement text over this pins in profile `rds` (rds-proxy.md PIN-A-01).
+const RDS_STATEMENT_BYTES: usize = 16 * 1024;
+
+/// Why a session ended other than by the client's goodbye. `Display` is for our log; [`Self::fault`] is for the
+/// client.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Its socket failed or closed.
+    #[error("client went away")]
+    ClientGone(#[source] io::Error),
+    /// It broke the protocol.
+    #[error("client broke the protocol: {0}")]
+    Client(#[source] ProtocolError),
+    /// The server broke the protocol.
+    #[error("server broke the protocol: {0}")]
+    Server(#[source] ProtocolError),
+    /// The server's socket failed or closed while this client held it.
+    #[error("server connection lost")]
+    ServerLost(#[source] io::Error),
+    /// No request for longer than `idle_client_timeout`.
+    #[error("idle for too long")]
+    Idle,
+    /// Connected for longer than `max_client_lifetime`.
+    #[error("connected for too long")]
+    LifetimeOver,
+    /// Drain or stop.
+    #[error("shutting down")]
+    ShuttingDown,
+}
+
+impl SessionError {
+    /// What the client is told; `None` when nobody is left to tell. No `_` arm: a new error must choose.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::ClientGone(_) => None,
+            Self::Client(error) => Some(Fault::fatal(FaultKind::ProtocolViolation, error.to_string())),
+            Self::Server(_) | Self::ServerLost(_) => {
+                Some(Fault::fatal(FaultKind::ServerLost, "The connection to the database server was lost."))
+            }
+            Self::Idle => {
+                Some(Fault::fatal(FaultKind::IdleTimeout, "terminating connection due to idle-session timeout"))
+            }
+            Self::LifetimeOver => Some(Fault::fatal(
+                FaultKind::LifetimeOver,
+                "terminating connection because it reached its maximum lifetime",
+            )),
+            Self::ShuttingDown => Some(Fault::fatal(
+                FaultKind::ShuttingDown,
+                "terminating connection due to administrator command",
+            )),
+        }
+    }
+}
+
+/// One logged-in client.
+pub struct Session<P: Protocol> {
+    pub(crate) endpoint: Arc<Endpoint<P>>,
+    pub(crate) handle: Arc<SessionHandle>,
+    pub(crate) client: Stream,
+    /// From the client to the server.
+    pub(crate) up: Pipe,
+    /// From the server to the client.
+    pub(crate) down: Pipe,
+    pub(crate) tracker: P::Tracker,
+    pub(crate) key: Arc<PoolKey>,
+    pub(crate) pool: PoolId,
+    /// `currval` and `lastval` have been seen in this pool.
+    pub(crate) session_functions: Arc<AtomicBool>,
+    /// The server connection held, be it for a request, a transaction or a pin.
+    link: Option<Box<ServerConnection<P>>>,
+    /// What the held connection may know of other clients' sequences has not been forgotten yet.
+    foreign: bool,
+    /// To be forgotten as soon as there is a connection.
+    forget_on_borrow: bool,
+    pins: PinReasons,
+    pinned_since: Option<Instant>,
+    pending: Pending,
+    /// The request under way: when it came, and when it went to the server.
+    received: Option<Instant>,
+    sent: Option<Instant>,
+    /// The client must wait for the server before more of its bytes are understood.
+    wants_answer: bool,
+}
+
+/// What the statements under way will have done once they are through.
+#[derive(Debug, Default)]
+struct Pending {
+    sets: PinReasons,
+    clears: PinReasons,
+    statements: u32,
+    /// Not all of them began outside a transaction.
+    in_transaction: bool,
+    /// The connection they get is tainted.
+    taints: bool,
+    /// Of the last statement.
+    digest: u128,
+    text: Option<Arc<crate::protocol::Facts>>,
+}
+
+/// Why [`Session::turn`] came back.
+enum Turn {
+    /// The client sent something.
+    Client,
+    /// The server has answered a request whole.
+    Answered { failed: bool },
+    /// Somebody signalled.
+    Signal,
+}
+
+impl<P: Protocol> Session<P> {
+    /// A session that holds nothing yet.
+    #[expect(clippy::too_many_arguments, reason = "made in one place, from what the handshake gathered")]
+    pub(crate) fn new(
+        endpoint: Arc<Endpoint<P>>,
+        handle: Arc<SessionHandle>,
+        client: Stream,
+        up: Pipe,
+        down: Pipe,
+        tracker: P::Tracker,
+        key: Arc<PoolKey>,
+        pool: PoolId,
+        session_functions: Arc<AtomicBool>,
+    ) -> Self {
+        let pins = tracker.standing_pins();
+        Self {
+            endpoint,
+            handle,
+            client,
+            up,
+            down,
+            tracker,
+            key,
+            pool,
+            session_functions,
+            link: None,
+            foreign: false,
+            forget_on_borrow: false,
+            pins,
+            pinned_since: (!pins.is_empty()).then(Instant::now),
+            pending: Pending::default(),
+            received: None,
+            sent: None,
+            wants_answer: false,
+        }
+    }
+
+    /// Serves the client to its end.
+    pub async fn run(mut self) {
+        let ended = self.serve().await;
+        self.finish(ended).await;
+    }
+
+    /// Request after request. What concerns one request is answered and the client stays; `Err` ends the session.
+    async fn serve(&mut self) -> Result<(), SessionError> {
+        loop {
+            let server = self.link.as_deref_mut().map(|c| &mut c.state);
+            let event = self
+                .tracker
+                .on_client(&self.endpoint.proxy.shared, &mut self.up, server, &mut self.down)
+                .map_err(SessionError::Client)?;
+            match event {
+                ClientEvent::Statement(statement) => {
+                    self.decide(&statement);
+                    self.tracker.admit();
+                    continue;
+                }
+                ClientEvent::NeedServer { facts: _ } => {
+                    self.take_server().await?;
+                    continue;
+                }
+                ClientEvent::Quit => {
+                    self.flush_client().await?;
+                    return Ok(());
+                }
+                ClientEvent::NeedAnswer => self.wants_answer = true,
+                ClientEvent::NeedBytes => self.wants_answer = false,
+            }
+            match self.turn().await? {
+                Turn::Client => {}
+                Turn::Answered { failed } => self.answered(failed),
+                Turn::Signal => self.on_signal()?,
+            }
+        }
+    }
+
+    /// Before a statement runs: what it will pin, and whether it leaves the connection tainted.
+    fn decide(&mut self, statement: &Statement) {
+        let now = *self.received.get_or_insert_with(Instant::now);
+        self.handle.touch(now);
+        let facts = &statement.facts;
+        let settings = self.endpoint.proxy.settings();
+        let excluded = if settings.pool.exclude_variable_sets {
+            PinReasons::only(PinReason::SessionVariable)
+        } else {
+            PinReasons::NONE
+        };
+        let wanted = match settings.profile {
+            Profile::Smart => facts.pins,
+            Profile::Rds if statement.bytes > RDS_STATEMENT_BYTES => {
+                facts.rds_pins.union(PinReasons::only(PinReason::StatementSize))
+            }
+            Profile::Rds => facts.rds_pins,
+        };
+        let smart = settings.profile == Profile::Smart;
+        drop(settings);
+        let mut sets = wanted.without(excluded).union(statement.extra_pins);
+        let mut clears = PinReasons::NONE;
+        let in_transaction = self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle || c.state.owes_answer());
+        if smart {
+            if !in_transaction {
+                clears = facts.clears;
+            }
+            let function = PinReasons::only(PinReason::SessionFunction);
+            let known = self.session_functions.load(Ordering::Relaxed);
+            if facts.needs_session_function {
+                self.session_functions.store(true, Ordering::Relaxed);
+            } else if known && (facts.kind == StatementKind::Write || sets.contains(PinReason::SessionFunction)) {
+                sets = sets.union(function);
+            } else {
+                sets = sets.without(function);
+                if facts.kind != StatementKind::Transaction {
+                    clears = clears.union(function);
+                }
+            }
+        }
+        if facts.needs_session_function {
+            match &mut self.link {
+                Some(connection) if self.foreign => {
+                    self.tracker.write_forget_session_functions(&mut connection.state, &mut self.up);
+                    self.foreign = false;
+                }
+                Some(_) => {}
+                None => self.forget_on_borrow = true,
+            }
+        }
+        // What the profile or a filter lets go without a pin must still not reach another client.
+        let taints = facts.taints || !facts.pins.without(sets).without(PinReasons::only(PinReason::SessionFunction)).is_empty();
+        if taints {
+            match &mut self.link {
+                Some(connection) => connection.tainted = true,
+                None => self.pending.taints = true,
+            }
+        }
+        self.pending.sets = self.pending.sets.union(sets);
+        self.pending.clears = self.pending.clears.union(clears);
+        self.pending.statements += u32::from(facts.statements.max(1));
+        self.pending.in_transaction |= in_transaction;
+        self.pending.digest = statement.digest;
+        self.pending.text = Some(facts.clone());
+    }
+
+    /// Gets a server connection for the request at the front, or refuses that request.
+    async fn take_server(&mut self) -> Result<(), SessionError> {
+        let now = *self.received.get_or_insert_with(Instant::now);
+        match self.borrow(now).await? {
+            Ok(mut connection) => {
+                self.handle.hold(connection.cancellable.clone());
+                self.foreign = connection.is_foreign_to(self.handle.number);
+                let forget = std::mem::take(&mut self.forget_on_borrow)
+                    || self.session_functions.load(Ordering::Relaxed);
+                if forget && self.foreign {
+                    self.tracker.write_forget_session_functions(&mut connection.state, &mut self.up);
+                    self.foreign = false;
+                }
+                connection.tainted |= std::mem::take(&mut self.pending.taints);
+                self.link = Some(connection);
+            }
+            Err(fault) => {
+                self.forget_on_borrow = false;
+                self.pending = Pending::default();
+                let total = self.received.take().map_or(Duration::ZERO, |at| at.elapsed());
+                self.endpoint.metrics.query_refused(self.client.is_tls(), total);
+                self.tracker.refuse(&fault, &mut self.up, &mut self.down);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves bytes until there is something to decide. Both directions at once, each bounded: a side that does not
+    /// read is not read from either, but never keeps the other from flowing.
+    async fn turn(&mut self) -> Result<Turn, SessionError> {
+        poll_fn(|cx| self.poll_turn(cx)).await
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<Turn, SessionError>> {
+        self.handle.waker().register(cx.waker());
+        if self.must_heed(self.handle.signals()) {
+            return Poll::Ready(Ok(Turn::Signal));
+        }
+        loop {
+            if self.down.has_output()
+                && let Poll::Ready(Err(e)) = self.down.poll_flush(&mut self.client, cx)
+            {
+                return Poll::Ready(Err(SessionError::ClientGone(e)));
+            }
+            if let Some(server) = &mut self.link {
+                if self.up.has_output()
+                    && let Poll::Ready(Err(e)) = self.up.poll_flush(&mut server.stream, cx)
+                {
+                    return Poll::Ready(Err(SessionError::ServerLost(e)));
+                }
+                // What was read is judged before more is read; what was judged is written first.
+                match self.tracker.on_server(&mut self.down, &mut server.state).map_err(SessionError::Server)? {
+                    ServerEvent::Answered { failed } => {
+                        if let Poll::Ready(Err(e)) = self.down.poll_flush(&mut self.client, cx) {
+                            return Poll::Ready(Err(SessionError::ClientGone(e)));
+                        }
+                        return Poll::Ready(Ok(Turn::Answered { failed }));
+                    }
+                    ServerEvent::NeedBytes => {}
+                }
+                if self.down.has_output() {
+                    if let Poll::Ready(Err(e)) = self.down.poll_flush(&mut self.client, cx) {
+                        return Poll::Ready(Err(SessionError::ClientGone(e)));
+                    }
+                }
+                if !self.down.has_output() {
+                    match self.down.poll_fill(&mut server.stream, cx) {
+                        Poll::Ready(Ok(0)) => {
+                            return Poll::Ready(Err(SessionError::ServerLost(io::ErrorKind::UnexpectedEof.into())));
+                        }
+                        Poll::Ready(Ok(_)) => continue,
+                        Poll::Ready(Err(e)) => return Poll::Ready(Err(SessionError::ServerLost(e))),
+                        Poll::Pending => {}
+                    }
+                }
+            }
+            let room = !self.up.has_output() || (self.up.made_len() < MAX_WAITING_BYTES && self.up.unread().is_empty());
+            if room && !self.wants_answer {
+                match ready!(self.up.poll_fill(&mut self.client, cx)) {
+                    Ok(0) => {
+                        return Poll::Ready(Err(SessionError::ClientGone(io::ErrorKind::UnexpectedEof.into())));
+                    }
+                    Ok(_) => return Poll::Ready(Ok(Turn::Client)),
+                    Err(e) => return Poll::Ready(Err(SessionError::ClientGone(e))),
+                }
+            }
+            if !self.up.has_output() {
+                self.up.release();
+            }
+            return Poll::Pending;
+        }
+    }
+
+    /// A request has been answered whole.
+    fn answered(&mut self, failed: bool) {
+        let now = Instant::now();
+        self.handle.touch(now);
+        self.account(now);
+        let Some(connection) = &self.link else { return };
+        if connection.state.owes_answer() {
+            self.received = Some(now);
+            return;
+        }
+        let tx = connection.state.tx();
+        let id = connection.state.key().id;
+        let pending = std::mem::take(&mut self.pending);
+        self.settle_pins(pending, failed, now, id);
+        let Some(connection) = &self.link else { return };
+        let idle = tx == Tx::Idle && connection.state.is_quiet() && !self.up.has_output();
+        self.handle.set_activity(match () {
+            () if !self.pins.is_empty() => Activity::Pinned,
+            () if tx == Tx::Idle => Activity::Other,
+            () => Activity::InTransaction,
+        });
+        if idle && self.pins.is_empty() {
+            self.release(now);
+        }
+    }
+
+    fn account(&mut self, now: Instant) {
+        let Some(received) = self.received.take() else { return };
+        let sent = self.sent.take().unwrap_or(received);
+        let total = now.saturating_duration_since(received);
+        let database = now.saturating_duration_since(sent);
+        self.endpoint.metrics.query_finished(self.client.is_tls(), total, database);
+        if let Some(connection) = &self.link {
+            connection.target().metrics.responded(database);
+        }
+        if let Some(slow) = self.endpoint.proxy.slow_query.load().as_deref()
+            && total >= *slow
+        {
+            let text = self.pending.text.as_ref().map_or("", |facts| facts.digest_text.as_str());
+            warn!(
+                proxy = %self.endpoint.proxy.name, endpoint = %self.endpoint.name, user = %self.key.user,
+                client = self.handle.number, seconds = total.as_secs_f64(), database_seconds = database.as_secs_f64(),
+                digest = %format_args!("{:032x}", self.pending.digest), text, "slow query"
+            );
+        }
+    }
+
+    /// Takes over what the statements just answered have done to the pins.
+    fn settle_pins(&mut self, pending: Pending, failed: bool, now: Instant, connection: u32) {
+        let before = self.pins;
+        let mut sets = pending.sets;
+        if failed && pending.statements <= 1 && !pending.in_transaction {
+            // A lone statement that failed did nothing, but for locks and sequences, which no rollback undoes.
+            sets = PinReasons::only(PinReason::AdvisoryLock)
+                .union(PinReasons::only(PinReason::SessionFunction))
+                .intersection(sets);
+        }
+        if !failed {
+            self.pins = self.pins.without(pending.clears).union(self.tracker.standing_pins());
+        }
+        self.pins = self.pins.union(sets);
+        let new = self.pins.without(before);
+        if !new.is_empty() {
+            self.endpoint.metrics.pinned(new);
+            let text = pending.text.as_ref().map_or("", |facts| facts.digest_text.as_str());
+            info!(
+                proxy = %self.endpoint.proxy.name, endpoint = %self.endpoint.name, user = %self.key.user,
+                client = self.handle.number, connection, reason = %new,
+                digest = %format_args!("{:032x}", pending.digest), text, "session pinned"
+            );
+        }
+        if before.is_empty() && !self.pins.is_empty() {
+            self.pinned_since = Some(now);
+        } else if !before.is_empty() && self.pins.is_empty() {
+            if let Some(connection) = &mut self.link {
+                connection.tainted = true;
+            }
+            self.note_unpinned(now);
+            debug!(client = self.handle.number, connection, "session unpinned");
+        }
+    }
+
+    fn note_unpinned(&mut self, now: Instant) {
+        if let Some(since) = self.pinned_since.take() {
+            self.endpoint.metrics.unpinned(now.saturating_duration_since(since));
+        }
+    }
+
+    /// Gives the held connection back. It is quiet, outside a transaction, and nothing pins it.
+    fn release(&mut self, now: Instant) {
+        let Some(mut connection) = self.link.take() else { return };
+        self.handle.let_go();
+        connection.used_by(self.handle.number, now);
+        connection.tainted |= connection.state.is_tainted();
+        if connection.cancellable.is_under_way() {
+            self.release_after_cancel(connection);
+        } else {
+            self.endpoint.proxy.target.pool.give_back(self.pool, connection, now);
+        }
+    }
+
+    /// A cancel is on its way to this connection and might hit whoever uses it next: wait for it, then make one
+    /// round trip, in which the server drops a cancel that found nothing to cancel.
+    fn release_after_cancel(&self, mut connection: Box<ServerConnection<P>>) {
+        give_back_after(&self.endpoint.proxy.target.pool, self.pool, async move {
+            connection.cancellable.clone().over().await;
+            match connection.probe().await {
+                Ok(()) => Ok(connection),
+                Err(_) => Err(connection),
+            }
+        });
+    }
+
+    /// True for signals that the session can act on now.
+    fn must_heed(&self, signals: u8) -> bool {
+        if signals == 0 {
+            return false;
+        }
+        signals & STOP != 0 || signals & CHECK != 0 || (signals & DRAIN != 0 && self.is_at_boundary())
+    }
+
+    /// Between transactions, with no request under way.
+    fn is_at_boundary(&self) -> bool {
+        match &self.link {
+            None => self.up.unread().is_empty(),
+            Some(connection) => {
+                connection.state.is_quiet() && connection.state.tx() == Tx::Idle && self.up.unread().is_empty()
+            }
+        }
+    }
+
+    fn on_signal(&mut self) -> Result<(), SessionError> {
+        let signals = self.handle.signals();
+        if signals & STOP != 0 {
+            return Err(SessionError::ShuttingDown);
+        }
+        if signals & DRAIN != 0 && self.is_at_boundary() {
+            return Err(SessionError::ShuttingDown);
+        }
+        if signals & CHECK != 0 {
+            self.handle.clear(CHECK);
+            let now = Instant::now();
+            let settings = self.endpoint.proxy.settings();
+            let busy = self.link.as_ref().is_some_and(|c| c.state.owes_answer());
+            if !busy && self.handle.idle_for(now) >= settings.idle_client_timeout {
+                return Err(SessionError::Idle);
+            }
+            let age = now.saturating_duration_since(self.handle.since);
+            if age >= settings.max_client_lifetime && self.is_at_boundary() {
+                return Err(SessionError::LifetimeOver);
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush_client(&mut self) -> Result<(), SessionError> {
+        let (down, client) = (&mut self.down, &mut self.client);
+        match tokio::time::timeout(FAREWELL_TIMEOUT, poll_fn(|cx| down.poll_flush(client, cx))).await {
+            Ok(flushed) => flushed.map_err(SessionError::ClientGone),
+            Err(_) => Err(SessionError::ClientGone(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Parts with the server connection, then with the client.
+    async fn finish(mut self, ended: Result<(), SessionError>) {
+        let now = Instant::now();
+        self.note_unpinned(now);
+        self.handle.let_go();
+        if let Some(connection) = self.link.take() {
+            let healthy = !matches!(ended, Err(SessionError::Server(_) | SessionError::ServerLost(_)));
+            self.part_with(connection, healthy, now);
+        }
+        self.endpoint.proxy.target.pool.leave(self.pool);
+        self.endpoint.proxy.sessions.unregister(&self.handle);
+        if let Err(error) = &ended {
+            debug!(
+                proxy = %self.endpoint.proxy.name, endpoint = %self.endpoint.name, user = %self.key.user,
+                client = self.handle.number, reason = %error, "client connection closed"
+            );
+            if let Some(fault) = error.fault() {
+                P::write_fault(&fault, self.down.output());
+                let _ = self.flush_client().await;
+            }
+        }
+        crate::handshake::linger(self.client).await;
+    }
+
+    /// The client is gone and its connection with whatever it left there. Only one that is quiet and outside a
+    /// transaction is worth cleaning; any other closes.
+    fn part_with(&self, mut connection: Box<ServerConnection<P>>, healthy: bool, now: Instant) {
+        let clean = healthy
+            && connection.state.is_quiet()
+            && connection.state.tx() == Tx::Idle
+            && !self.up.has_output()
+            && self.down.unread().is_empty();
+        if !clean {
+            connection.retire();
+            return;
+        }
+        connection.used_by(self.handle.number, now);
+        give_back_after(&self.endpoint.proxy.target.pool, self.pool, async move {
+            connection.cancellable.clone().over().await;
+            match connection.reset(ResetCause::Pinned).await {
+                Ok(()) => Ok(connection),
+                Err(error) => {
+                    warn!(%error, "reset failed; the connection is closed");
+                    Err(connection)
+                }
+            }
+        });
+    }
+}
