@@ -237,10 +237,9 @@ impl Pipe {
         &mut self.input
     }
 
-    /// Forgets everything, written or not.
-    pub fn clear(&mut self) {
-        let n = self.input.len();
-        self.input.consume(n);
+    /// Forgets what waits to be written: nobody is left to read it.
+    pub fn discard_output(&mut self) {
+        self.input.consume(self.direct);
         self.direct = 0;
         self.made.clear();
         self.made_written = 0;
@@ -297,6 +296,15 @@ impl Pipe {
         Poll::Ready(Ok(()))
     }
 
+    /// What would be written now, taken out.
+    #[cfg(test)]
+    pub(crate) fn take_output(&mut self) -> Vec<u8> {
+        let mut out = self.made.split_off(self.made_written);
+        out.extend_from_slice(&self.input.filled()[..self.direct]);
+        self.discard_output();
+        out
+    }
+
     /// Gives all memory back that holds nothing.
     pub fn release(&mut self) {
         self.input.release();
@@ -319,13 +327,6 @@ impl Pipe {
 mod tests {
     use super::*;
 
-    fn written(pipe: &mut Pipe) -> Vec<u8> {
-        let mut out = Vec::new();
-        out.extend_from_slice(&pipe.made[pipe.made_written..]);
-        out.extend_from_slice(&pipe.input.filled()[..pipe.direct]);
-        out
-    }
-
     #[test]
     fn output_keeps_the_order_of_passed_and_emitted_bytes() {
         let mut pipe = Pipe::default();
@@ -336,7 +337,7 @@ mod tests {
         pipe.pass(1);
         pipe.emit(b"[2]");
         pipe.pass(3);
-        assert_eq!(written(&mut pipe), b"ab[1]e[2]fgh");
+        assert_eq!(pipe.take_output(), b"ab[1]e[2]fgh");
         assert!(pipe.unread().is_empty());
     }
 

@@ -18,8 +18,8 @@ use tracing::{debug, info};
 use crate::{
     buffer::{Buffer, Pipe},
     protocol::{
-        Accept, AcceptOptions, AcceptStep, CancelKey, Fault, FaultKind, Greeting, PoolKey, Protocol, ServerState,
-        Severity, Tracker,
+        Accept, AcceptOptions, AcceptStep, CancelKey, Fault, FaultKind, Greeting, PoolKey, Protocol,
+        ServerState, Severity, Tracker,
     },
     proxy::{Endpoint, SessionHandle},
     session::{Session, SessionError, borrow::Borrower},
@@ -101,7 +101,10 @@ async fn welcome<P: Protocol>(
         Some(_unauthenticated) => {
             let handshake = guest.log_in(counted, peer, too_many);
             timeout(patience, handshake).await.unwrap_or_else(|_| {
-                Err(Ended::Fault(Fault::fatal(FaultKind::HandshakeTimeout, "canceling authentication due to timeout")))
+                Err(Ended::Fault(Fault::fatal(
+                    FaultKind::HandshakeTimeout,
+                    "canceling authentication due to timeout",
+                )))
             })
         }
     };

@@ -55,8 +55,10 @@ fn take_in<P: Protocol>(tcp: TcpStream, peer: IpAddr, endpoint: &Arc<Endpoint<P>
     let allow = endpoint.allow.load();
     if !allow.is_empty() && !allow.iter().any(|network| network.contains(&peer)) {
         info!(proxy = %endpoint.proxy.name, endpoint = %endpoint.name, %peer, "client address not allowed");
-        let fault =
-            Fault::fatal(FaultKind::NotAllowed, "Connections from this address are not allowed by this endpoint.");
+        let fault = Fault::fatal(
+            FaultKind::NotAllowed,
+            "Connections from this address are not allowed by this endpoint.",
+        );
         tokio::spawn(async move { refuse_at_once::<P>(tcp, &fault).await });
         return;
     }

@@ -15,7 +15,11 @@ const EXIT_SETUP: u8 = 3;
 
 /// A database proxy that multiplexes many clients over few server connections.
 #[derive(Parser)]
-#[command(version, about, after_help = "Exit codes: 0 stopped as asked, 1 wrong usage, 2 faulty configuration, 3 cannot start.")]
+#[command(
+    version,
+    about,
+    after_help = "Exit codes: 0 stopped as asked, 1 wrong usage, 2 faulty configuration, 3 cannot start."
+)]
 struct Flags {
     /// Configuration file.
     #[arg(long, global = true, default_value = "pinion.toml")]

@@ -215,7 +215,9 @@ impl<P: Protocol> Proxy<P> {
             match tls.refresh() {
                 Ok(true) => info!(proxy = %self.name, "certificate re-read"),
                 Ok(false) => {}
-                Err(error) => warn!(proxy = %self.name, %error, "changed certificate refused; the old one stays"),
+                Err(error) => {
+                    warn!(proxy = %self.name, %error, "changed certificate refused; the old one stays")
+                }
             }
         }
     }
@@ -432,7 +434,8 @@ impl Sessions {
             let mut random = [0; 8];
             getrandom::fill(&mut random).inspect_err(|e| error!(error = %e, "no random bytes")).ok()?;
             let [a, b, c, d, e, f, g, h] = random;
-            let key = CancelKey { id: u32::from_be_bytes([a, b, c, d]), secret: u32::from_be_bytes([e, f, g, h]) };
+            let key =
+                CancelKey { id: u32::from_be_bytes([a, b, c, d]), secret: u32::from_be_bytes([e, f, g, h]) };
             let mut by_id = self.lock();
             if key.id == 0 || by_id.contains_key(&key.id) {
                 continue;

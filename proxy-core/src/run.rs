@@ -167,8 +167,12 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
         info!(address = %listener.local_addr().unwrap_or(address), "metrics listener ready");
         let mut stop = stop_serving.clone();
         let stopped = async move { stop.given().await };
-        metrics_task =
-            Some(tokio::spawn(admin::serve(listener, recorder.clone(), fleet.clone() as Arc<dyn Readiness>, stopped)));
+        metrics_task = Some(tokio::spawn(admin::serve(
+            listener,
+            recorder.clone(),
+            fleet.clone() as Arc<dyn Readiness>,
+            stopped,
+        )));
     }
     tasks.push(tokio::spawn(housekeeping(fleet.clone(), recorder)));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -243,7 +247,8 @@ async fn wait_for_stop(
     level: &LevelHandle,
     accepting: &Giver,
 ) -> Result<(), RunError> {
-    let listen_for = |kind| signal(kind).map_err(|e| RunError::System(format!("cannot listen for signals: {e}")));
+    let listen_for =
+        |kind| signal(kind).map_err(|e| RunError::System(format!("cannot listen for signals: {e}")));
     let mut terminate = listen_for(SignalKind::terminate())?;
     let mut interrupt = listen_for(SignalKind::interrupt())?;
     let mut hangup = listen_for(SignalKind::hangup())?;

@@ -339,8 +339,12 @@ async fn start_tls<P: Protocol>(
     match tcp.read_u8().await? {
         b'S' => {}
         b'N' if tls.mode() == TlsMode::Preferred => return Ok((Stream::Plain(tcp), None)),
-        b'N' => return Err(ServerError::Tls("the server does not offer TLS, which this target requires".into())),
-        other => return Err(ServerError::Tls(format!("the server answered {other:#04x} to the request for TLS"))),
+        b'N' => {
+            return Err(ServerError::Tls("the server does not offer TLS, which this target requires".into()));
+        }
+        other => {
+            return Err(ServerError::Tls(format!("the server answered {other:#04x} to the request for TLS")));
+        }
     }
     let stream = tokio_rustls::TlsConnector::from(tls.config()).connect(tls.server_name(), tcp).await?;
     let binding = stream.get_ref().1.peer_certificates().and_then(|chain| end_point_of(chain.first()?));

@@ -115,7 +115,9 @@ impl<P: Protocol> Target<P> {
     pub fn before_scrape(&self) {
         let stats = self.pool.stats();
         self.metrics.pool_waiting.set(stats.waiting as f64);
-        self.metrics.database_connections_currently_borrowed.set(stats.open.saturating_sub(stats.idle) as f64);
+        self.metrics
+            .database_connections_currently_borrowed
+            .set(stats.open.saturating_sub(stats.idle) as f64);
         self.metrics.max_database_connections_allowed.set(stats.budget as f64);
     }
 
@@ -171,7 +173,9 @@ async fn watch<P: Protocol>(
     ticks: &mut tokio::time::Interval,
 ) -> ServerError {
     let (user, database) = proxy.monitor();
-    let Some(secret) = proxy.secret(&user) else { return ServerError::Secret(format!("no secret for {user}")) };
+    let Some(secret) = proxy.secret(&user) else {
+        return ServerError::Secret(format!("no secret for {user}"));
+    };
     let mut parameters = Vec::new();
     for text in ["application_name", "pinion_monitor", "database", &database] {
         parameters.extend_from_slice(text.as_bytes());

@@ -194,7 +194,8 @@ impl<C: Pooled> Pool<C> {
         let mut retired = Vec::new();
         let mut inner = self.lock();
         // Nobody overtakes those who wait for the same connections.
-        let idle = if inner.waiters.any_for(id) { None } else { inner.take_idle(id, prefer, now, &mut retired) };
+        let idle =
+            if inner.waiters.any_for(id) { None } else { inner.take_idle(id, prefer, now, &mut retired) };
         let acquired = if let Some(connection) = idle {
             Acquired::Connection(connection)
         } else if inner.waiters.is_empty() && inner.open < inner.budget && !inner.closed {

@@ -243,6 +243,10 @@ pub trait ServerState: Send + fmt::Debug {
     fn is_quiet(&self) -> bool;
     /// True while the server still owes the answer to a request.
     fn owes_answer(&self) -> bool;
+    /// True when a message has been passed to the client in part only.
+    fn is_mid_message(&self) -> bool;
+    /// True when the client has been given an error of the server and not yet the end of that answer.
+    fn has_told_error(&self) -> bool;
     /// True when something is left that another client might stumble over.
     fn is_tainted(&self) -> bool;
     /// For cancels.

@@ -29,6 +29,8 @@ pub enum PinReason {
     HeldCursor,
     /// A session setting that is not tracked.
     SessionVariable,
+    /// `SET ROLE`, `SET SESSION AUTHORIZATION`: apart from other settings, since `RESET ALL` leaves them.
+    SessionIdentity,
     /// A prepared statement that is not virtual.
     PreparedStatement,
     /// A function whose answer depends on the connection of an earlier statement.
@@ -43,13 +45,14 @@ pub enum PinReason {
 
 impl PinReason {
     /// All reasons, in declaration order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::TemporaryTable,
         Self::TableLock,
         Self::AdvisoryLock,
         Self::Listen,
         Self::HeldCursor,
         Self::SessionVariable,
+        Self::SessionIdentity,
         Self::PreparedStatement,
         Self::SessionFunction,
         Self::StatementSize,
@@ -67,6 +70,7 @@ impl PinReason {
             Self::Listen => "listen",
             Self::HeldCursor => "held-cursor",
             Self::SessionVariable => "session-variable",
+            Self::SessionIdentity => "session-identity",
             Self::PreparedStatement => "prepared-statement",
             Self::SessionFunction => "session-function",
             Self::StatementSize => "statement-size",

@@ -47,7 +47,8 @@ impl<P: Protocol> Session<P> {
         &mut self,
         now: Instant,
     ) -> Result<Result<Box<ServerConnection<P>>, Fault>, SessionError> {
-        let prefer_own = self.forget_on_borrow || self.session_functions.load(std::sync::atomic::Ordering::Relaxed);
+        let prefer_own =
+            self.forget_on_borrow || self.session_functions.load(std::sync::atomic::Ordering::Relaxed);
         let mut borrower = Borrower {
             endpoint: &self.endpoint,
             handle: &self.handle,
@@ -189,10 +190,15 @@ impl<P: Protocol> Borrower<'_, P> {
             Err(error) => error,
         };
         match error {
-            ServerError::Connect(ConnectError::Refused { fault, try_again: false, .. }) => Ok(Some(Err(fault))),
+            ServerError::Connect(ConnectError::Refused { fault, try_again: false, .. }) => {
+                Ok(Some(Err(fault)))
+            }
             ServerError::Statement { .. } | ServerError::Tls(_) | ServerError::Secret(_) => {
                 warn!(target = %self.endpoint.proxy.target.name, user = %self.key.user, %error, "cannot open a server connection");
-                Ok(Some(Err(Fault::fatal(FaultKind::ServerRefused, "The database connection could not be set up."))))
+                Ok(Some(Err(Fault::fatal(
+                    FaultKind::ServerRefused,
+                    "The database connection could not be set up.",
+                ))))
             }
             error => {
                 debug!(target = %self.endpoint.proxy.target.name, %error, "cannot open a server connection now");
@@ -231,7 +237,9 @@ async fn watching<F: Future>(
                     return std::task::Poll::Ready(Err(SessionError::ClientGone(gone)));
                 }
                 std::task::Poll::Ready(Ok(_)) => {}
-                std::task::Poll::Ready(Err(e)) => return std::task::Poll::Ready(Err(SessionError::ClientGone(e))),
+                std::task::Poll::Ready(Err(e)) => {
+                    return std::task::Poll::Ready(Err(SessionError::ClientGone(e)));
+                }
                 std::task::Poll::Pending => break,
             }
         }

@@ -39,6 +39,8 @@ use crate::buffer::Pipe;
 const MAX_WAITING_BYTES: usize = 64 * 1024;
 /// For a last message to a client that does not read.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// For the requests under way of a client that said goodbye; then they are cancelled.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Statement text over this pins in profile `rds` (rds-proxy.md PIN-A-01).
 const RDS_STATEMENT_BYTES: usize = 16 * 1024;
 
@@ -79,9 +81,10 @@ impl SessionError {
             Self::Server(_) | Self::ServerLost(_) => {
                 Some(Fault::fatal(FaultKind::ServerLost, "The connection to the database server was lost."))
             }
-            Self::Idle => {
-                Some(Fault::fatal(FaultKind::IdleTimeout, "terminating connection due to idle-session timeout"))
-            }
+            Self::Idle => Some(Fault::fatal(
+                FaultKind::IdleTimeout,
+                "terminating connection due to idle-session timeout",
+            )),
             Self::LifetimeOver => Some(Fault::fatal(
                 FaultKind::LifetimeOver,
                 "terminating connection because it reached its maximum lifetime",
@@ -145,6 +148,8 @@ enum Turn {
     Client,
     /// The server has answered a request whole.
     Answered { failed: bool },
+    /// The server connection is not needed any more.
+    Free,
     /// Somebody signalled.
     Signal,
 }
@@ -210,16 +215,14 @@ impl<P: Protocol> Session<P> {
                     self.take_server().await?;
                     continue;
                 }
-                ClientEvent::Quit => {
-                    self.flush_client().await?;
-                    return Ok(());
-                }
+                ClientEvent::Quit => return self.see_off().await,
                 ClientEvent::NeedAnswer => self.wants_answer = true,
                 ClientEvent::NeedBytes => self.wants_answer = false,
             }
             match self.turn().await? {
                 Turn::Client => {}
                 Turn::Answered { failed } => self.answered(failed),
+                Turn::Free => self.release(Instant::now()),
                 Turn::Signal => self.on_signal()?,
             }
         }
@@ -232,7 +235,7 @@ impl<P: Protocol> Session<P> {
         let facts = &statement.facts;
         let settings = self.endpoint.proxy.settings();
         let excluded = if settings.pool.exclude_variable_sets {
-            PinReasons::only(PinReason::SessionVariable)
+            PinReasons::only(PinReason::SessionVariable).union(PinReasons::only(PinReason::SessionIdentity))
         } else {
             PinReasons::NONE
         };
@@ -247,7 +250,8 @@ impl<P: Protocol> Session<P> {
         drop(settings);
         let mut sets = wanted.without(excluded).union(statement.extra_pins);
         let mut clears = PinReasons::NONE;
-        let in_transaction = self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle || c.state.owes_answer());
+        let in_transaction =
+            self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle || c.state.owes_answer());
         if smart {
             if !in_transaction {
                 clears = facts.clears;
@@ -256,7 +260,9 @@ impl<P: Protocol> Session<P> {
             let known = self.session_functions.load(Ordering::Relaxed);
             if facts.needs_session_function {
                 self.session_functions.store(true, Ordering::Relaxed);
-            } else if known && (facts.kind == StatementKind::Write || sets.contains(PinReason::SessionFunction)) {
+            } else if known
+                && (facts.kind == StatementKind::Write || sets.contains(PinReason::SessionFunction))
+            {
                 sets = sets.union(function);
             } else {
                 sets = sets.without(function);
@@ -276,7 +282,8 @@ impl<P: Protocol> Session<P> {
             }
         }
         // What the profile or a filter lets go without a pin must still not reach another client.
-        let taints = facts.taints || !facts.pins.without(sets).without(PinReasons::only(PinReason::SessionFunction)).is_empty();
+        let taints = facts.taints
+            || !facts.pins.without(sets).without(PinReasons::only(PinReason::SessionFunction)).is_empty();
         if taints {
             match &mut self.link {
                 Some(connection) => connection.tainted = true,
@@ -342,7 +349,11 @@ impl<P: Protocol> Session<P> {
                     return Poll::Ready(Err(SessionError::ServerLost(e)));
                 }
                 // What was read is judged before more is read; what was judged is written first.
-                match self.tracker.on_server(&mut self.down, &mut server.state).map_err(SessionError::Server)? {
+                match self
+                    .tracker
+                    .on_server(&mut self.down, &mut server.state)
+                    .map_err(SessionError::Server)?
+                {
                     ServerEvent::Answered { failed } => {
                         if let Poll::Ready(Err(e)) = self.down.poll_flush(&mut self.client, cx) {
                             return Poll::Ready(Err(SessionError::ClientGone(e)));
@@ -351,6 +362,10 @@ impl<P: Protocol> Session<P> {
                     }
                     ServerEvent::NeedBytes => {}
                 }
+                if self.is_free() {
+                    return Poll::Ready(Ok(Turn::Free));
+                }
+                let Some(server) = &mut self.link else { continue };
                 if self.down.has_output() {
                     if let Poll::Ready(Err(e)) = self.down.poll_flush(&mut self.client, cx) {
                         return Poll::Ready(Err(SessionError::ClientGone(e)));
@@ -359,7 +374,9 @@ impl<P: Protocol> Session<P> {
                 if !self.down.has_output() {
                     match self.down.poll_fill(&mut server.stream, cx) {
                         Poll::Ready(Ok(0)) => {
-                            return Poll::Ready(Err(SessionError::ServerLost(io::ErrorKind::UnexpectedEof.into())));
+                            return Poll::Ready(Err(SessionError::ServerLost(
+                                io::ErrorKind::UnexpectedEof.into(),
+                            )));
                         }
                         Poll::Ready(Ok(_)) => continue,
                         Poll::Ready(Err(e)) => return Poll::Ready(Err(SessionError::ServerLost(e))),
@@ -367,11 +384,14 @@ impl<P: Protocol> Session<P> {
                     }
                 }
             }
-            let room = !self.up.has_output() || (self.up.made_len() < MAX_WAITING_BYTES && self.up.unread().is_empty());
+            let room = !self.up.has_output()
+                || (self.up.made_len() < MAX_WAITING_BYTES && self.up.unread().is_empty());
             if room && !self.wants_answer {
                 match ready!(self.up.poll_fill(&mut self.client, cx)) {
                     Ok(0) => {
-                        return Poll::Ready(Err(SessionError::ClientGone(io::ErrorKind::UnexpectedEof.into())));
+                        return Poll::Ready(Err(SessionError::ClientGone(
+                            io::ErrorKind::UnexpectedEof.into(),
+                        )));
                     }
                     Ok(_) => return Poll::Ready(Ok(Turn::Client)),
                     Err(e) => return Poll::Ready(Err(SessionError::ClientGone(e))),
@@ -398,16 +418,23 @@ impl<P: Protocol> Session<P> {
         let id = connection.state.key().id;
         let pending = std::mem::take(&mut self.pending);
         self.settle_pins(pending, failed, now, id);
-        let Some(connection) = &self.link else { return };
-        let idle = tx == Tx::Idle && connection.state.is_quiet() && !self.up.has_output();
         self.handle.set_activity(match () {
             () if !self.pins.is_empty() => Activity::Pinned,
             () if tx == Tx::Idle => Activity::Other,
             () => Activity::InTransaction,
         });
-        if idle && self.pins.is_empty() {
+        if self.is_free() {
             self.release(now);
         }
+    }
+
+    /// True when the held connection is clean as far as this session can tell: quiet, nothing of it half-read or
+    /// half-written, outside a transaction, not pinned.
+    fn is_free(&self) -> bool {
+        self.link.as_ref().is_some_and(|c| c.state.tx() == Tx::Idle && c.state.is_quiet())
+            && self.pins.is_empty()
+            && !self.up.has_output()
+            && self.down.unread().is_empty()
     }
 
     fn account(&mut self, now: Instant) {
@@ -510,7 +537,9 @@ impl<P: Protocol> Session<P> {
         match &self.link {
             None => self.up.unread().is_empty(),
             Some(connection) => {
-                connection.state.is_quiet() && connection.state.tx() == Tx::Idle && self.up.unread().is_empty()
+                connection.state.is_quiet()
+                    && connection.state.tx() == Tx::Idle
+                    && self.up.unread().is_empty()
             }
         }
     }
@@ -539,6 +568,43 @@ impl<P: Protocol> Session<P> {
         Ok(())
     }
 
+    /// The client said goodbye. What it sent before is still carried out, as the server itself would; the answers
+    /// have no reader any more.
+    async fn see_off(&mut self) -> Result<(), SessionError> {
+        if let Some(connection) = &mut self.link {
+            let (tracker, up, down) = (&mut self.tracker, &mut self.up, &mut self.down);
+            let answers = async {
+                while connection.state.owes_answer() {
+                    poll_fn(|cx| {
+                        if up.has_output() {
+                            let _ = up.poll_flush(&mut connection.stream, cx)?;
+                        }
+                        while let ServerEvent::Answered { .. } = tracker
+                            .on_server(down, &mut connection.state)
+                            .map_err(|_| io::ErrorKind::InvalidData)?
+                        {}
+                        down.discard_output();
+                        if !connection.state.owes_answer() {
+                            return Poll::Ready(Ok(()));
+                        }
+                        match ready!(down.poll_fill(&mut connection.stream, cx))? {
+                            0 => Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof))),
+                            _ => Poll::Ready(Ok(())),
+                        }
+                    })
+                    .await?;
+                }
+                io::Result::Ok(())
+            };
+            match tokio::time::timeout(GOODBYE_TIMEOUT, answers).await {
+                Ok(answered) => answered.map_err(SessionError::ServerLost)?,
+                Err(_) => debug!(client = self.handle.number, "request of a client that left takes too long"),
+            }
+            return Ok(());
+        }
+        self.flush_client().await
+    }
+
     async fn flush_client(&mut self) -> Result<(), SessionError> {
         let (down, client) = (&mut self.down, &mut self.client);
         match tokio::time::timeout(FAREWELL_TIMEOUT, poll_fn(|cx| down.poll_flush(client, cx))).await {
@@ -552,6 +618,9 @@ impl<P: Protocol> Session<P> {
         let now = Instant::now();
         self.note_unpinned(now);
         self.handle.let_go();
+        // Nothing may be written into the middle of a message, nor after the server's own last word.
+        let may_speak =
+            self.link.as_ref().is_none_or(|c| !c.state.is_mid_message() && !c.state.has_told_error());
         if let Some(connection) = self.link.take() {
             let healthy = !matches!(ended, Err(SessionError::Server(_) | SessionError::ServerLost(_)));
             self.part_with(connection, healthy, now);
@@ -563,7 +632,7 @@ impl<P: Protocol> Session<P> {
                 proxy = %self.endpoint.proxy.name, endpoint = %self.endpoint.name, user = %self.key.user,
                 client = self.handle.number, reason = %error, "client connection closed"
             );
-            if let Some(fault) = error.fault() {
+            if let Some(fault) = error.fault().filter(|_| may_speak) {
                 P::write_fault(&fault, self.down.output());
                 let _ = self.flush_client().await;
             }

@@ -31,12 +31,9 @@ pub fn write_error(fault: &Fault, out: &mut Vec<u8>) {
     };
     let code = fault.native_code.as_deref().unwrap_or_else(|| sqlstate(fault.kind));
     write_message(out, b'E', |body| {
-        for (field, text) in [
-            (b'S', severity),
-            (b'V', severity),
-            (b'C', code.as_bytes()),
-            (b'M', fault.message.as_bytes()),
-        ] {
+        for (field, text) in
+            [(b'S', severity), (b'V', severity), (b'C', code.as_bytes()), (b'M', fault.message.as_bytes())]
+        {
             body.push(field);
             put_cstr(body, text);
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::{
     super::{
-        Accept, AcceptOptions, AcceptStep, CancelKey, Connect, ConnectError, ConnectStep, Fault, FaultKind, Greeting,
-        Login, PoolKey, ServerKey,
+        Accept, AcceptOptions, AcceptStep, CancelKey, Connect, ConnectError, ConnectStep, Fault, FaultKind,
+        Greeting, Login, PoolKey, ServerKey,
     },
     Postgres, Shared,
     auth::{ClientLogin, LoginError, LoginStep, ServerLogin},
@@ -14,11 +14,7 @@ use super::{
     scram::MockKey,
     server::PgServer,
 };
-use crate::{
-    buffer::Buffer,
-    config::ClientAuthType,
-    secrets::Secret,
-};
+use crate::{buffer::Buffer, config::ClientAuthType, secrets::Secret};
 
 /// Longest start-up packet, as PostgreSQL's own `MAX_STARTUP_PACKET_LENGTH`.
 pub const MAX_STARTUP_BYTES: usize = 10_000;
@@ -82,7 +78,9 @@ impl Accept<Postgres> for PgAccept {
         match &mut self.state {
             AcceptState::Startup => self.startup(input, out),
             AcceptState::Password { .. } => self.password(input, out),
-            AcceptState::Tls { .. } | AcceptState::Credentials(_) | AcceptState::Over => Ok(AcceptStep::NeedBytes),
+            AcceptState::Tls { .. } | AcceptState::Credentials(_) | AcceptState::Over => {
+                Ok(AcceptStep::NeedBytes)
+            }
         }
     }
 
@@ -180,8 +178,9 @@ impl PgAccept {
                 input.consume(len);
                 self.state = AcceptState::Over;
                 // Keys of other lengths belong to a protocol version that we never agreed to.
-                let Some((&[a, b, c, d], &[e, f, g, h])) =
-                    body.split_first_chunk().and_then(|(id, rest)| Some((id, <&[u8; 4]>::try_from(rest).ok()?)))
+                let Some((&[a, b, c, d], &[e, f, g, h])) = body
+                    .split_first_chunk()
+                    .and_then(|(id, rest)| Some((id, <&[u8; 4]>::try_from(rest).ok()?)))
                 else {
                     return Ok(AcceptStep::Quit);
                 };
@@ -242,7 +241,9 @@ impl PgAccept {
         if bytes.len() < header.total() {
             return Ok(AcceptStep::NeedBytes);
         }
-        let AcceptState::Password { startup, login } = &mut self.state else { return Ok(AcceptStep::NeedBytes) };
+        let AcceptState::Password { startup, login } = &mut self.state else {
+            return Ok(AcceptStep::NeedBytes);
+        };
         let Some(current) = login.take() else { return Err(violation("unexpected password response")) };
         let step = current
             .advance(&bytes[HEADER_BYTES..header.total()], out)
@@ -270,9 +271,10 @@ fn violation(message: &'static str) -> Fault {
 
 fn login_fault(error: &LoginError, user: &str) -> Fault {
     match error {
-        LoginError::WrongPassword => {
-            Fault::fatal(FaultKind::BadPassword, format!("The password that was provided for the role {user} is wrong."))
-        }
+        LoginError::WrongPassword => Fault::fatal(
+            FaultKind::BadPassword,
+            format!("The password that was provided for the role {user} is wrong."),
+        ),
         other => Fault::fatal(FaultKind::ProtocolViolation, other.to_string()),
     }
 }
@@ -321,8 +323,9 @@ fn parse_parameters(mut body: &[u8]) -> Result<Parsed, Fault> {
         }
     }
     let user = match user {
-        Some(user) if !user.is_empty() => String::from_utf8(user)
-            .map_err(|_| violation("the user name is not valid UTF-8"))?,
+        Some(user) if !user.is_empty() => {
+            String::from_utf8(user).map_err(|_| violation("the user name is not valid UTF-8"))?
+        }
         _ => {
             return Err(Fault::fatal(
                 FaultKind::UserMissing,
@@ -408,7 +411,9 @@ impl Connect<Postgres> for PgConnect {
                 b'E' => return Err(refused(body)),
                 // Notices of a login trigger or the like belong to nobody; the negotiated version is ours anyway.
                 b'N' | b'v' => {}
-                tag => return Err(ConnectError::Protocol(format!("unexpected {:?} message", char::from(tag)))),
+                tag => {
+                    return Err(ConnectError::Protocol(format!("unexpected {:?} message", char::from(tag))));
+                }
             }
             input.consume(header.total());
             if done {

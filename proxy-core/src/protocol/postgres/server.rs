@@ -14,6 +14,9 @@ use crate::buffer::Buffer;
 /// Longest message that is held whole on the way from the server; rows and copied data are not.
 pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
 
+/// Answers that the server may owe before its client is read no further; bounds what a pipeline costs in memory.
+const MAX_OWED_ANSWERS: usize = 16 * 1024;
+
 /// One answer that the server owes, in the order of the messages sent.
 #[derive(Debug)]
 pub(super) enum Expect {
@@ -158,6 +161,11 @@ impl PgServer {
         self.expected.is_empty()
     }
 
+    /// True when so much is owed that no more should be sent before some of it has come.
+    pub(super) fn is_far_behind(&self) -> bool {
+        self.expected.len() >= MAX_OWED_ANSWERS
+    }
+
     /// True when an earlier batch, not yet answered, may still change what statement names mean.
     pub(super) fn names_uncertain(&self) -> bool {
         self.uncertain > self.uncertain_now
@@ -229,6 +237,14 @@ impl ServerState for PgServer {
 
     fn owes_answer(&self) -> bool {
         !self.expected.is_empty()
+    }
+
+    fn is_mid_message(&self) -> bool {
+        self.owed > 0
+    }
+
+    fn has_told_error(&self) -> bool {
+        self.failed
     }
 
     fn is_tainted(&self) -> bool {

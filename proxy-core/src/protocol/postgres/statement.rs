@@ -78,7 +78,11 @@ pub struct StatementCache {
 
 impl StatementCache {
     /// The entry for `tail`, made by `facts` when it is new.
-    pub fn intern(self: &Arc<Self>, tail: &[u8], facts: impl FnOnce() -> (Arc<Facts>, u128)) -> Arc<Statement> {
+    pub fn intern(
+        self: &Arc<Self>,
+        tail: &[u8],
+        facts: impl FnOnce() -> (Arc<Facts>, u128),
+    ) -> Arc<Statement> {
         let hash = self.hasher.hash_one(tail);
         if let Some(found) = self.find(hash, tail) {
             return found;

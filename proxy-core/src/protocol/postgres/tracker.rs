@@ -112,7 +112,12 @@ impl Tracker<Postgres> for PgTracker {
                     return Ok(ClientEvent::NeedBytes);
                 }
             }
-            let Some(header) = Header::read_from_client(up.unread())? else { return Ok(ClientEvent::NeedBytes) };
+            let Some(header) = Header::read_from_client(up.unread())? else {
+                return Ok(ClientEvent::NeedBytes);
+            };
+            if server.as_ref().is_some_and(|s| s.is_far_behind()) {
+                return Ok(ClientEvent::NeedAnswer);
+            }
             let server_skips = server.as_ref().is_some_and(|s| s.skipping);
             if (self.skip_to_sync || server_skips) && !matches!(header.tag, b'S' | b'X') {
                 self.take(up, header.total(), false);
@@ -360,8 +365,10 @@ impl PgTracker {
         let name: Box<[u8]> = name.into();
         server.batch_open = true;
         if name.is_empty() {
-            let undo =
-                Undo::Unnamed { before: self.unnamed.replace(statement.clone()), server_before: server.unnamed };
+            let undo = Undo::Unnamed {
+                before: self.unnamed.replace(statement.clone()),
+                server_before: server.unnamed,
+            };
             server.unnamed = Some(statement.id);
             self.take(up, header.total(), true);
             server.expect(Expect::Parse { ours: false, adds: None, undo: Some(undo) });
@@ -470,7 +477,8 @@ impl PgTracker {
                 out.push(0);
                 statement.write_name(server.epoch, out);
                 out.push(0);
-                let len = u32::try_from(out.len() - length_at + rest).map_err(|_| ProtocolError::Malformed("Bind"))?;
+                let len = u32::try_from(out.len() - length_at + rest)
+                    .map_err(|_| ProtocolError::Malformed("Bind"))?;
                 out[length_at..length_at + 4].copy_from_slice(&len.to_be_bytes());
                 self.take(up, rest, true);
             }
@@ -747,7 +755,9 @@ impl PgTracker {
     fn make_native(&mut self, names: &[String], server: &mut PgServer, up: &mut Pipe) {
         let mut sent = false;
         for name in names {
-            let Some(statement) = self.named.as_ref().and_then(|named| named.get(name.as_bytes())) else { continue };
+            let Some(statement) = self.named.as_ref().and_then(|named| named.get(name.as_bytes())) else {
+                continue;
+            };
             if server.native.iter().any(|n| **n == *name.as_bytes()) {
                 continue;
             }
@@ -778,7 +788,9 @@ impl PgTracker {
     ) -> Option<ClientEvent> {
         let tx = match server {
             None => Tx::Idle,
-            Some(server) if !server.expects_nothing() && !server.batch_open => return Some(ClientEvent::NeedAnswer),
+            Some(server) if !server.expects_nothing() && !server.batch_open => {
+                return Some(ClientEvent::NeedAnswer);
+            }
             Some(server) if server.tx == Tx::Failed || server.native_names || server.batch_open => {
                 // The server's own refusal, or a name that it may well know.
                 if server.tx != Tx::Failed {
@@ -880,7 +892,10 @@ impl PgTracker {
                     _ => return unexpected(),
                 };
                 // The server's word that everything prepared is gone, whichever way it was asked.
-                if kept && tag == b'C' && matches!(message_body(down)?, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
+                if kept
+                    && tag == b'C'
+                    && matches!(message_body(down)?, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0")
+                {
                     server.forget_statements();
                     self.named = None;
                 }
@@ -892,7 +907,8 @@ impl PgTracker {
                     b"standard_conforming_strings" => self.mode.standard_conforming_strings = value != b"off",
                     b"client_encoding" => {
                         let encoding = String::from_utf8_lossy(value);
-                        self.mode.ascii_safe_encoding = LexMode::from_params("on", &encoding).ascii_safe_encoding;
+                        self.mode.ascii_safe_encoding =
+                            LexMode::from_params("on", &encoding).ascii_safe_encoding;
                     }
                     _ => {}
                 }
@@ -1138,7 +1154,11 @@ fn opaque_statement(bytes: usize) -> Submitted {
 
 /// A FunctionCall known to leave nothing behind.
 fn function_statement(bytes: usize) -> Submitted {
-    static FACTS: LazyLock<Arc<Facts>> =
-        LazyLock::new(|| facts_without_text(StatementKind::Other, PinReasons::NONE, false, "<large object call>"));
+    static FACTS: LazyLock<Arc<Facts>> = LazyLock::new(|| {
+        facts_without_text(StatementKind::Other, PinReasons::NONE, false, "<large object call>")
+    });
     Submitted { facts: FACTS.clone(), digest: 0, bytes, extra_pins: PinReasons::NONE }
 }
+
+#[cfg(test)]
+mod tests;

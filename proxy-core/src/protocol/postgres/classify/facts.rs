@@ -1,3 +1,490 @@
-use crate::protocol::{Facts,PinReasons,StatementKind};
-pub(super) fn unknown(t: String) -> Facts { Facts{kind:StatementKind::Unknown,statements:1,read_only:false,pins:PinReasons::NONE,clears:PinReasons::NONE,rds_pins:PinReasons::NONE,taints:false,needs_session_function:false,drops_all_prepared:false,prepared_names:vec![],is_deallocate_one:false,ends_transaction:false,digest_text:t} }
-pub(super) fn from_tree(_: &pg_query::protobuf::ParseResult, t: String) -> Facts { unknown(t) }
+//! Reads [`Facts`] off a parse tree.
+
+use pg_query::{
+    NodeEnum,
+    protobuf::{
+        DiscardMode, ExplainStmt, OnCommitAction, ParseResult, SelectStmt, SetOperation, TransactionStmt,
+        TransactionStmtKind, VariableSetKind, VariableSetStmt,
+    },
+};
+
+use super::{
+    builtin::{self, Effect},
+    walk::{Value, Visit, walk},
+};
+use crate::protocol::{Facts, PinReason, PinReasons, StatementKind};
+
+/// The facts of a text that nobody understands: it may do anything.
+pub(super) fn unknown(digest_text: String) -> Facts {
+    Facts {
+        kind: StatementKind::Unknown,
+        statements: 1,
+        read_only: false,
+        pins: PinReasons::only(PinReason::Unknown),
+        clears: PinReasons::NONE,
+        rds_pins: PinReasons::only(PinReason::Unknown),
+        taints: true,
+        needs_session_function: false,
+        drops_all_prepared: false,
+        prepared_names: Vec::new(),
+        is_deallocate_one: false,
+        ends_transaction: false,
+        digest_text,
+    }
+}
+
+/// The facts of a parsed text; `None` when something in the tree is not known here.
+pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String) -> Option<Facts> {
+    let statements: Vec<&NodeEnum> =
+        tree.stmts.iter().filter_map(|raw| raw.stmt.as_ref()?.node.as_ref()).collect();
+    let mut facts = Facts {
+        kind: StatementKind::Empty,
+        statements: u16::try_from(statements.len()).unwrap_or(u16::MAX),
+        read_only: true,
+        pins: PinReasons::NONE,
+        clears: PinReasons::NONE,
+        rds_pins: PinReasons::NONE,
+        taints: false,
+        needs_session_function: false,
+        drops_all_prepared: false,
+        prepared_names: Vec::new(),
+        is_deallocate_one: matches!(statements[..], [NodeEnum::DeallocateStmt(one)] if !one.isall),
+        ends_transaction: !statements.is_empty() && statements.iter().all(|node| ends_transaction(node)),
+        digest_text: String::new(),
+    };
+    let mut ever_pinned = PinReasons::NONE;
+    for node in statements {
+        let one = Statement::read(node)?;
+        if matches!(facts.kind, StatementKind::Empty | StatementKind::Transaction) {
+            facts.kind = one.kind;
+        }
+        if one.kind == StatementKind::Transaction {
+            // A rollback brings back what was cleared before it.
+            facts.pins = ever_pinned;
+            facts.clears = PinReasons::NONE;
+        }
+        ever_pinned = ever_pinned.union(one.seen.pins);
+        facts.pins = facts.pins.without(one.clears).union(one.seen.pins);
+        facts.clears = facts.clears.union(one.clears);
+        facts.rds_pins = facts.rds_pins.union(one.seen.rds_pins);
+        facts.read_only &= one.read_only;
+        facts.taints |= one.seen.taints;
+        facts.needs_session_function |= one.seen.needs_session_function;
+        facts.drops_all_prepared |= one.drops_all_prepared;
+        facts.prepared_names.extend(one.seen.prepared_names);
+    }
+    facts.digest_text = digest_text();
+    Some(facts)
+}
+
+/// True for `COMMIT`, `ROLLBACK`, `PREPARE TRANSACTION` that leave no transaction open.
+fn ends_transaction(node: &NodeEnum) -> bool {
+    let NodeEnum::TransactionStmt(statement) = node else { return false };
+    let TransactionStmt { kind, chain, .. } = statement;
+    !chain
+        && matches!(
+            TransactionStmtKind::try_from(*kind),
+            Ok(TransactionStmtKind::TransStmtCommit
+                | TransactionStmtKind::TransStmtRollback
+                | TransactionStmtKind::TransStmtPrepare)
+        )
+}
+
+/// Of the discarding commands, all that `DISCARD ALL` puts back (manual, "DISCARD"). Not among them: loaded
+/// libraries, and whatever else outlives it.
+const DISCARDED: [PinReason; 8] = [
+    PinReason::TemporaryTable,
+    PinReason::AdvisoryLock,
+    PinReason::Listen,
+    PinReason::HeldCursor,
+    PinReason::SessionVariable,
+    PinReason::SessionIdentity,
+    PinReason::PreparedStatement,
+    PinReason::SessionFunction,
+];
+
+/// `CURSOR_OPT_HOLD`, from PostgreSQL's `nodes/parsenodes.h`.
+const CURSOR_OPT_HOLD: i64 = 0x20;
+
+/// What one statement of a text does.
+struct Statement {
+    kind: StatementKind,
+    read_only: bool,
+    clears: PinReasons,
+    drops_all_prepared: bool,
+    seen: Seen,
+}
+
+impl Statement {
+    fn read(node: &NodeEnum) -> Option<Self> {
+        let mut seen = Seen::default();
+        walk(node, &mut seen).ok()?;
+        let mut one = Self {
+            kind: kind(node, &seen),
+            read_only: false,
+            clears: PinReasons::NONE,
+            drops_all_prepared: false,
+            seen,
+        };
+        one.read_only = match node {
+            NodeEnum::SelectStmt(_) => one.seen.only_reads(),
+            NodeEnum::VariableShowStmt(_) => true,
+            NodeEnum::ExplainStmt(explain) => {
+                !runs_its_query(explain) || one.explained_query_only_reads(explain)
+            }
+            _ => false,
+        };
+        match node {
+            NodeEnum::SelectStmt(select) if is_unlock_all(select) => one.clear(PinReason::AdvisoryLock),
+            NodeEnum::VariableSetStmt(set) => one.set(set),
+            NodeEnum::DiscardStmt(discard) => {
+                one.seen.rds_pins.insert(PinReason::SessionVariable);
+                match DiscardMode::try_from(discard.target) {
+                    Ok(DiscardMode::DiscardAll) => {
+                        one.drops_all_prepared = true;
+                        DISCARDED.into_iter().for_each(|reason| one.clear(reason));
+                    }
+                    Ok(DiscardMode::DiscardTemp) => one.clear(PinReason::TemporaryTable),
+                    Ok(DiscardMode::DiscardSequences) => one.clear(PinReason::SessionFunction),
+                    Ok(DiscardMode::DiscardPlans | DiscardMode::Undefined) | Err(_) => {}
+                }
+            }
+            NodeEnum::DeallocateStmt(deallocate) => {
+                one.seen.rds_pins.insert(PinReason::PreparedStatement);
+                if deallocate.isall {
+                    one.drops_all_prepared = true;
+                    one.clear(PinReason::PreparedStatement);
+                } else {
+                    one.seen.prepared_names.push(deallocate.name.clone());
+                }
+            }
+            NodeEnum::PrepareStmt(_) => one.seen.pin(PinReason::PreparedStatement),
+            NodeEnum::ListenStmt(_) => one.seen.pin(PinReason::Listen),
+            NodeEnum::UnlistenStmt(unlisten) if unlisten.conditionname.is_empty() => {
+                one.clear(PinReason::Listen)
+            }
+            NodeEnum::ClosePortalStmt(close) if close.portalname.is_empty() => {
+                one.clear(PinReason::HeldCursor)
+            }
+            NodeEnum::LoadStmt(_) => one.seen.pin(PinReason::Library),
+            // They run code that their text does not show.
+            NodeEnum::DoStmt(_)
+            | NodeEnum::CallStmt(_)
+            | NodeEnum::CreateExtensionStmt(_)
+            | NodeEnum::AlterExtensionStmt(_)
+            | NodeEnum::CreatePlangStmt(_)
+            | NodeEnum::RefreshMatViewStmt(_) => one.seen.taints = true,
+            _ => {}
+        }
+        let in_temporary_schema = one.seen.names_temporary_schema && may_create_where_named(node);
+        if in_temporary_schema || one.seen.temporary > 0 {
+            one.seen.rds_pins.insert(PinReason::TemporaryTable);
+        }
+        if in_temporary_schema || one.seen.temporary > one.seen.dropped_on_commit {
+            one.seen.pins.insert(PinReason::TemporaryTable);
+        }
+        Some(one)
+    }
+
+    fn clear(&mut self, reason: PinReason) {
+        self.clears.insert(reason);
+    }
+
+    /// `SET`, `RESET`.
+    fn set(&mut self, set: &VariableSetStmt) {
+        let kind = VariableSetKind::try_from(set.kind).unwrap_or(VariableSetKind::Undefined);
+        // Of the several settings at once, those of the running transaction end with it.
+        let of_transaction = kind == VariableSetKind::VarSetMulti && set.name.starts_with("TRANSACTION");
+        if set.is_local || of_transaction {
+            return;
+        }
+        self.seen.rds_pins.insert(PinReason::SessionVariable);
+        match kind {
+            VariableSetKind::VarResetAll => self.clear(PinReason::SessionVariable),
+            VariableSetKind::VarReset | VariableSetKind::VarSetDefault => {}
+            VariableSetKind::VarSetValue
+            | VariableSetKind::VarSetCurrent
+            | VariableSetKind::VarSetMulti
+            | VariableSetKind::Undefined => {
+                self.seen.pins.insert(setting_pin(&set.name));
+                self.seen.taints |= set.name.eq_ignore_ascii_case("seed");
+            }
+        }
+    }
+
+    fn explained_query_only_reads(&self, explain: &ExplainStmt) -> bool {
+        let query = explain.query.as_ref().and_then(|query| query.node.as_ref());
+        matches!(query, Some(NodeEnum::SelectStmt(_))) && self.seen.only_reads()
+    }
+}
+
+/// The pin of a setting made for the session.
+fn setting_pin(name: &str) -> PinReason {
+    if ["role", "session_authorization"].iter().any(|identity| name.eq_ignore_ascii_case(identity)) {
+        PinReason::SessionIdentity
+    } else {
+        PinReason::SessionVariable
+    }
+}
+
+fn kind(node: &NodeEnum, seen: &Seen) -> StatementKind {
+    match node {
+        NodeEnum::SelectStmt(_) if seen.selects_into => StatementKind::Ddl,
+        NodeEnum::SelectStmt(_) if seen.writes => StatementKind::Write,
+        NodeEnum::SelectStmt(_) | NodeEnum::VariableShowStmt(_) => StatementKind::Select,
+        NodeEnum::InsertStmt(_)
+        | NodeEnum::UpdateStmt(_)
+        | NodeEnum::DeleteStmt(_)
+        | NodeEnum::MergeStmt(_) => StatementKind::Write,
+        NodeEnum::TransactionStmt(_) => StatementKind::Transaction,
+        NodeEnum::VariableSetStmt(_) | NodeEnum::DiscardStmt(_) => StatementKind::Session,
+        NodeEnum::CopyStmt(_) => StatementKind::Copy,
+        NodeEnum::DoStmt(_) | NodeEnum::CallStmt(_) => StatementKind::Routine,
+        NodeEnum::ExplainStmt(_)
+        | NodeEnum::PrepareStmt(_)
+        | NodeEnum::ExecuteStmt(_)
+        | NodeEnum::DeallocateStmt(_)
+        | NodeEnum::DeclareCursorStmt(_)
+        | NodeEnum::ClosePortalStmt(_)
+        | NodeEnum::FetchStmt(_)
+        | NodeEnum::ListenStmt(_)
+        | NodeEnum::UnlistenStmt(_)
+        | NodeEnum::NotifyStmt(_)
+        | NodeEnum::LoadStmt(_)
+        | NodeEnum::LockStmt(_)
+        | NodeEnum::ConstraintsSetStmt(_) => StatementKind::Other,
+        _ => StatementKind::Ddl,
+    }
+}
+
+/// True when a `pg_temp` in the statement may be where something new comes to stand, now or, through a
+/// `search_path`, later. Literals that mention it count as names do.
+fn may_create_where_named(node: &NodeEnum) -> bool {
+    match node {
+        NodeEnum::VariableSetStmt(_)
+        | NodeEnum::CreateStmt(_)
+        | NodeEnum::CreateTableAsStmt(_)
+        | NodeEnum::CreateForeignTableStmt(_)
+        | NodeEnum::ViewStmt(_)
+        | NodeEnum::CreateSeqStmt(_)
+        | NodeEnum::CreateSchemaStmt(_)
+        | NodeEnum::DefineStmt(_)
+        | NodeEnum::CompositeTypeStmt(_)
+        | NodeEnum::CreateEnumStmt(_)
+        | NodeEnum::CreateRangeStmt(_)
+        | NodeEnum::CreateDomainStmt(_)
+        | NodeEnum::CreateStatsStmt(_)
+        | NodeEnum::CreateConversionStmt(_)
+        | NodeEnum::CreateOpClassStmt(_)
+        | NodeEnum::CreateOpFamilyStmt(_)
+        | NodeEnum::CreateExtensionStmt(_)
+        | NodeEnum::AlterExtensionStmt(_)
+        | NodeEnum::AlterObjectSchemaStmt(_)
+        | NodeEnum::ImportForeignSchemaStmt(_) => true,
+        // A function's own `SET search_path = …, pg_temp` is common, and its own affair.
+        NodeEnum::CreateFunctionStmt(create) => create.funcname.iter().any(|part| {
+            matches!(&part.node, Some(NodeEnum::String(name)) if mentions_temporary_schema(&name.sval))
+        }),
+        NodeEnum::SelectStmt(select) => select.into_clause.is_some(),
+        NodeEnum::ExplainStmt(explain) => {
+            explain.query.as_ref().and_then(|query| query.node.as_ref()).is_some_and(may_create_where_named)
+        }
+        _ => false,
+    }
+}
+
+/// True when `EXPLAIN` runs what it explains. An `ANALYZE` counts whatever value it is given: the tree shows a value
+/// alike whether it was a word or a literal.
+fn runs_its_query(explain: &ExplainStmt) -> bool {
+    explain.options.iter().any(
+        |option| matches!(&option.node, Some(NodeEnum::DefElem(element)) if element.defname == "analyze"),
+    )
+}
+
+/// `SELECT pg_advisory_unlock_all()` and nothing else, so that it surely runs.
+fn is_unlock_all(select: &SelectStmt) -> bool {
+    let [target] = &select.target_list[..] else { return false };
+    let Some(NodeEnum::ResTarget(target)) = &target.node else { return false };
+    let Some(NodeEnum::FuncCall(call)) = target.val.as_ref().and_then(|value| value.node.as_ref()) else {
+        return false;
+    };
+    let name: Vec<&str> = call
+        .funcname
+        .iter()
+        .filter_map(|part| match &part.node {
+            Some(NodeEnum::String(name)) => Some(name.sval.as_str()),
+            _ => None,
+        })
+        .collect();
+    let bare = SelectStmt {
+        target_list: select.target_list.clone(),
+        limit_option: select.limit_option,
+        op: SetOperation::SetopNone as i32,
+        ..SelectStmt::default()
+    };
+    matches!(name[..], ["pg_advisory_unlock_all"] | ["pg_catalog", "pg_advisory_unlock_all"])
+        && call.args.is_empty()
+        && call.agg_filter.is_none()
+        && call.over.is_none()
+        && *select == bare
+}
+
+fn mentions_temporary_schema(text: &str) -> bool {
+    const NAME: &[u8] = b"pg_temp";
+    text.as_bytes().windows(NAME.len()).any(|word| word.eq_ignore_ascii_case(NAME))
+}
+
+/// What was found anywhere in one statement, however deep.
+#[derive(Default)]
+struct Seen {
+    pins: PinReasons,
+    rds_pins: PinReasons,
+    taints: bool,
+    needs_session_function: bool,
+    prepared_names: Vec<String>,
+    /// `INSERT`, `UPDATE`, `DELETE`, `MERGE`.
+    writes: bool,
+    /// A function that acts, `FOR UPDATE`, and the like.
+    acts: bool,
+    selects_into: bool,
+    /// Temporary relations made, and those of them that end with the transaction.
+    temporary: usize,
+    dropped_on_commit: usize,
+    names_temporary_schema: bool,
+}
+
+impl Seen {
+    /// A reason in both profiles.
+    fn pin(&mut self, reason: PinReason) {
+        self.pins.insert(reason);
+        self.rds_pins.insert(reason);
+    }
+
+    fn only_reads(&self) -> bool {
+        !self.writes && !self.acts && !self.taints && !self.selects_into
+    }
+
+    fn call(&mut self, name: &[&str], arguments: Option<&Value>) {
+        let (schema, name) = match name {
+            [name] => (None, *name),
+            [.., schema, name] => (Some(*schema), *name),
+            [] => return,
+        };
+        let effect = builtin::effect(schema, name);
+        self.acts |= effect != Effect::None;
+        if let Some(reason) = effect.pin() {
+            self.pins.insert(reason);
+        }
+        match effect {
+            Effect::None | Effect::Acts => {}
+            Effect::Sequence => self.rds_pins.insert(PinReason::SessionFunction),
+            Effect::SequenceRead => {
+                self.rds_pins.insert(PinReason::SessionFunction);
+                self.needs_session_function = true;
+            }
+            Effect::Lock | Effect::Unlock => self.rds_pins.insert(PinReason::AdvisoryLock),
+            Effect::Setting => self.set_config(arguments),
+            Effect::Holds | Effect::Hidden => self.taints = true,
+        }
+    }
+
+    /// `set_config(name, value, is_local)`. Only the word `true` as the third argument makes it local; anything else
+    /// might come out as false.
+    fn set_config(&mut self, arguments: Option<&Value>) {
+        let arguments = arguments.map(Value::list).unwrap_or_default();
+        let name = arguments.first().and_then(Value::string_constant);
+        let value = arguments.get(1).and_then(Value::string_constant);
+        let local = arguments.len() == 3 && arguments[2].is_constant_true();
+        // A value to come may put pg_temp into the search_path, and tables there outlive the transaction.
+        let path = name.is_none_or(|name| name.eq_ignore_ascii_case("search_path"));
+        match value {
+            None => self.taints |= path,
+            Some(value) if mentions_temporary_schema(value) => self.pin(PinReason::TemporaryTable),
+            Some(_) => {}
+        }
+        if local {
+            return;
+        }
+        self.rds_pins.insert(PinReason::SessionVariable);
+        match name {
+            Some(name) => self.pins.insert(setting_pin(name)),
+            None => {
+                self.pins.insert(PinReason::SessionVariable);
+                self.pins.insert(PinReason::SessionIdentity);
+            }
+        }
+    }
+}
+
+impl Visit for Seen {
+    fn wants(&self, structure: &'static str, field: &'static str, sofar: &[(&'static str, Value)]) -> bool {
+        if (structure, field) == ("FuncCall", "args") {
+            // Of this one alone, since arguments may be many and deep.
+            return matches!(sofar, [("funcname", name)] if name.strings().last() == Some(&"set_config"));
+        }
+        matches!(
+            (structure, field),
+            ("FuncCall", "funcname")
+                | ("AExpr", "name")
+                | ("SubLink", "oper_name")
+                | ("SortBy", "use_op")
+                | ("RangeTableSample", "method")
+                | ("RangeVar", "relpersistence")
+                | ("CreateStmt", "oncommit")
+                | ("IntoClause", "on_commit")
+                | ("DeclareCursorStmt", "options")
+                | ("ExecuteStmt", "name")
+        )
+    }
+
+    fn text(&mut self, text: &str) {
+        self.names_temporary_schema |= mentions_temporary_schema(text);
+    }
+
+    fn structure(&mut self, structure: &'static str, fields: &[(&'static str, Value)]) {
+        let field = |name| fields.iter().find(|(key, _)| *key == name).map(|(_, value)| value);
+        match structure {
+            "FuncCall" => {
+                let name = field("funcname").map(Value::strings).unwrap_or_default();
+                self.call(&name, field("args"));
+            }
+            "AExpr" | "SubLink" | "SortBy" | "RangeTableSample" => {
+                for (_, name) in fields {
+                    let name = name.strings();
+                    let foreign = name.len() > 1 && name[name.len() - 2] != "pg_catalog";
+                    let method = structure == "RangeTableSample"
+                        && !matches!(name.last(), Some(&("bernoulli" | "system")));
+                    self.taints |= foreign || method;
+                }
+            }
+            "RangeVar" => {
+                let temporary = field("relpersistence").is_some_and(|value| value.strings() == ["t"]);
+                self.temporary += usize::from(temporary);
+            }
+            "CreateStmt" | "IntoClause" => {
+                let drops = fields.iter().any(|(_, value)| {
+                    value.integer() == Some(i64::from(OnCommitAction::OncommitDrop as i32))
+                });
+                self.dropped_on_commit += usize::from(drops);
+                self.selects_into |= structure == "IntoClause";
+            }
+            "DeclareCursorStmt" => {
+                self.rds_pins.insert(PinReason::HeldCursor);
+                let options = field("options").and_then(Value::integer).unwrap_or(CURSOR_OPT_HOLD);
+                if options & CURSOR_OPT_HOLD != 0 {
+                    self.pins.insert(PinReason::HeldCursor);
+                }
+            }
+            "ExecuteStmt" => {
+                self.rds_pins.insert(PinReason::PreparedStatement);
+                // What it runs was said in another text.
+                self.taints = true;
+                let name = field("name").map(Value::strings).unwrap_or_default();
+                self.prepared_names.extend(name.into_iter().map(str::to_owned));
+            }
+            "InsertStmt" | "UpdateStmt" | "DeleteStmt" | "MergeStmt" => self.writes = true,
+            "LockingClause" => self.acts = true,
+            _ => {}
+        }
+    }
+}

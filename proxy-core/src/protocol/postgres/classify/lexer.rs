@@ -32,7 +32,8 @@ impl LexMode {
             .filter(char::is_ascii_alphanumeric)
             .map(|c| c.to_ascii_lowercase())
             .collect();
-        const SAFE: &[&str] = &["utf8", "unicode", "sqlascii", "abc", "alt", "tcvn", "tcvn5712", "vscii", "win"];
+        const SAFE: &[&str] =
+            &["utf8", "unicode", "sqlascii", "abc", "alt", "tcvn", "tcvn5712", "vscii", "win"];
         const SAFE_FAMILIES: &[&str] = &["latin", "iso8859", "koi8", "euc", "win125", "windows125", "mule"];
         const SAFE_PAGES: &[&str] = &["win866", "windows866", "win874", "windows874"];
         let ascii_safe_encoding = SAFE.contains(&name.as_str())
@@ -61,6 +62,8 @@ pub(super) enum Meaning {
     Identity = 1,
     /// Has `pg_temp` in it: a `search_path` may put new tables there.
     Temp = 2,
+    /// `search_path` and nothing else.
+    SearchPath = 3,
 }
 
 /// Kinds of token. The numbers stand in the digest.
@@ -215,7 +218,8 @@ impl<'a> Lexer<'a> {
                     b'.' | b':' => {
                         let end = self.run(start, |byte| byte == b'.' || byte == b':');
                         // `a..5`: the last dot belongs to the number for the server, so keep the two together.
-                        let glued = self.text[end - 1] == b'.' && self.at(end).is_some_and(|b| b.is_ascii_digit());
+                        let glued =
+                            self.text[end - 1] == b'.' && self.at(end).is_some_and(|b| b.is_ascii_digit());
                         let end = if glued {
                             self.run(end, |byte| byte.is_ascii_alphanumeric() || byte == b'.')
                         } else {
@@ -235,8 +239,12 @@ impl<'a> Lexer<'a> {
     #[inline]
     fn word(&mut self, start: usize, first: u8, second: Option<u8>) -> (Kind, usize, Meaning) {
         match (first, second) {
-            (b'e' | b'E', Some(b'\'')) => return self.string(Kind::Str, start, start + 1, Backslash::Escapes),
-            (b'b' | b'B', Some(b'\'')) => return self.string(Kind::Bits, start, start + 1, Backslash::Stands),
+            (b'e' | b'E', Some(b'\'')) => {
+                return self.string(Kind::Str, start, start + 1, Backslash::Escapes);
+            }
+            (b'b' | b'B', Some(b'\'')) => {
+                return self.string(Kind::Bits, start, start + 1, Backslash::Stands);
+            }
             (b'x' | b'X', Some(b'\'')) => return self.string(Kind::Hex, start, start + 1, Backslash::Stands),
             (b'n' | b'N', Some(b'\'')) => {
                 return self.string(Kind::National, start, start + 1, Backslash::ByMode);
@@ -472,14 +480,19 @@ fn is_hint(comment: &[u8]) -> bool {
     comment.starts_with(b"/*+") || memmem::find(comment, b"pinion:").is_some()
 }
 
-const IDENTITY: [&[u8]; 2] = [b"role", b"session_authorization"];
+/// Values that mean something as a whole.
+const SETTINGS: [(&[u8], Meaning); 3] = [
+    (b"role", Meaning::Identity),
+    (b"session_authorization", Meaning::Identity),
+    (b"search_path", Meaning::SearchPath),
+];
 const TEMP: &[u8] = b"pg_temp";
 
 /// Of a literal in one piece, without backslash escapes.
 #[inline]
 fn meaning_of(value: &[u8]) -> Meaning {
-    if IDENTITY.iter().any(|name| value.eq_ignore_ascii_case(name)) {
-        return Meaning::Identity;
+    if let Some((_, meaning)) = SETTINGS.iter().find(|(name, _)| value.eq_ignore_ascii_case(name)) {
+        return *meaning;
     }
     let underscore = TEMP.len() - b"_temp".len();
     let temp = memchr_iter(b'_', value).any(|place| {
@@ -542,11 +555,8 @@ impl Watch {
 
     fn push(&mut self, value: u32) {
         let byte = u8::try_from(value).unwrap_or(0xff).to_ascii_lowercase();
-        self.matched = if byte == TEMP[self.matched] {
-            self.matched + 1
-        } else {
-            usize::from(byte == TEMP[0])
-        };
+        self.matched =
+            if byte == TEMP[self.matched] { self.matched + 1 } else { usize::from(byte == TEMP[0]) };
         if self.matched == TEMP.len() {
             self.temp = true;
             self.matched = 0;
@@ -559,11 +569,9 @@ impl Watch {
 
     fn meaning(&self) -> Meaning {
         if self.temp {
-            Meaning::Temp
-        } else if self.head.get(..self.length).is_some_and(|value| IDENTITY.contains(&value)) {
-            Meaning::Identity
-        } else {
-            Meaning::Plain
+            return Meaning::Temp;
         }
+        let whole = self.head.get(..self.length).unwrap_or_default();
+        SETTINGS.iter().find(|(name, _)| *name == whole).map_or(Meaning::Plain, |(_, meaning)| *meaning)
     }
 }

@@ -12,6 +12,7 @@
 mod builtin;
 mod facts;
 mod lexer;
+mod walk;
 
 use std::{
     borrow::Cow,
@@ -99,9 +100,11 @@ impl Classifier {
         if let Some(facts) = self.cache.get(&exact) {
             return Classified { digest, facts };
         }
-        let (key, facts) = match parse(text, mode) {
-            Some(tree) => (digest, facts::from_tree(&tree, digest_text(text, mode, true))),
-            None => (exact, facts::unknown(digest_text(text, mode, true))),
+        let text_for_logs = || digest_text(text, mode, true);
+        let understood = parse(text, mode).and_then(|tree| facts::from_tree(&tree, text_for_logs));
+        let (key, facts) = match understood {
+            Some(facts) => (digest, facts),
+            None => (exact, facts::unknown(text_for_logs())),
         };
         let facts = Arc::new(facts);
         self.cache.insert(key, Arc::clone(&facts));
@@ -282,17 +285,23 @@ fn digest_text(text: &[u8], mode: LexMode, trusted: bool) -> String {
     });
     let mut out = String::new();
     for_each_token(text, mode, |token| {
-        if token.spaced && !out.is_empty() {
+        let bytes = &text[token.start..token.end];
+        if (token.spaced || token.kind == Kind::Hint) && !out.is_empty() && !out.ends_with(' ') {
             out.push(' ');
         }
-        let bytes = &text[token.start..token.end];
         match token.kind {
             Kind::Hint => {}
             Kind::Word => out.push_str(&String::from_utf8_lossy(bytes).to_ascii_lowercase()),
             Kind::QuotedName | Kind::Param | Kind::Operator | Kind::Other => {
                 out.push_str(&String::from_utf8_lossy(bytes));
             }
-            Kind::Str | Kind::UnicodeStr | Kind::Bits | Kind::Hex | Kind::National | Kind::Number | Kind::Junk => {
+            Kind::Str
+            | Kind::UnicodeStr
+            | Kind::Bits
+            | Kind::Hex
+            | Kind::National
+            | Kind::Number
+            | Kind::Junk => {
                 highest = highest.saturating_add(1);
                 out.push_str(&format!("${highest}"));
             }

@@ -1,0 +1,472 @@
+//! Scripts of messages through a tracker, each cut at every byte.
+
+use super::*;
+use crate::protocol::{Protocol, ServerKey, ServerState};
+
+/// A tracker with a server connection, and the messages that go through in short form.
+struct Talk {
+    shared: Shared,
+    tracker: PgTracker,
+    server: PgServer,
+    up: Pipe,
+    down: Pipe,
+    /// Bytes fed at once; the scripts run with every size.
+    step: usize,
+    answered: usize,
+}
+
+impl Talk {
+    fn new(step: usize, max_prepared: usize) -> Self {
+        Self {
+            shared: Postgres::shared(max_prepared),
+            tracker: client(),
+            server: new_server(max_prepared),
+            up: Pipe::default(),
+            down: Pipe::default(),
+            step,
+            answered: 0,
+        }
+    }
+
+    /// The client sends this; what goes to the server, in short form.
+    fn client(&mut self, bytes: &[u8]) -> String {
+        let mut sent = Vec::new();
+        for piece in bytes.chunks(self.step) {
+            self.up.input_mut().extend(piece);
+            loop {
+                let event = self
+                    .tracker
+                    .on_client(&self.shared, &mut self.up, Some(&mut self.server), &mut self.down)
+                    .unwrap();
+                sent.extend(self.up.take_output());
+                match event {
+                    ClientEvent::Statement(_) => self.tracker.admit(),
+                    ClientEvent::NeedBytes => break,
+                    other => return format!("{} {other:?}", short(&sent)),
+                }
+            }
+        }
+        short(&sent)
+    }
+
+    /// The server sends this; what goes to the client, in short form.
+    fn server(&mut self, bytes: &[u8]) -> String {
+        let mut sent = Vec::new();
+        for piece in bytes.chunks(self.step) {
+            self.down.input_mut().extend(piece);
+            while let ServerEvent::Answered { .. } =
+                self.tracker.on_server(&mut self.down, &mut self.server).unwrap()
+            {
+                self.answered += 1;
+            }
+            sent.extend(self.down.take_output());
+        }
+        short(&sent)
+    }
+
+    /// What our own answers wait for the client.
+    fn local(&mut self) -> String {
+        short(&self.down.take_output())
+    }
+
+    /// Another client gets the same server connection.
+    fn change_hands(&mut self) {
+        assert!(self.server.is_quiet(), "{:?}", self.server);
+        self.tracker = client();
+    }
+}
+
+fn client() -> PgTracker {
+    let key = PoolKey { user: "u".into(), parameters: Box::default() };
+    PgTracker::new(&key, &Greeting::default())
+}
+
+fn new_server(max_prepared: usize) -> PgServer {
+    PgServer::new(ServerKey::default(), Arc::default(), max_prepared)
+}
+
+/// Messages by tag; the names in Parse, Bind, Describe and Close, ours without their number.
+fn short(mut bytes: &[u8]) -> String {
+    let mut out = Vec::new();
+    while let Some(header) = Header::read(bytes).unwrap() {
+        let body = &bytes[HEADER_BYTES..header.total()];
+        let name = |b: &[u8]| {
+            let name = cstr(b).map(|(n, _)| String::from_utf8_lossy(n).into_owned()).unwrap_or_default();
+            if name.starts_with("_pinion_") && name != "_pinion_forget" { "#".to_owned() } else { name }
+        };
+        out.push(match header.tag {
+            b'P' => format!("P({})", name(body)),
+            b'B' => {
+                let (portal, rest) = cstr(body).unwrap();
+                format!("B({},{})", String::from_utf8_lossy(portal), name(rest))
+            }
+            b'D' | b'C'
+                if matches!(body.first(), Some(b'S' | b'P')) && body.len() > 1 && body.last() == Some(&0) =>
+            {
+                if body.starts_with(b"SELECT") {
+                    "C".to_owned()
+                } else {
+                    format!("{}({}{})", char::from(header.tag), char::from(body[0]), name(&body[1..]))
+                }
+            }
+            b'Z' => format!("Z{}", char::from(body[0])),
+            tag => char::from(tag).to_string(),
+        });
+        bytes = &bytes[header.total()..];
+    }
+    assert!(bytes.is_empty(), "half a message was written");
+    out.join(" ")
+}
+
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_message(&mut out, tag, |b| b.extend_from_slice(body));
+    out
+}
+
+fn query(sql: &str) -> Vec<u8> {
+    message(b'Q', format!("{sql}\0").as_bytes())
+}
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
+}
+
+fn bind(portal: &str, name: &str) -> Vec<u8> {
+    message(b'B', format!("{portal}\0{name}\0\0\0\0\x01\0\0\0\x05value\0\0").as_bytes())
+}
+
+fn describe(kind: char, name: &str) -> Vec<u8> {
+    message(b'D', format!("{kind}{name}\0").as_bytes())
+}
+
+fn close(name: &str) -> Vec<u8> {
+    message(b'C', format!("S{name}\0").as_bytes())
+}
+
+fn execute() -> Vec<u8> {
+    message(b'E', b"\0\0\0\0\0")
+}
+
+fn sync() -> Vec<u8> {
+    message(b'S', b"")
+}
+
+/// The server's answers, by their tags.
+fn answers(tags: &str) -> Vec<u8> {
+    tags.split_whitespace()
+        .flat_map(|tag| match tag.as_bytes() {
+            [b'Z', status] => message(b'Z', &[*status]),
+            b"C" => message(b'C', b"SELECT 1\0"),
+            b"E" => message(b'E', b"SERROR\0C42601\0Mno\0\0"),
+            b"D" => message(b'D', b"\0\x01\0\0\0\x011"),
+            b"T" => message(b'T', b"\0\0"),
+            b"G" => message(b'G', b"\0\0\0"),
+            [tag] => message(*tag, b""),
+            _ => panic!("{tag}"),
+        })
+        .collect()
+}
+
+/// Runs `script` with the streams cut into pieces of every size up to a whole message and beyond.
+fn at_every_cut(max_prepared: usize, script: impl Fn(&mut Talk)) {
+    for step in (1..=40).chain([64, 4096]) {
+        script(&mut Talk::new(step, max_prepared));
+    }
+}
+
+#[test]
+fn a_simple_query_passes_as_it_is() {
+    at_every_cut(9, |t| {
+        assert_eq!(t.client(&query("SELECT 1")), "Q");
+        assert!(!t.server.is_quiet());
+        assert_eq!(t.server(&answers("T D D C ZI")), "T D D C ZI");
+        assert!(t.server.is_quiet());
+        assert_eq!(t.answered, 1);
+    });
+}
+
+#[test]
+fn a_named_statement_is_sent_under_our_name_once_for_all_clients() {
+    at_every_cut(9, |t| {
+        let request = [parse("s0", "SELECT $1"), describe('S', "s0"), sync()].concat();
+        assert_eq!(t.client(&request), "P(#) D(S#) S");
+        assert_eq!(t.server(&answers("1 t T ZI")), "1 t T ZI");
+        assert_eq!(t.client(&[bind("", "s0"), execute(), sync()].concat()), "B(,#) E S");
+        assert_eq!(t.server(&answers("2 D C ZI")), "2 D C ZI");
+        t.change_hands();
+        // Prepared already, so the Parse is answered here.
+        assert_eq!(t.client(&[parse("mine", "SELECT $1"), sync()].concat()), "S");
+        assert_eq!(format!("{} {}", t.local(), t.server(&answers("ZI"))), "1 ZI");
+    });
+}
+
+#[test]
+fn a_statement_follows_its_client_to_another_connection() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("s0", "SELECT $1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        t.server = new_server(9);
+        assert_eq!(t.client(&[bind("", "s0"), execute(), sync()].concat()), "P(#) B(,#) E S");
+        assert_eq!(t.server(&answers("1 2 D C ZI")), "2 D C ZI");
+    });
+}
+
+#[test]
+fn the_unnamed_statement_follows_too_and_never_meets_another_clients() {
+    at_every_cut(9, |t| {
+        assert_eq!(t.client(&[parse("", "SELECT 1"), sync()].concat()), "P() S");
+        t.server(&answers("1 ZI"));
+        assert_eq!(t.client(&[bind("", ""), execute(), sync()].concat()), "B(,) E S");
+        t.server(&answers("2 D C ZI"));
+        t.change_hands();
+        // This client has no unnamed statement, so the server must not have one either.
+        assert_eq!(t.client(&[bind("", ""), sync()].concat()), "C(S) B(,) S");
+        assert_eq!(t.server(&answers("3 E ZI")), "E ZI");
+        let mut other = new_server(9);
+        t.client(&[parse("", "SELECT 2"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        std::mem::swap(&mut t.server, &mut other);
+        assert_eq!(t.client(&[bind("", ""), sync()].concat()), "P() B(,) S");
+        assert_eq!(t.server(&answers("1 2 ZI")), "2 ZI");
+    });
+}
+
+#[test]
+fn a_simple_query_drops_the_unnamed_statement() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("", "SELECT 1"), sync(), query("SELECT 2")].concat());
+        t.server(&answers("1 ZI T D C ZI"));
+        assert_eq!(t.client(&[bind("", ""), sync()].concat()), "C(S) B(,) S");
+    });
+}
+
+#[test]
+fn a_name_never_given_finds_nothing_even_if_it_is_ours() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("s0", "SELECT 1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        let ours = {
+            let (_, statement) = t.server.prepared.iter().next().unwrap();
+            let mut name = Vec::new();
+            statement.write_name(0, &mut name);
+            String::from_utf8(name).unwrap()
+        };
+        t.change_hands();
+        assert_eq!(t.client(&[bind("", "nosuch"), sync()].concat()), "C(Snosuch) B(,nosuch) S");
+        assert_eq!(t.server(&answers("3 E ZI")), "E ZI");
+        assert_eq!(t.client(&[describe('S', &ours), sync()].concat()), "C(S#) D(S#) S");
+        assert_eq!(t.server(&answers("3 E ZI")), "E ZI");
+        assert_eq!(t.server.prepared.len(), 0, "it has been closed and is known to be");
+    });
+}
+
+#[test]
+fn close_is_answered_here_and_in_its_turn() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("s0", "SELECT 1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        assert_eq!(t.client(&[bind("", "s0"), execute(), close("s0"), sync()].concat()), "B(,#) E S");
+        assert_eq!(t.local(), "");
+        assert_eq!(t.server(&answers("2 C ZI")), "2 C 3 ZI");
+        assert_eq!(t.client(&[bind("", "s0"), sync()].concat()), "C(Ss0) B(,s0) S");
+    });
+}
+
+#[test]
+fn an_error_takes_back_what_the_server_then_skipped() {
+    at_every_cut(9, |t| {
+        let batch = [bind("", "bad"), parse("s1", "SELECT 1"), execute(), sync()].concat();
+        assert_eq!(t.client(&batch), "C(Sbad) B(,bad) P(#) E S");
+        assert_eq!(t.server(&answers("3 E ZI")), "E ZI");
+        assert!(t.server.pending.is_empty());
+        assert_eq!(t.client(&[bind("", "s1"), sync()].concat()), "C(Ss1) B(,s1) S");
+        t.server(&answers("3 E ZI"));
+        assert_eq!(t.client(&[parse("s1", "SELECT 1"), sync()].concat()), "P(#) S");
+        t.server(&answers("1 ZI"));
+        // A close that was skipped did not happen.
+        assert_eq!(t.client(&[bind("", "bad"), close("s1"), sync()].concat()), "C(Sbad) B(,bad) S");
+        assert_eq!(t.server(&answers("3 E ZI")), "E ZI");
+        assert_eq!(t.client(&[bind("", "s1"), sync()].concat()), "B(,#) S");
+    });
+}
+
+#[test]
+fn after_an_error_everything_up_to_sync_is_skipped() {
+    at_every_cut(9, |t| {
+        let flush = message(b'H', b"");
+        assert_eq!(t.client(&[parse("", "SELEC"), flush].concat()), "P() H");
+        assert_eq!(t.server(&answers("E")), "E");
+        assert_eq!(t.client(&[bind("", ""), execute()].concat()), "");
+        assert!(!t.server.is_quiet());
+        assert_eq!(t.client(&sync()), "S");
+        assert_eq!(t.server(&answers("ZI")), "ZI");
+        assert!(t.server.is_quiet());
+    });
+}
+
+#[test]
+fn a_later_batch_waits_until_names_are_certain() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("s1", "SELECT 1"), sync()].concat());
+        let sent = t.client(&bind("", "s1"));
+        assert!(sent.ends_with("NeedAnswer"), "{sent}");
+        assert_eq!(t.server(&answers("1 ZI")), "1 ZI");
+        // With small steps the rest of the Bind is still to come.
+        let t2 = &mut Talk::new(4096, 9);
+        t2.client(&[parse("s1", "SELECT 1"), bind("", "s1"), execute(), sync()].concat());
+        assert_eq!(t2.server(&answers("1 2 C ZI")), "1 2 C ZI");
+    });
+}
+
+#[test]
+fn a_taken_name_is_refused_by_the_server() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("s1", "SELECT 1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        assert_eq!(t.client(&[parse("s1", "SELECT 2"), sync()].concat()), "P(s1) P(s1) S");
+        assert_eq!(t.server(&answers("1 E ZI")), "E ZI");
+        assert!(t.server.is_tainted(), "the name is left there");
+        assert_eq!(t.client(&[bind("", "s1"), sync()].concat()), "B(,#) S");
+    });
+}
+
+#[test]
+fn the_least_used_statement_makes_room() {
+    at_every_cut(2, |t| {
+        for (name, sql) in [("a", "SELECT 1"), ("b", "SELECT 2, 2")] {
+            t.client(&[parse(name, sql), sync()].concat());
+            t.server(&answers("1 ZI"));
+        }
+        t.client(&[bind("", "a"), sync()].concat());
+        t.server(&answers("2 ZI"));
+        assert_eq!(t.client(&[parse("c", "SELECT 3, 3, 3"), sync()].concat()), "C(S#) P(#) S");
+        assert_eq!(t.server(&answers("3 1 ZI")), "1 ZI");
+        assert_eq!(t.client(&[bind("", "a"), sync()].concat()), "B(,#) S");
+        t.server(&answers("2 ZI"));
+        assert_eq!(t.client(&[bind("", "b"), sync()].concat()), "C(S#) P(#) B(,#) S");
+        assert_eq!(t.server(&answers("3 1 2 ZI")), "2 ZI");
+    });
+}
+
+#[test]
+fn the_servers_word_drops_all_statements() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("a", "SELECT 1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        assert_eq!(t.client(&query("DISCARD ALL")), "Q");
+        let reply = [message(b'C', b"DISCARD ALL\0"), message(b'Z', b"I")].concat();
+        t.server(&reply);
+        assert_eq!(t.client(&[bind("", "a"), sync()].concat()), "C(Sa) B(,a) S");
+        t.server(&answers("3 E ZI"));
+        assert_eq!(t.client(&[parse("a", "SELECT 1"), sync()].concat()), "P(#) S");
+        assert_eq!(t.server.epoch, 1, "under a name not used before");
+    });
+}
+
+#[test]
+fn sync_during_copy_in_is_ignored_as_the_server_does() {
+    at_every_cut(9, |t| {
+        // libpq sends Sync with the Execute; the server reads it as part of the copied data.
+        t.client(&[parse("", "COPY t FROM STDIN"), bind("", ""), execute(), sync()].concat());
+        assert_eq!(t.server(&answers("1 2 G")), "1 2 G");
+        assert!(!t.server.is_quiet());
+        assert_eq!(t.client(&[message(b'd', b"1\n"), message(b'c', b""), sync()].concat()), "d c S");
+        assert_eq!(t.server(&answers("C ZI")), "C ZI");
+        assert!(t.server.is_quiet(), "{:?}", t.server);
+    });
+}
+
+#[test]
+fn copy_data_without_a_copy_goes_nowhere() {
+    at_every_cut(9, |t| {
+        t.client(&query("COPY t FROM STDIN"));
+        assert_eq!(t.server(&answers("G E ZI")), "G E ZI");
+        assert!(t.server.is_quiet());
+        assert_eq!(t.client(&[message(b'd', b"1\n"), message(b'c', b"")].concat()), "");
+    });
+}
+
+#[test]
+fn a_pipelined_copy_keeps_its_sync() {
+    at_every_cut(9, |t| {
+        let data = [message(b'd', b"1\n"), message(b'c', b"")].concat();
+        let batch = [parse("", "COPY t FROM STDIN"), bind("", ""), execute(), data, sync()].concat();
+        assert_eq!(t.client(&batch), "P() B(,) E d c S");
+        assert_eq!(t.server(&answers("1 2 G C ZI")), "1 2 G C ZI");
+        assert!(t.server.is_quiet());
+    });
+}
+
+#[test]
+fn deallocate_of_a_virtual_statement_is_answered_here() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("s1", "SELECT 1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        assert_eq!(t.client(&query("DEALLOCATE s1")), "");
+        assert_eq!(t.local(), "C ZI");
+        assert_eq!(t.client(&query("DEALLOCATE s1")), "Q", "the server says that there is none");
+    });
+}
+
+#[test]
+fn execute_by_sql_finds_a_protocol_level_statement() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("s1", "SELECT 1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        assert_eq!(t.client(&query("EXECUTE s1")), "P(s1) S Q");
+        assert_eq!(t.server(&answers("1 ZI D C ZI")), "D C ZI");
+        assert_eq!(t.answered, 2);
+        assert!(t.server.is_tainted());
+    });
+}
+
+#[test]
+fn messages_that_no_one_may_send_end_the_session() {
+    let cases: [(&str, Vec<u8>); 7] = [
+        ("unexpected message 'p'", message(b'p', b"x\0")),
+        ("unexpected message 'Z'", message(b'Z', b"I")),
+        ("malformed Query message", message(b'Q', b"no end")),
+        ("malformed Query message", message(b'Q', b"a\0b\0")),
+        ("malformed Parse message", message(b'P', b"name only")),
+        ("malformed Bind message", message(b'B', b"p\0no end")),
+        ("malformed Describe message", message(b'D', b"")),
+    ];
+    for (want, bytes) in cases {
+        let mut t = Talk::new(1, 9);
+        t.up.input_mut().extend(&bytes);
+        let got = t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down);
+        assert_eq!(got.unwrap_err().to_string(), want);
+    }
+}
+
+#[test]
+fn answers_that_nobody_asked_for_end_the_connection() {
+    for tags in ["ZI", "1", "2", "3", "C", "G", "K", "s"] {
+        let mut t = Talk::new(1, 9);
+        t.down.input_mut().extend(&answers(tags));
+        assert!(t.tracker.on_server(&mut t.down, &mut t.server).is_err(), "{tags}");
+    }
+}
+
+#[test]
+fn a_refused_batch_is_skipped_up_to_its_sync() {
+    let mut t = Talk::new(4096, 9);
+    let fault = Fault::error(crate::protocol::FaultKind::BorrowTimeout, "no");
+    t.up.input_mut().extend(&[parse("s1", "SELECT 1"), bind("", "s1"), execute(), sync()].concat());
+    let event = t.tracker.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
+    assert!(matches!(event, ClientEvent::NeedServer { .. }));
+    t.tracker.refuse(&fault, &mut t.up, &mut t.down);
+    let event = t.tracker.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
+    assert!(matches!(event, ClientEvent::NeedBytes));
+    assert_eq!(t.local(), "E ZI");
+    t.up.input_mut().extend(&query("SELECT 1"));
+    assert!(matches!(
+        t.tracker.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap(),
+        ClientEvent::Statement(_)
+    ));
+    t.tracker.admit();
+    t.tracker.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
+    t.tracker.refuse(&fault, &mut t.up, &mut t.down);
+    assert_eq!(t.local(), "E ZI");
+}
