@@ -267,7 +267,9 @@ impl ServerBuilder {
             .unwrap();
         let mut hba = self.hba.join("\n");
         hba.push_str("\nlocal all postgres trust\nhost all postgres 127.0.0.1/32 trust\n");
-        hba.push_str("host all md5user 127.0.0.1/32 md5\nhost all all 127.0.0.1/32 scram-sha-256\n");
+        // Without TLS the proxy answers no MD5 challenge, so there the server asks for nothing.
+        hba.push_str("hostssl all md5user 127.0.0.1/32 md5\nhostnossl all md5user 127.0.0.1/32 trust\n");
+        hba.push_str("host all all 127.0.0.1/32 scram-sha-256\n");
         fs::write(data.join("pg_hba.conf"), hba).unwrap();
 
         let process = spawn(dir.path(), port);

@@ -141,10 +141,9 @@ async fn tls_is_required_when_the_config_says_so() {
 }
 
 #[tokio::test]
-async fn the_server_may_ask_for_scram_md5_cleartext_or_nothing() {
+async fn the_server_may_ask_for_scram_or_nothing() {
     for (hba, user) in [
         ("host all app 127.0.0.1/32 scram-sha-256", "app"),
-        ("host all md5user 127.0.0.1/32 md5", "md5user"),
         ("host all app 127.0.0.1/32 md5", "app"),
         ("host all app 127.0.0.1/32 trust", "app"),
     ] {
@@ -177,20 +176,29 @@ async fn the_server_is_reached_over_tls() {
         // Cleartext is sent to the server only now that nobody can listen.
         let b = proxy.connect_as("app2").await;
         assert_eq!(b.scalar::<String>(&format!("SELECT ssl::text {own}")).await, "true", "{mode}");
+        // Here the harness's server asks this user for MD5.
+        let c = proxy.connect_as("md5user").await;
+        assert_eq!(c.scalar::<String>(&format!("SELECT ssl::text {own}")).await, "true", "{mode}");
         assert!(proxy.metric("pinion_database_connections_with_tls", &[]).await >= 1.0);
     }
 }
 
 #[tokio::test]
-async fn a_server_that_asks_for_cleartext_without_tls_does_not_get_it() {
-    let pg = Server::postgres().hba("host all app 127.0.0.1/32 password").start().await;
-    let builder = Proxy::in_front_of(&pg).pool("connection_borrow_timeout = \"2s\"");
-    let proxy = builder.start().await;
-    match Client::connect(&proxy.address()).await {
-        Ok(client) => assert!(client.try_execute("SELECT 1").await.is_err()),
-        Err(e) => assert!(e.code().is_some(), "{e:?}"),
+async fn a_server_that_asks_for_cleartext_or_md5_without_tls_does_not_get_it() {
+    for (user, method) in [("app", "password"), ("md5user", "md5")] {
+        let pg = Server::postgres()
+            .hba(&format!("host all {user} 127.0.0.1/32 {method}"))
+            .setting("log_connections", "on")
+            .start()
+            .await;
+        let builder = Proxy::in_front_of(&pg).pool("connection_borrow_timeout = \"2s\"");
+        let proxy = builder.start().await;
+        match Client::connect(&proxy.address().user(user, &format!("{user}-password"))).await {
+            Ok(client) => assert!(client.try_execute("SELECT 1").await.is_err(), "{method}"),
+            Err(e) => assert!(e.code().is_some(), "{e:?}"),
+        }
+        assert!(!pg.log().contains(&format!("connection authorized: user={user} ")), "{method}");
     }
-    assert!(!pg.log().contains("connection authorized: user=app"));
 }
 
 /// A certificate of another authority: verifying modes refuse, and the client is told without details.
