@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use pinion_tests::{Address, Client, Proxy, RawClient, Server, poll, until, wire};
+use pinion_tests::{Address, Client, Proxy, RawClient, Server, poll, wire};
 
 const SCRAM: &str = "POSTGRES_SCRAM_SHA_256";
 
@@ -218,7 +218,8 @@ async fn an_unverified_server_is_not_used() {
 #[tokio::test]
 async fn a_rotated_secret_works_without_restart() {
     let pg = Server::postgres().start().await;
-    let proxy = Proxy::in_front_of(&pg).max_connections(2).start().await;
+    let builder = Proxy::in_front_of(&pg).max_connections(2).proxy_setting("failed_logins_per_minute = 0");
+    let proxy = builder.start().await;
     let old = proxy.connect().await;
     old.execute("SELECT 1").await;
     pg.direct().await.execute("ALTER ROLE app PASSWORD 'rotated-1'").await;
@@ -320,8 +321,14 @@ async fn strangers_without_a_login_are_limited_apart() {
     let pg = Server::postgres().start().await;
     let proxy = Proxy::in_front_of(&pg).proxy_setting("max_unauthenticated = 2").start().await;
     let inside = proxy.connect().await;
-    let strangers = [RawClient::open(&proxy.address()).await, RawClient::open(&proxy.address()).await];
-    until("they are counted", async || Client::connect(&proxy.address()).await.is_err()).await;
+    let mut strangers = Vec::new();
+    for _ in 0..2 {
+        let mut stranger = RawClient::open(&proxy.address()).await;
+        stranger.send_bytes(&wire::startup(3, 0, &[("user", "app"), ("database", "appdb")])).await;
+        assert_eq!(stranger.read().await.unwrap().tag, b'R'); // asked for a password, which it never sends
+        strangers.push(stranger);
+    }
+    assert_eq!(proxy.refusal(&proxy.address()).await, "53300");
     inside.execute("SELECT 1").await;
     drop(strangers);
     poll("a place is free", async || Client::connect(&proxy.address()).await.ok()).await;
@@ -349,6 +356,7 @@ async fn passwords_never_appear_in_the_log() {
         .auth("app", "app-password", SCRAM)
         .auth("app2", "not-the-servers-password", SCRAM)
         .pool("connection_borrow_timeout = \"1s\"")
+        .proxy_setting("failed_logins_per_minute = 0")
         .start()
         .await;
     proxy.connect().await.execute("SELECT 1").await;
