@@ -48,7 +48,7 @@ pub enum RunError {
         /// Its name.
         proxy: String,
         /// Why.
-        source: SetupError,
+        source: Box<SetupError>,
     },
     /// Signals or metrics.
     #[error("{0}")]
@@ -200,7 +200,7 @@ fn serve<P: Protocol>(
     tasks: &mut Vec<JoinHandle<()>>,
 ) -> Result<Box<dyn Running>, RunError> {
     let proxy = Proxy::<P>::new(config, log.slow_query)
-        .map_err(|source| RunError::Setup { proxy: config.name.clone(), source })?;
+        .map_err(|source| RunError::Setup { proxy: config.name.clone(), source: Box::new(source) })?;
     let mut endpoints = Vec::new();
     for endpoint in &config.endpoints {
         let address = endpoint.listen;

@@ -122,7 +122,7 @@ impl<P: Protocol> Target<P> {
     }
 
     /// The budget: the configured share of what the target allows, less the monitor's own connection.
-    fn apply_budget(self: &Self) {
+    fn apply_budget(&self) {
         let capacity = self.capacity.load(Ordering::Relaxed);
         if capacity > 0 {
             self.pool.set_budget(budget(capacity, self.settings().max_connections_percent));

@@ -1,2 +1,83 @@
-//! Project commands.
-fn main() {}
+//! Project commands, run as `cargo xtask COMMAND`. This crate uses no crate of the workspace, so that it can install
+//! what the others need before they are compiled.
+
+mod apt;
+mod arguments;
+mod bench;
+mod cluster;
+mod demo;
+mod error;
+mod interrupt;
+mod pgbench;
+mod pgwire;
+mod pinion;
+mod process;
+mod sampler;
+mod setup;
+mod temporary;
+mod test;
+
+use std::process::ExitCode;
+
+use crate::{
+    arguments::Arguments,
+    error::{Error, Result},
+};
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  demo [--once]   start a private PostgreSQL and Pinion, run queries from many clients, say what happened,
+                  and stay up until Ctrl-C (--once: leave after the report)
+  test [ARGS…]    install what is missing, build, run every test; ARGS go to `cargo test`
+  setup           only install what is missing
+  bench [OPTIONS] compare Pinion, PgBouncer and a direct connection
+      --rounds N        runs of each case, default 3
+      --seconds N       length of one run, default 10
+      --idle N          idle clients, default 5000
+      --only LIST       of direct,pgbouncer,pinion; default all three
+      --cases LIST      of tps,idle,value,syscalls; default all four
+      --pgbouncer PATH  use this PgBouncer; default Debian trixie's, unpacked to target/bench
+      --pinion PATH     use this Pinion; default a release build
+  idle-clients --port N --user NAME --database NAME --clients N [--query]
+                  log N clients in (password in PGPASSWORD) and hold them until standard input ends
+";
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::new(std::env::args().skip(1));
+    let done = match arguments.command().as_deref() {
+        Some("demo") => demo::run(arguments),
+        Some("test") => test::run(arguments),
+        Some("setup") => setup::run(arguments),
+        Some("bench") => bench::run(arguments),
+        Some("idle-clients") => bench::idle::hold_clients(arguments),
+        Some("help" | "--help" | "-h") => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        _ => Err(Error::Usage),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Usage) => {
+            eprint!("{USAGE}");
+            ExitCode::from(2)
+        }
+        Err(Error::Interrupted) => {
+            eprintln!("Interrupted; everything that was started has been stopped.");
+            ExitCode::from(130)
+        }
+        Err(Error::Failed(why)) => {
+            eprintln!("error: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The directory of the workspace's `Cargo.toml`.
+fn workspace_root() -> Result<std::path::PathBuf> {
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent()
+        .map(std::path::Path::to_path_buf)
+        .ok_or_else(|| Error::Failed("xtask does not stand in a workspace".into()))
+}

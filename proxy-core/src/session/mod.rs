@@ -366,10 +366,10 @@ impl<P: Protocol> Session<P> {
                     return Poll::Ready(Ok(Turn::Free));
                 }
                 let Some(server) = &mut self.link else { continue };
-                if self.down.has_output() {
-                    if let Poll::Ready(Err(e)) = self.down.poll_flush(&mut self.client, cx) {
-                        return Poll::Ready(Err(SessionError::ClientGone(e)));
-                    }
+                if self.down.has_output()
+                    && let Poll::Ready(Err(e)) = self.down.poll_flush(&mut self.client, cx)
+                {
+                    return Poll::Ready(Err(SessionError::ClientGone(e)));
                 }
                 if !self.down.has_output() {
                     match self.down.poll_fill(&mut server.stream, cx) {

@@ -47,7 +47,7 @@ const LARGE_OBJECT_OIDS: [u32; 17] =
 /// What is remembered of one client.
 #[derive(Debug)]
 pub struct PgTracker {
-    named: Option<Box<HashMap<Box<[u8]>, Arc<Statement>>>>,
+    named: Option<Box<Named>>,
     unnamed: Option<Arc<Statement>>,
     portals: Portals,
     /// Bytes still to come of a client message that is passed on (or skipped) as it comes.
@@ -60,6 +60,9 @@ pub struct PgTracker {
     mode: LexMode,
     standing: PinReasons,
 }
+
+/// What the client's statement names stand for.
+type Named = HashMap<Box<[u8]>, Arc<Statement>>;
 
 /// Which statement a portal runs.
 #[derive(Debug, Default)]

@@ -156,6 +156,11 @@ const fn class(byte: u8) -> u8 {
     CLASSES[byte as usize]
 }
 
+/// True for what an operator may be made of.
+pub(super) const fn is_operator(byte: u8) -> bool {
+    class(byte) == OPERATOR
+}
+
 /// True for what may follow in an unquoted identifier.
 const fn continues_name(byte: u8) -> bool {
     matches!(class(byte), NAME_START | DIGIT) || byte == b'$'
@@ -163,7 +168,9 @@ const fn continues_name(byte: u8) -> bool {
 
 impl<'a> Lexer<'a> {
     pub(super) fn new(text: &'a [u8], mode: LexMode) -> Self {
-        Self { text, pos: 0, mode, untrusted: false, high_dollar_tag: false }
+        // Which bytes are whole characters would have to be known to find the end of anything.
+        let untrusted = !mode.ascii_safe_encoding && !text.is_ascii();
+        Self { text, pos: 0, mode, untrusted, high_dollar_tag: false }
     }
 
     fn at(&self, index: usize) -> Option<u8> {
@@ -211,8 +218,8 @@ impl<'a> Lexer<'a> {
                     }
                 }
                 _ => match first {
-                    b'\'' => self.string(Kind::Str, start, start, Backslash::ByMode),
-                    b'"' => self.quoted_name(start, start),
+                    b'\'' => self.string(Kind::Str, start, Backslash::ByMode),
+                    b'"' => self.quoted_name(start),
                     b'$' => self.dollar(start, second),
                     b'.' if second.is_some_and(|byte| byte.is_ascii_digit()) => self.number(start),
                     b'.' | b':' => {
@@ -240,26 +247,23 @@ impl<'a> Lexer<'a> {
     fn word(&mut self, start: usize, first: u8, second: Option<u8>) -> (Kind, usize, Meaning) {
         match (first, second) {
             (b'e' | b'E', Some(b'\'')) => {
-                return self.string(Kind::Str, start, start + 1, Backslash::Escapes);
+                return self.string(Kind::Str, start + 1, Backslash::Escapes);
             }
             (b'b' | b'B', Some(b'\'')) => {
-                return self.string(Kind::Bits, start, start + 1, Backslash::Stands);
+                return self.string(Kind::Bits, start + 1, Backslash::Stands);
             }
-            (b'x' | b'X', Some(b'\'')) => return self.string(Kind::Hex, start, start + 1, Backslash::Stands),
+            (b'x' | b'X', Some(b'\'')) => return self.string(Kind::Hex, start + 1, Backslash::Stands),
             (b'n' | b'N', Some(b'\'')) => {
-                return self.string(Kind::National, start, start + 1, Backslash::ByMode);
+                return self.string(Kind::National, start + 1, Backslash::ByMode);
             }
             (b'u' | b'U', Some(b'&')) => match self.at(start + 2) {
-                Some(b'\'') => return self.string(Kind::UnicodeStr, start, start + 2, Backslash::ByMode),
-                Some(b'"') => return self.quoted_name(start, start + 2),
+                Some(b'\'') => return self.string(Kind::UnicodeStr, start + 2, Backslash::ByMode),
+                Some(b'"') => return self.quoted_name(start + 2),
                 _ => {}
             },
             _ => {}
         }
         let end = self.run(start + 1, continues_name);
-        if !self.mode.ascii_safe_encoding && !self.text[start..end].is_ascii() {
-            self.untrusted = true;
-        }
         (Kind::Word, end, Meaning::Plain)
     }
 
@@ -356,7 +360,7 @@ impl<'a> Lexer<'a> {
     }
 
     /// `"…"` whose opening quote is at `quote`.
-    fn quoted_name(&mut self, start: usize, quote: usize) -> (Kind, usize, Meaning) {
+    fn quoted_name(&self, quote: usize) -> (Kind, usize, Meaning) {
         let mut index = quote + 1;
         let (kind, end) = loop {
             match memchr(b'"', &self.text[index..]) {
@@ -365,15 +369,12 @@ impl<'a> Lexer<'a> {
                 Some(found) => break (Kind::QuotedName, index + found + 1),
             }
         };
-        if !self.mode.ascii_safe_encoding && !self.text[start..end].is_ascii() {
-            self.untrusted = true;
-        }
         (kind, end, Meaning::Plain)
     }
 
     /// A quoted literal whose opening quote is at `quote`, with its continuations on later lines, which are part of
     /// the same literal (manual, "String Constants").
-    fn string(&mut self, kind: Kind, start: usize, quote: usize, rule: Backslash) -> (Kind, usize, Meaning) {
+    fn string(&mut self, kind: Kind, quote: usize, rule: Backslash) -> (Kind, usize, Meaning) {
         let escapes = match rule {
             Backslash::Escapes => true,
             Backslash::Stands => false,
@@ -385,7 +386,6 @@ impl<'a> Lexer<'a> {
         let mut end;
         loop {
             let Some(close) = self.string_end(open + 1, escapes) else {
-                self.distrust_high_bytes(start, self.text.len());
                 return (Kind::Junk, self.text.len(), Meaning::Plain);
             };
             let piece = &self.text[open + 1..close];
@@ -395,7 +395,6 @@ impl<'a> Lexer<'a> {
             self.untrusted |= backslash && rule == Backslash::ByMode;
             let next = self.continuation(end);
             if pieces == 1 && next.is_none() && !backslash {
-                self.distrust_high_bytes(start, end);
                 return (kind, end, meaning_of(piece));
             }
             watch.feed(piece, escapes);
@@ -404,14 +403,7 @@ impl<'a> Lexer<'a> {
                 None => break,
             }
         }
-        self.distrust_high_bytes(start, end);
         (kind, end, watch.meaning())
-    }
-
-    fn distrust_high_bytes(&mut self, start: usize, end: usize) {
-        if !self.mode.ascii_safe_encoding && !self.text[start..end].is_ascii() {
-            self.untrusted = true;
-        }
     }
 
     /// The place of the closing quote.
@@ -470,7 +462,6 @@ impl<'a> Lexer<'a> {
                 (Kind::Str, body + length + tag.len(), meaning_of(&self.text[body..body + length]))
             }
         };
-        self.distrust_high_bytes(start, end);
         (kind, end, meaning)
     }
 }

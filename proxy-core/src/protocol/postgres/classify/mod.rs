@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
 };
 
-use memchr::memchr;
+use memchr::{memchr, memchr2_iter};
 use pg_query::ParserOptions;
 use quick_cache::{UnitWeighter, sync::DefaultLifecycle};
 use siphasher::sip128::{Hasher128, SipHasher24};
@@ -194,11 +194,23 @@ impl Sink {
 
     #[inline]
     fn lower_case(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.byte(byte.to_ascii_lowercase());
+        let mut rest = bytes;
+        loop {
+            let room = &mut self.buffer[self.filled..];
+            let now = rest.len().min(room.len());
+            for (to, from) in room.iter_mut().zip(rest) {
+                *to = from.to_ascii_lowercase();
+            }
+            self.filled += now;
+            rest = &rest[now..];
+            if rest.is_empty() {
+                return;
+            }
+            self.flush();
         }
     }
 
+    #[inline]
     fn bytes(&mut self, bytes: &[u8]) {
         if bytes.len() > self.buffer.len() - self.filled {
             self.flush();
@@ -253,8 +265,12 @@ impl Hasher for LowHalf {
     }
 }
 
-/// The tree of `text`; `None` when the grammar refuses it, or the tree is too deep to be handed over.
+/// The tree of `text`; `None` when the grammar refuses it, when the tree is too deep to be handed over (pg_query's
+/// decoder stops at 100 levels, two of which make one level of an expression), or when it would take too long.
 fn parse(text: &[u8], mode: LexMode) -> Option<pg_query::protobuf::ParseResult> {
+    if scan_steps(text) > SCAN_LIMIT {
+        return None;
+    }
     // Bytes over 0x7f are letters to the scanner in every encoding that gets here, and so is what replaces them.
     let text: Cow<'_, str> = String::from_utf8_lossy(text);
     let options = if mode.standard_conforming_strings {
@@ -265,6 +281,35 @@ fn parse(text: &[u8], mode: LexMode) -> Option<pg_query::protobuf::ParseResult> 
     // Warnings are nobody's to read here.
     let options = options | ParserOptions::DISABLE_ESCAPE_STRING_WARNING;
     pg_query::parse(&text, options).ok().map(|parsed| parsed.protobuf)
+}
+
+/// Most steps that the scanner may need more than a text has bytes: some tens of milliseconds.
+const SCAN_LIMIT: usize = 20_000_000;
+
+/// About how many steps PostgreSQL's scanner takes in going over the same bytes again, a bound from above. It reads a
+/// whole run of operator characters to take two of it at the start of a comment, or one when the rest ends in plus or
+/// minus; and it counts from the start of the text to place its warning of each `GLOBAL`.
+fn scan_steps(text: &[u8]) -> usize {
+    let mut steps = 0_usize;
+    let mut rest = text;
+    while let Some(start) = rest.iter().position(|byte| lexer::is_operator(*byte)) {
+        rest = &rest[start..];
+        let length = rest.iter().position(|byte| !lexer::is_operator(*byte)).unwrap_or(rest.len());
+        let (run, after) = rest.split_at(length);
+        if length > 2 {
+            let again = run
+                .iter()
+                .zip(&run[1..])
+                .filter(|(one, next)| matches!((one, next), (b'+' | b'-', _) | (b'/', b'*')))
+                .count();
+            steps = steps.saturating_add(again.saturating_mul(length));
+        }
+        rest = after;
+    }
+    let globals = memchr2_iter(b'g', b'G', text)
+        .filter(|start| text[*start..].get(..6).is_some_and(|word| word.eq_ignore_ascii_case(b"global")))
+        .count();
+    steps.saturating_add(globals.saturating_mul(text.len()))
 }
 
 /// `text` for logs: literals become `$n`, counted on from the highest parameter; comments are left out, white space

@@ -1,0 +1,233 @@
+//! `cargo xtask demo`: the whole thing, seen from outside.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use crate::{
+    apt::{self, Need},
+    arguments::Arguments,
+    cluster::Cluster,
+    error::{Context, Result},
+    interrupt,
+    pgbench::{Load, Outcome, Server},
+    pinion::{self, Pinion, Settings},
+    process,
+    sampler::{Sampler, Seen},
+    temporary::{self, TemporaryDirectory},
+};
+
+const USER: &str = "demo";
+const CLIENTS: u32 = 100;
+/// The server allows this many connections and Pinion may use 5 % of them, one of these for its monitor: 10 are left.
+const SERVER_LIMIT: u32 = 220;
+const PERCENT: u32 = 5;
+
+/// Installs what is missing, starts everything, reports, and stays until Ctrl-C unless `--once` is given.
+pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
+    let once = arguments.flag("--once");
+    arguments.end()?;
+    interrupt::catch()?;
+    apt::provide(&[Need::CompilerAndMake, Need::Libclang, Need::Postgresql, Need::Openssl])?;
+    process::raise_file_limit()?;
+
+    println!("Building Pinion (release; some minutes the first time).");
+    let binary = pinion::build()?;
+
+    let directory = TemporaryDirectory::new("pinion-demo")?;
+    println!("Starting a private PostgreSQL and Pinion in {}.", directory.path().display());
+    let password = temporary::random_hex(12)?;
+    let (certificate, key) = make_certificate(directory.path())?;
+    let cluster = Cluster::start(directory.path(), &server_settings(&certificate, &key)?)?;
+    cluster.create_user(USER, &password)?;
+    let settings = Settings {
+        user: USER,
+        password: &password,
+        client_auth: "POSTGRES_SCRAM_SHA_256",
+        server_port: cluster.port(),
+        percent: PERCENT,
+        max_clients: 1000,
+        certificate: Some((&certificate, &key)),
+    };
+    let mut pinion = Pinion::start(&binary, directory.path(), &settings)?;
+
+    let direct = Server { port: cluster.port(), user: USER, password: &password, sslmode: "require" };
+    let through = Server { port: pinion.port, ..direct.clone() };
+    let shown = show(&cluster, &pinion, &direct, &through, directory.path())?;
+    report(&shown);
+    println!("Try it yourself (TLS, the password is in the line):\n");
+    println!(
+        "  psql \"host=127.0.0.1 port={} user={USER} dbname={USER} password={password} sslmode=require\"\n",
+        pinion.port
+    );
+    println!("Metrics:  http://127.0.0.1:{}/metrics", pinion.metrics_port);
+    println!("Config:   {}", pinion.config.display());
+    if once {
+        return Ok(());
+    }
+    println!("\nEverything keeps running until Ctrl-C, which stops and removes it all.");
+    loop {
+        if interrupt::wait(Duration::from_millis(500)).is_err() {
+            println!("\nStopping Pinion and PostgreSQL, removing {}.", directory.path().display());
+            return Ok(());
+        }
+        pinion.check()?;
+    }
+}
+
+/// What the demonstration saw.
+struct Shown {
+    crowd: Outcome,
+    crowd_seen: Seen,
+    crowd_direct: Outcome,
+    crowd_direct_seen: Seen,
+    alone: Outcome,
+    alone_direct: Outcome,
+    pins_by_load: u64,
+    pin_example: PinExample,
+}
+
+/// One session that makes a temporary table, uses it and drops it.
+struct PinExample {
+    /// Begun for a temporary table.
+    pins: u64,
+    /// Still there when the session had ended.
+    left: u64,
+    answer: String,
+}
+
+fn show(
+    cluster: &Cluster,
+    pinion: &Pinion,
+    direct: &Server<'_>,
+    through: &Server<'_>,
+    directory: &Path,
+) -> Result<Shown> {
+    println!("Filling pgbench's tables through Pinion.");
+    through.fill(5)?;
+    let load = |clients, seconds| Load { mode: "simple", clients, seconds };
+    let pins_before = pins(pinion)?;
+
+    println!("Running {CLIENTS} clients for 5 s through Pinion, then 5 s straight to PostgreSQL.");
+    let sampler = Sampler::start(cluster, USER)?;
+    let crowd = through.run(load(CLIENTS, 5), directory)?;
+    let crowd_seen = sampler.finish()?;
+    let pins_by_load = pins(pinion)? - pins_before;
+    let sampler = Sampler::start(cluster, USER)?;
+    let crowd_direct = direct.run(load(CLIENTS, 5), directory)?;
+    // Pinion's own connections stay open meanwhile; they are not the direct clients'.
+    let mut crowd_direct_seen = sampler.finish()?;
+    crowd_direct_seen.peak = crowd_direct_seen.peak.saturating_sub(crowd_seen.peak);
+
+    println!("Running 1 client for 3 s both ways, for the latency that Pinion adds.");
+    let alone = through.run(load(1, 3), directory)?;
+    let alone_direct = direct.run(load(1, 3), directory)?;
+    let pin_example = pin(pinion, through)?;
+    Ok(Shown {
+        crowd,
+        crowd_seen,
+        crowd_direct,
+        crowd_direct_seen,
+        alone,
+        alone_direct,
+        pins_by_load,
+        pin_example,
+    })
+}
+
+fn report(shown: &Shown) {
+    let Shown { crowd, crowd_direct, alone, alone_direct, pin_example, .. } = shown;
+    println!("\nWhat happened\n");
+    println!(
+        "  Clients      {CLIENTS} clients ran {} queries through Pinion, {:.0} a second, all over TLS.",
+        crowd.transactions, crowd.tps
+    );
+    println!(
+        "  Connections  PostgreSQL saw at most {} connections from Pinion ({} of them with TLS).",
+        shown.crowd_seen.peak, shown.crowd_seen.peak_tls
+    );
+    println!(
+        "               Straight to PostgreSQL the same {CLIENTS} clients took {} connections: {:.0} queries a second.",
+        shown.crowd_direct_seen.peak, crowd_direct.tps
+    );
+    println!(
+        "  Latency      half of the queries within (p50): {:.2} ms through Pinion, {:.2} ms direct, with {CLIENTS} clients.",
+        crowd.p50_ms, crowd_direct.p50_ms
+    );
+    println!(
+        "               99 of 100 within (p99): {:.2} ms through Pinion, {:.2} ms direct.",
+        crowd.p99_ms, crowd_direct.p99_ms
+    );
+    println!(
+        "               One client alone: {:.3} ms through Pinion, {:.3} ms direct, so Pinion adds {:.3} ms",
+        alone.p50_ms,
+        alone_direct.p50_ms,
+        alone.p50_ms - alone_direct.p50_ms
+    );
+    println!(
+        "               to a query (another TLS hop and its own work; client, proxy and server share this machine)."
+    );
+    println!(
+        "  Pins         the load above: {}. A session that made a temporary table, read",
+        shown.pins_by_load
+    );
+    println!(
+        "               {} rows from it and dropped it: {} (reason temporary-table); pinned now: {}.\n",
+        pin_example.answer, pin_example.pins, pin_example.left
+    );
+}
+
+fn pins(pinion: &Pinion) -> Result<u64> {
+    pinion.counter("pinion_pins_total", |_| true)
+}
+
+fn pin(pinion: &Pinion, through: &Server<'_>) -> Result<PinExample> {
+    let temporary_table = |labels: &str| labels.contains("reason=\"temporary-table\"");
+    let before = pinion.counter("pinion_pins_total", temporary_table)?;
+    let mut psql = through.program("psql")?;
+    psql.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"]);
+    for statement in [
+        "CREATE TEMPORARY TABLE basket AS SELECT n FROM generate_series(1, 7) AS n",
+        "SELECT count(*) FROM basket",
+        "DROP TABLE basket",
+    ] {
+        psql.args(["--command", statement]);
+    }
+    let answer = process::run(&mut psql)?.trim().to_owned();
+    let pins = pinion.counter("pinion_pins_total", temporary_table)? - before;
+    let left = pinion.counter("pinion_database_connections_currently_session_pinned", |_| true)?;
+    Ok(PinExample { pins, left, answer })
+}
+
+/// A key and a certificate for localhost that nobody has signed but itself, good for one day.
+fn make_certificate(directory: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (certificate, key) = (directory.join("server.crt"), directory.join("server.key"));
+    let mut openssl = Command::new("openssl");
+    openssl
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate);
+    process::run(&mut openssl)?;
+    Ok((certificate, key))
+}
+
+fn server_settings(certificate: &Path, key: &Path) -> Result<String> {
+    // PostgreSQL wants a key file of its own, or one of root's that its group may read.
+    let copy = key.with_file_name("postgresql.key");
+    let text = std::fs::read_to_string(key).context("reading the key that was just made")?;
+    temporary::private_file(&copy, &text, crate::cluster::owner()?)?;
+    Ok(format!(
+        "max_connections = {SERVER_LIMIT}\n\
+         superuser_reserved_connections = 0\n\
+         ssl = on\n\
+         ssl_cert_file = '{}'\n\
+         ssl_key_file = '{}'",
+        certificate.display(),
+        copy.display()
+    ))
+}
