@@ -159,7 +159,8 @@ async fn racing_cancels_hit_no_other_client() {
             while sent.fetch_add(1, Ordering::Relaxed) < goal {
                 round += 1;
                 let mut canceller = RawClient::open(&address).await;
-                client.send_bytes(&wire::query("SELECT pg_sleep(0.001)")).await;
+                let sql = ["SELECT pg_sleep(0.001)", "SELECT pg_sleep(0.005)", "SELECT pg_sleep(0.03)"];
+                client.send_bytes(&wire::query(sql[usize::try_from(round % 3).unwrap()])).await;
                 // At another moment each time: before, during and after the query.
                 for _ in 0..(round * 7 % 50) {
                     tokio::task::yield_now().await;

