@@ -1,0 +1,532 @@
+//! The `pinion` binary with a configuration written for it.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::OnceLock,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{Address, Ca, Client, RawClient, Server, client, free_port, poll, server::RESERVED, target_dir};
+
+/// The running proxy, stopped when dropped; dropping also asserts that its log tells of no panic.
+#[derive(Debug)]
+pub struct Proxy {
+    dir: TempDir,
+    port: u16,
+    metrics_port: u16,
+    ca: Option<Ca>,
+    process: Child,
+    exited: Option<ExitStatus>,
+}
+
+/// How a [`Proxy`] will be started.
+#[derive(Debug)]
+pub struct ProxyBuilder {
+    target: String,
+    server_max_connections: u32,
+    percent: u32,
+    top: Vec<String>,
+    proxy: Vec<String>,
+    pool: Vec<String>,
+    endpoint: Vec<String>,
+    target_settings: Vec<String>,
+    auth: Vec<(String, String, &'static str)>,
+    env: Vec<(String, String)>,
+    log_level: String,
+    tls: bool,
+}
+
+impl Proxy {
+    /// A proxy whose only target is `server`, with the users of the harness.
+    #[must_use]
+    pub fn in_front_of(server: &Server) -> ProxyBuilder {
+        let scram = "POSTGRES_SCRAM_SHA_256";
+        ProxyBuilder {
+            target: format!("127.0.0.1:{}", server.port()),
+            server_max_connections: server.max_connections(),
+            percent: 75,
+            top: Vec::new(),
+            proxy: Vec::new(),
+            pool: Vec::new(),
+            endpoint: Vec::new(),
+            target_settings: Vec::new(),
+            auth: vec![
+                ("app".to_owned(), "app-password".to_owned(), scram),
+                ("app2".to_owned(), "app2-password".to_owned(), scram),
+                ("md5user".to_owned(), "md5user-password".to_owned(), "POSTGRES_MD5"),
+                ("monitor".to_owned(), "monitor-password".to_owned(), scram),
+            ],
+            env: Vec::new(),
+            log_level: "info".to_owned(),
+            tls: false,
+        }
+    }
+
+    /// Where `app` finds its database through the proxy.
+    #[must_use]
+    pub fn address(&self) -> Address {
+        Address {
+            port: self.port,
+            database: "appdb".to_owned(),
+            user: "app".to_owned(),
+            password: "app-password".to_owned(),
+            ca: self.ca.clone(),
+        }
+    }
+
+    /// A client logged in as `app`.
+    pub async fn connect(&self) -> Client {
+        Client::connect(&self.address()).await.unwrap_or_else(|e| panic!("connecting: {e:?}"))
+    }
+
+    /// A client logged in as another user of the harness.
+    pub async fn connect_as(&self, user: &str) -> Client {
+        let address = self.address().user(user, &format!("{user}-password"));
+        Client::connect(&address).await.unwrap_or_else(|e| panic!("connecting as {user}: {e:?}"))
+    }
+
+    /// A raw client logged in as `app`.
+    pub async fn raw(&self) -> RawClient {
+        RawClient::connect(&self.address()).await
+    }
+
+    /// The SQLSTATE with which a login at `address` fails; panics if it does not.
+    pub async fn refusal(&self, address: &Address) -> String {
+        match Client::connect(address).await {
+            Ok(_) => panic!("{address:?} was let in"),
+            Err(e) => client::sqlstate(&e),
+        }
+    }
+
+    /// All the proxy has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.path().join("log")).unwrap()).into_owned()
+    }
+
+    /// Waits until a line of the log holds `text`, and returns it.
+    pub async fn logged(&self, text: &str) -> String {
+        poll(&format!("the log holds {text:?}"), async || {
+            self.log().lines().find(|line| line.contains(text)).map(str::to_owned)
+        })
+        .await
+    }
+
+    /// What Prometheus would read now.
+    pub async fn metrics(&self) -> Metrics {
+        let (status, body) = self.http("/metrics").await.expect("the metrics listener answers");
+        assert_eq!(status, 200, "{body}");
+        Metrics::parse(&body)
+    }
+
+    /// Sum over all series of `name` that carry `labels`.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics().await.sum(name, labels)
+    }
+
+    /// Status and body of a GET from the metrics listener; `None` if nothing answers.
+    pub async fn http(&self, path: &str) -> Option<(u16, String)> {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.metrics_port)).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+        Some((status, if chunked { dechunk(body) } else { body.to_owned() }))
+    }
+
+    /// Process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The folder with configuration, secrets, certificate and log.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.pid().cast_signed()).unwrap(), signal).unwrap();
+    }
+
+    /// Asks for a drain.
+    pub fn sigterm(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Asks for a reload.
+    pub fn sighup(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    /// Changes the configuration file; the proxy is not told.
+    pub fn rewrite_config(&self, change: impl FnOnce(String) -> String) {
+        let file = self.dir.path().join("pinion.toml");
+        fs::write(&file, change(fs::read_to_string(&file).unwrap())).unwrap();
+    }
+
+    /// Puts another password into a user's secret file, by rename as secret managers do.
+    pub fn rotate_secret(&self, user: &str, password: &str) {
+        write_secret(self.dir.path(), user, password);
+    }
+
+    /// Waits until the process has ended by itself.
+    pub async fn wait_exit(&mut self) -> ExitStatus {
+        let status = poll("the proxy ends", async || self.process.try_wait().unwrap()).await;
+        self.exited = Some(status);
+        status
+    }
+
+    /// True while the process runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
+    }
+
+    /// CPU time used so far, user and system, in seconds.
+    #[must_use]
+    pub fn cpu_seconds(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let (_, after_name) = stat.rsplit_once(')').unwrap();
+        let ticks: f64 =
+            after_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<f64>().unwrap()).sum();
+        ticks / rustix::param::clock_ticks_per_second() as f64
+    }
+
+    /// Resident memory in KiB, as `VmRSS` or `VmHWM` (its peak) of `/proc/<pid>/status`.
+    #[must_use]
+    pub fn memory_kib(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    async fn wait_for(&mut self, path: &str) {
+        poll(&format!("{path} says 200"), async || {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                panic!("the proxy ended with {status}:\n{}", self.log());
+            }
+            self.http(path).await.filter(|(status, _)| *status == 200)
+        })
+        .await;
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if self.exited.is_none() {
+            self.process.kill().ok();
+            self.process.wait().ok();
+        }
+        let log = self.log();
+        if std::thread::panicking() {
+            let tail: Vec<&str> = log.lines().rev().take(25).collect();
+            eprintln!("--- end of the proxy's log");
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            eprintln!("---");
+        } else {
+            assert!(!log.contains("panicked at"), "the proxy panicked:\n{log}");
+        }
+    }
+}
+
+impl ProxyBuilder {
+    /// A budget of `n` server connections, by the percentage that gives it.
+    #[must_use]
+    pub fn max_connections(mut self, n: u32) -> Self {
+        let usable = self.server_max_connections - RESERVED;
+        // One connection of the budget is the monitor's.
+        let percent = (1..=100).find(|percent| usable * percent / 100 == n + 1);
+        self.percent = percent.unwrap_or_else(|| panic!("no percentage of {usable} gives {n}"));
+        self
+    }
+
+    /// `profile`.
+    #[must_use]
+    pub fn profile(self, name: &str) -> Self {
+        self.proxy_setting(&format!("profile = \"{name}\""))
+    }
+
+    /// A line at the top of the file.
+    #[must_use]
+    pub fn top_setting(mut self, line: &str) -> Self {
+        self.top.push(line.to_owned());
+        self
+    }
+
+    /// A line of `[[proxy]]`.
+    #[must_use]
+    pub fn proxy_setting(mut self, line: &str) -> Self {
+        self.proxy.push(line.to_owned());
+        self
+    }
+
+    /// A line of `[proxy.pool]`.
+    #[must_use]
+    pub fn pool(mut self, line: &str) -> Self {
+        self.pool.push(line.to_owned());
+        self
+    }
+
+    /// A line of `[[proxy.endpoint]]`.
+    #[must_use]
+    pub fn endpoint_setting(mut self, line: &str) -> Self {
+        self.endpoint.push(line.to_owned());
+        self
+    }
+
+    /// A user, or another password or method for one of the harness's.
+    #[must_use]
+    pub fn auth(mut self, user: &str, password: &str, method: &'static str) -> Self {
+        self.auth.retain(|(known, ..)| known != user);
+        self.auth.push((user.to_owned(), password.to_owned(), method));
+        self
+    }
+
+    /// Takes a user's secret from the environment variable `PINION_TEST_SECRET` in place of a file.
+    #[must_use]
+    pub fn secret_in_env(mut self, secret: &str) -> Self {
+        self.env.push(("PINION_TEST_SECRET".to_owned(), secret.to_owned()));
+        self
+    }
+
+    /// Offers TLS and requires it, unless a later `require_tls` says otherwise.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// How the target is reached: `disabled`, `preferred`, …, with the server's authority trusted.
+    #[must_use]
+    pub fn target_tls(mut self, mode: &str, server: &Server) -> Self {
+        self.target_settings.push(format!("tls = \"{mode}\""));
+        if let Some(ca) = server.ca() {
+            let kept = tempfile::tempdir().unwrap().keep();
+            ca.issue_into(&kept);
+            self.target_settings.push(format!("ca = \"{}\"", kept.join("ca.crt").display()));
+        }
+        self
+    }
+
+    /// [`Self::target_tls`] for the modes that verify nothing.
+    #[must_use]
+    pub fn target_tls_unverified(mut self, mode: &str) -> Self {
+        self.target_settings.push(format!("tls = \"{mode}\""));
+        self
+    }
+
+    /// `log.level`.
+    #[must_use]
+    pub fn log_level(mut self, level: &str) -> Self {
+        level.clone_into(&mut self.log_level);
+        self
+    }
+
+    /// Another target port on loopback, such as a [`crate::RawServer`]'s.
+    #[must_use]
+    pub fn target_port(mut self, port: u16) -> Self {
+        self.target = format!("127.0.0.1:{port}");
+        self
+    }
+
+    /// Starts the proxy and waits until `/readyz` says that the target is usable.
+    pub async fn start(self) -> Proxy {
+        let mut proxy = self.spawn();
+        proxy.wait_for("/readyz").await;
+        proxy
+    }
+
+    /// Starts the proxy and waits only until the process answers.
+    pub async fn start_without_target(self) -> Proxy {
+        let mut proxy = self.spawn();
+        proxy.wait_for("/healthz").await;
+        proxy
+    }
+
+    /// Starts the proxy and waits for nothing.
+    #[must_use]
+    pub fn spawn(self) -> Proxy {
+        let dir = tempfile::Builder::new().prefix("pinion-proxy-").tempdir().unwrap();
+        let (port, metrics_port) = (free_port(), free_port());
+        let ca = self.tls.then(Ca::new);
+        if let Some(ca) = &ca {
+            ca.issue_into(dir.path());
+        }
+        fs::write(dir.path().join("pinion.toml"), self.config(dir.path(), port, metrics_port)).unwrap();
+        let log = File::create(dir.path().join("log")).unwrap();
+        let process = Command::new(pinion_binary())
+            .arg("--config")
+            .arg(dir.path().join("pinion.toml"))
+            .envs(self.env)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Proxy { dir, port, metrics_port, ca, process, exited: None }
+    }
+
+    fn config(&self, dir: &Path, port: u16, metrics_port: u16) -> String {
+        let mut text = String::new();
+        let mut section = |header: &str, defaults: &[String], lines: &[String]| {
+            let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
+            let kept = defaults.iter().filter(|default| !lines.iter().any(|line| key(line) == key(default)));
+            text.push_str(header);
+            for line in kept.chain(lines) {
+                text.push('\n');
+                text.push_str(line);
+            }
+            text.push_str("\n\n");
+        };
+        section("", &[], &self.top);
+        section("[log]", &["format = \"json\"".to_owned(), format!("level = \"{}\"", self.log_level)], &[]);
+        section("[metrics]", &[format!("listen = \"127.0.0.1:{metrics_port}\"")], &[]);
+        let mut defaults = vec![
+            "name = \"test\"".to_owned(),
+            "engine_family = \"POSTGRESQL\"".to_owned(),
+            format!("require_tls = {}", self.tls),
+        ];
+        if self.tls {
+            defaults.push("tls = { certificate = \"server.crt\", key = \"server.key\" }".to_owned());
+        }
+        section("[[proxy]]", &defaults, &self.proxy);
+        for (user, password, method) in &self.auth {
+            let secret = if self.env.is_empty() || user != "app" {
+                write_secret(dir, user, password);
+                format!("secret = {{ file = \"secret-{user}.json\" }}")
+            } else {
+                "secret = { env = \"PINION_TEST_SECRET\" }".to_owned()
+            };
+            let lines = [
+                format!("username = \"{user}\""),
+                secret,
+                format!("client_password_auth_type = \"{method}\""),
+            ];
+            section("[[proxy.auth]]", &lines, &[]);
+        }
+        let percent = self.percent;
+        let pool = [
+            format!("max_connections_percent = {percent}"),
+            format!("max_idle_connections_percent = {percent}"),
+            "connection_borrow_timeout = \"20s\"".to_owned(),
+        ];
+        section("[proxy.pool]", &pool, &self.pool);
+        section("[[proxy.target]]", &[format!("address = \"{}\"", self.target)], &self.target_settings);
+        let endpoint = [
+            "name = \"default\"".to_owned(),
+            format!("listen = \"127.0.0.1:{port}\""),
+            "target_role = \"READ_WRITE\"".to_owned(),
+        ];
+        section("[[proxy.endpoint]]", &endpoint, &self.endpoint);
+        section("[proxy.monitor]", &["username = \"monitor\"".to_owned()], &[]);
+        text
+    }
+}
+
+/// Prometheus text, parsed.
+#[derive(Debug, Clone)]
+pub struct Metrics(Vec<(String, BTreeMap<String, String>, f64)>);
+
+impl Metrics {
+    /// Reads the text format; label values hold no escaped quotes in what the proxy exports.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let series = text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+        let parsed = series.map(|line| {
+            let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no value: {line}"));
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let pairs = labels.trim_end_matches('}').split("\",").filter_map(|pair| pair.split_once("=\""));
+            let labels = pairs.map(|(key, value)| {
+                (key.trim_start_matches(',').to_owned(), value.trim_end_matches('"').to_owned())
+            });
+            let value = value.parse().unwrap_or_else(|_| panic!("not a number: {line}"));
+            (name.to_owned(), labels.collect(), value)
+        });
+        Self(parsed.collect())
+    }
+
+    /// Sum over all series of `name` that carry `labels`; 0 when there is none.
+    #[must_use]
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let matching = self.0.iter().filter(|(found, have, _)| {
+            found == name && labels.iter().all(|(key, value)| have.get(*key).is_some_and(|v| v == value))
+        });
+        matching.map(|(.., value)| value).sum()
+    }
+
+    /// True when at least one series is called `name`.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(found, ..)| found == name)
+    }
+
+    /// Every series: name, labels, value.
+    pub fn iter(&self) -> impl Iterator<Item = &(String, BTreeMap<String, String>, f64)> {
+        self.0.iter()
+    }
+}
+
+/// The binary under test: `PINION_BIN`, else what cargo builds now for the profile of this test.
+fn pinion_binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(given) = std::env::var_os("PINION_BIN") {
+            return given.into();
+        }
+        let exe = std::env::current_exe().unwrap();
+        let folder = exe.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>").to_owned();
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        build.args(["build", "--quiet", "--package", "pinion", "--bin", "pinion"]);
+        build.arg("--target-dir").arg(target_dir()).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "cargo could not build the proxy");
+        folder.join("pinion")
+    })
+}
+
+/// Runs `pinion` with arguments, for commands that end by themselves; status and all output.
+#[must_use]
+pub fn run_pinion(arguments: &[&str]) -> (ExitStatus, String) {
+    let output = Command::new(pinion_binary()).args(arguments).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status, String::from_utf8_lossy(&text).into_owned())
+}
+
+fn write_secret(dir: &Path, user: &str, password: &str) {
+    let secret = serde_json::json!({ "username": user, "password": password });
+    let file = dir.join(format!("secret-{user}.json"));
+    let fresh = file.with_extension("new");
+    fs::write(&fresh, secret.to_string()).unwrap();
+    fs::rename(fresh, file).unwrap();
+}
+
+fn dechunk(body: &str) -> String {
+    let mut whole = Vec::new();
+    let mut rest = body.as_bytes();
+    while let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap().trim(), 16).unwrap();
+        rest = &rest[end + 2..];
+        whole.extend_from_slice(&rest[..size]);
+        rest = &rest[(size + 2).min(rest.len())..];
+        if size == 0 {
+            break;
+        }
+    }
+    String::from_utf8(whole).unwrap()
+}

@@ -1,0 +1,400 @@
+//! Protocol-level prepared statements are virtual: names are the client's own, whatever server connection it is on.
+#![allow(clippy::unwrap_used)]
+
+use pinion_tests::{Address, Message, Proxy, RawClient, Server, wire};
+
+async fn pool_of(n: u32) -> (Server, Proxy) {
+    let pg = Server::postgres().start().await;
+    let proxy = Proxy::in_front_of(&pg).max_connections(n).start().await;
+    (pg, proxy)
+}
+
+/// Runs statement `name` with `parameters` and gives the first column of the first row, or the SQLSTATE.
+async fn run(client: &mut RawClient, name: &str, parameters: &[&str]) -> Result<String, String> {
+    client.send_all(&[wire::bind("", name, parameters), wire::execute("", 0), wire::sync()]).await;
+    first_column(&client.read_reply().await)
+}
+
+async fn prepare(client: &mut RawClient, name: &str, sql: &str) -> Result<(), String> {
+    client.send_all(&[wire::parse(name, sql), wire::sync()]).await;
+    let reply = client.read_reply().await;
+    match reply.iter().find(|m| m.tag == b'E') {
+        Some(error) => Err(error.error().code),
+        None => {
+            let tags: Vec<u8> = reply.iter().map(|m| m.tag).collect();
+            assert_eq!(tags, b"1Z", "{reply:?}");
+            Ok(())
+        }
+    }
+}
+
+fn first_column(reply: &[Message]) -> Result<String, String> {
+    if let Some(error) = reply.iter().find(|m| m.tag == b'E') {
+        return Err(error.error().code);
+    }
+    let row = reply.iter().find(|m| m.tag == b'D').unwrap_or_else(|| panic!("no row: {reply:?}"));
+    Ok(row.columns()[0].clone().unwrap())
+}
+
+#[tokio::test]
+async fn one_name_means_to_each_client_what_that_client_prepared() {
+    let (_pg, proxy) = pool_of(1).await;
+    let (mut a, mut b) = (proxy.raw().await, proxy.raw().await);
+    prepare(&mut a, "s", "SELECT 'a' || $1").await.unwrap();
+    prepare(&mut b, "s", "SELECT 'b' || $1").await.unwrap();
+    for i in 0..5 {
+        assert_eq!(run(&mut a, "s", &[&i.to_string()]).await.unwrap(), format!("a{i}"));
+        assert_eq!(run(&mut b, "s", &[&i.to_string()]).await.unwrap(), format!("b{i}"));
+    }
+}
+
+#[tokio::test]
+async fn a_statement_follows_its_client_to_other_connections() {
+    let (_pg, proxy) = pool_of(2).await;
+    let mut a = proxy.raw().await;
+    prepare(&mut a, "s", "SELECT pg_backend_pid() || '/' || $1").await.unwrap();
+    let mut seen = std::collections::HashSet::new();
+    for i in 0..8 {
+        // A neighbour's transaction holds one of the two connections, another each time.
+        let neighbour = proxy.connect().await;
+        neighbour.execute("BEGIN").await;
+        let answer = run(&mut a, "s", &[&i.to_string()]).await.unwrap();
+        let (pid, echoed) = answer.split_once('/').unwrap();
+        assert_eq!(echoed, i.to_string());
+        seen.insert(pid.to_owned());
+        let second = proxy.connect().await;
+        second.execute("BEGIN").await;
+        neighbour.execute("COMMIT").await;
+        let answer = run(&mut a, "s", &["x"]).await.unwrap();
+        seen.insert(answer.split_once('/').unwrap().0.to_owned());
+        second.execute("COMMIT").await;
+    }
+    assert_eq!(seen.len(), 2, "the test saw only {seen:?}");
+}
+
+#[tokio::test]
+async fn the_unnamed_statement_survives_a_change_of_connection() {
+    let (_pg, proxy) = pool_of(1).await;
+    let (mut a, mut b) = (proxy.raw().await, proxy.raw().await);
+    prepare(&mut a, "", "SELECT 'a' || $1").await.unwrap();
+    prepare(&mut b, "", "SELECT 'b' || $1").await.unwrap();
+    assert_eq!(run(&mut a, "", &["1"]).await.unwrap(), "a1");
+    assert_eq!(run(&mut b, "", &["1"]).await.unwrap(), "b1");
+    assert_eq!(run(&mut a, "", &["2"]).await.unwrap(), "a2");
+    prepare(&mut a, "", "SELECT 'new' || $1").await.unwrap();
+    assert_eq!(run(&mut a, "", &["3"]).await.unwrap(), "new3");
+    // A simple query ends the unnamed statement.
+    a.query("SELECT 1").await;
+    assert_eq!(run(&mut a, "", &["4"]).await.unwrap_err(), "26000");
+    assert_eq!(run(&mut b, "", &["5"]).await.unwrap(), "b5");
+}
+
+#[tokio::test]
+async fn describe_and_close_are_the_clients_own() {
+    let (_pg, proxy) = pool_of(1).await;
+    let (mut a, mut b) = (proxy.raw().await, proxy.raw().await);
+    prepare(&mut a, "s", "SELECT 1::int4 AS one, $1::text AS two").await.unwrap();
+    prepare(&mut b, "s", "SELECT now()").await.unwrap();
+    for _ in 0..2 {
+        a.send_all(&[wire::describe_statement("s"), wire::sync()]).await;
+        let reply = a.read_reply().await;
+        assert_eq!(reply.iter().map(|m| m.tag).collect::<Vec<_>>(), b"tTZ");
+        assert!(reply[1].body.windows(4).any(|w| w == b"one\0"), "{reply:?}");
+        b.send_all(&[wire::describe_statement("s"), wire::sync()]).await;
+        let reply = b.read_reply().await;
+        assert!(reply[1].body.windows(4).any(|w| w == b"now\0"), "{reply:?}");
+    }
+    b.send_all(&[wire::close_statement("s"), wire::sync()]).await;
+    assert_eq!(b.read_reply().await.iter().map(|m| m.tag).collect::<Vec<_>>(), b"3Z");
+    assert_eq!(run(&mut b, "s", &[]).await.unwrap_err(), "26000");
+    assert_eq!(run(&mut a, "s", &["x"]).await.unwrap(), "1");
+    // Closing what does not exist is no error.
+    b.send_all(&[wire::close_statement("nothing"), wire::sync()]).await;
+    assert_eq!(b.read_reply().await.iter().map(|m| m.tag).collect::<Vec<_>>(), b"3Z");
+    prepare(&mut b, "s", "SELECT 'again'").await.unwrap();
+    assert_eq!(run(&mut b, "s", &[]).await.unwrap(), "again");
+}
+
+#[tokio::test]
+async fn a_name_that_was_not_prepared_is_unknown_even_if_the_server_has_it() {
+    let (pg, proxy) = pool_of(1).await;
+    let mut a = proxy.raw().await;
+    prepare(&mut a, "secret", "SELECT 'a secret'").await.unwrap();
+    run(&mut a, "secret", &[]).await.unwrap();
+    // What the proxy calls it on the server, as a thief would read it there.
+    let mut b = proxy.raw().await;
+    let names = b.query("SELECT name FROM pg_prepared_statements").await;
+    let mut guesses: Vec<String> =
+        names.iter().filter(|m| m.tag == b'D').map(|m| m.columns()[0].clone().unwrap()).collect();
+    assert!(!guesses.is_empty(), "the statement is on the server");
+    guesses.extend(["secret", "s0", "s1", "p1", "pinion_1", "_p1", "pinion1", "1"].map(str::to_owned));
+    for name in guesses {
+        assert_eq!(run(&mut b, &name, &[]).await.unwrap_err(), "26000", "{name}");
+        b.send_all(&[wire::describe_statement(&name), wire::sync()]).await;
+        assert_eq!(b.expect_error().await.code, "26000", "{name}");
+        b.read_reply().await;
+        // A Close of the guessed name must not take it from its owner.
+        b.send_all(&[wire::close_statement(&name), wire::sync()]).await;
+        b.read_reply().await;
+    }
+    assert_eq!(run(&mut a, "secret", &[]).await.unwrap(), "a secret");
+    drop(pg);
+}
+
+#[tokio::test]
+async fn a_name_in_use_cannot_be_prepared_again() {
+    let (_pg, proxy) = pool_of(1).await;
+    let mut a = proxy.raw().await;
+    prepare(&mut a, "s", "SELECT 1").await.unwrap();
+    assert_eq!(prepare(&mut a, "s", "SELECT 2").await.unwrap_err(), "42P05");
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap(), "1");
+}
+
+#[tokio::test]
+async fn a_parse_error_leaves_no_statement_and_a_usable_session() {
+    let (_pg, proxy) = pool_of(1).await;
+    let mut a = proxy.raw().await;
+    assert_eq!(prepare(&mut a, "s", "SELEC 1").await.unwrap_err(), "42601");
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap_err(), "26000");
+    assert_eq!(prepare(&mut a, "s", "SELECT no_such_column").await.unwrap_err(), "42703");
+    prepare(&mut a, "s", "SELECT 1").await.unwrap();
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap(), "1");
+}
+
+/// A statement whose first Parse failed here may not be taken for prepared by the next client.
+#[tokio::test]
+async fn a_failed_parse_is_not_remembered_for_others() {
+    let (pg, proxy) = pool_of(1).await;
+    let (mut a, mut b) = (proxy.raw().await, proxy.raw().await);
+    assert_eq!(prepare(&mut a, "s", "SELECT n FROM later").await.unwrap_err(), "42P01");
+    pg.direct().await.execute("CREATE TABLE later AS SELECT 5 AS n; GRANT ALL ON later TO PUBLIC").await;
+    prepare(&mut b, "s", "SELECT n FROM later").await.unwrap();
+    assert_eq!(run(&mut b, "s", &[]).await.unwrap(), "5");
+    prepare(&mut a, "s", "SELECT n FROM later").await.unwrap();
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap(), "5");
+}
+
+#[tokio::test]
+async fn deallocate_works_on_protocol_level_statements() {
+    let (_pg, proxy) = pool_of(2).await;
+    let (mut a, mut b) = (proxy.raw().await, proxy.raw().await);
+    for client in [&mut a, &mut b] {
+        prepare(client, "x", "SELECT 'x'").await.unwrap();
+        prepare(client, "y", "SELECT 'y'").await.unwrap();
+        run(client, "x", &[]).await.unwrap();
+        run(client, "y", &[]).await.unwrap();
+    }
+    let reply = a.query("DEALLOCATE x").await;
+    assert!(reply.iter().any(|m| m.tag == b'C'), "{reply:?}");
+    assert_eq!(run(&mut a, "x", &[]).await.unwrap_err(), "26000");
+    assert_eq!(run(&mut a, "y", &[]).await.unwrap(), "y");
+    assert_eq!(run(&mut b, "x", &[]).await.unwrap(), "x");
+    for text in ["DEALLOCATE ALL", "DISCARD ALL"] {
+        let reply = a.query(text).await;
+        assert!(reply.iter().any(|m| m.tag == b'C'), "{reply:?}");
+        assert_eq!(run(&mut a, "y", &[]).await.unwrap_err(), "26000", "{text}");
+        assert_eq!(run(&mut b, "y", &[]).await.unwrap(), "y", "{text}");
+        prepare(&mut a, "y", "SELECT 'y'").await.unwrap();
+        assert_eq!(run(&mut a, "y", &[]).await.unwrap(), "y", "{text}");
+    }
+    let reply = a.query("DEALLOCATE never_prepared").await;
+    assert_eq!(reply[0].error().code, "26000");
+}
+
+#[tokio::test]
+async fn sql_prepare_and_protocol_statements_share_the_clients_names() {
+    let (_pg, proxy) = pool_of(2).await;
+    let mut a = proxy.raw().await;
+    a.query("PREPARE by_sql AS SELECT 'sql'").await;
+    assert_eq!(run(&mut a, "by_sql", &[]).await.unwrap(), "sql");
+    prepare(&mut a, "by_protocol", "SELECT 'protocol'").await.unwrap();
+    assert_eq!(a.scalar("EXECUTE by_protocol").await, "protocol");
+}
+
+#[tokio::test]
+async fn few_statements_are_kept_on_a_connection_and_all_work() {
+    let pg = Server::postgres().start().await;
+    let proxy = Proxy::in_front_of(&pg).max_connections(1).pool("max_prepared_statements = 2").start().await;
+    let (mut a, mut b) = (proxy.raw().await, proxy.raw().await);
+    for i in 0..10 {
+        prepare(&mut a, &format!("s{i}"), &format!("SELECT 'a{i}'")).await.unwrap();
+    }
+    for round in 0..3 {
+        for i in [0, 9, 3, 3, 5, (round * 7) % 10] {
+            assert_eq!(run(&mut a, &format!("s{i}"), &[]).await.unwrap(), format!("a{i}"));
+        }
+        let kept: i32 = b.scalar("SELECT count(*) FROM pg_prepared_statements").await.parse().unwrap();
+        assert!(kept <= 2, "{kept} statements on the server");
+    }
+    // More of them in one pipeline than the connection may keep.
+    let mut pipeline: Vec<Vec<u8>> =
+        (0..10).flat_map(|i| [wire::bind("", &format!("s{i}"), &[]), wire::execute("", 0)]).collect();
+    pipeline.push(wire::sync());
+    a.send_all(&pipeline).await;
+    let reply = a.read_reply().await;
+    let rows: Vec<String> =
+        reply.iter().filter(|m| m.tag == b'D').map(|m| m.columns()[0].clone().unwrap()).collect();
+    assert_eq!(rows, (0..10).map(|i| format!("a{i}")).collect::<Vec<_>>());
+}
+
+/// Each pipeline is sent to the proxy, whose pool holds one connection shared with a neighbour, and straight to the
+/// server; every message of the replies must be the same.
+async fn same_as_direct(pipelines: &[Vec<Vec<u8>>]) {
+    let (pg, proxy) = pool_of(1).await;
+    let neighbour = proxy.connect().await;
+    let direct = pg.address();
+    let through: Address = proxy.address();
+    let (mut wanted, mut found) = (RawClient::connect(&direct).await, RawClient::connect(&through).await);
+    for (n, pipeline) in pipelines.iter().enumerate() {
+        let requests = pipeline.iter().filter(|message| matches!(message[0], b'S' | b'Q')).count();
+        wanted.send_all(pipeline).await;
+        found.send_all(pipeline).await;
+        assert_eq!(found.transcript(requests).await, wanted.transcript(requests).await, "pipeline {n}");
+        // In between the neighbour uses and re-labels the connection, unless it is held.
+        neighbour.query_one("SELECT $1::int", &[&1_i32]).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn pipelines_with_errors_in_the_middle_are_answered_as_by_the_server() {
+    use wire::{
+        bind, close_portal, close_statement, describe_portal, describe_statement, execute, flush, parse,
+        query, sync,
+    };
+    same_as_direct(&[
+        vec![
+            parse("a", "SELECT $1::int"),
+            bind("", "a", &["1"]),
+            describe_portal(""),
+            execute("", 0),
+            sync(),
+        ],
+        // An error skips to Sync; what follows it works.
+        vec![
+            bind("", "a", &["x"]),
+            execute("", 0),
+            parse("b", "SELECT 1"),
+            sync(),
+            bind("", "a", &["2"]),
+            execute("", 0),
+            sync(),
+        ],
+        // Skipped: b was never prepared.
+        vec![bind("", "b", &[]), execute("", 0), sync()],
+        vec![
+            parse("b", "SELECT 'b'"),
+            describe_statement("b"),
+            sync(),
+            describe_statement("nothing"),
+            sync(),
+        ],
+        // A Close that is skipped, then one that is not.
+        vec![parse("", "SELEC"), close_statement("b"), sync(), bind("", "b", &[]), execute("", 0), sync()],
+        vec![close_statement("b"), bind("", "b", &[]), sync(), parse("b", "SELECT 'b2'"), sync()],
+        vec![bind("", "b", &[]), execute("", 0), flush(), close_portal(""), sync()],
+        // An explicit transaction that fails half-way, pipelined whole.
+        vec![
+            parse("begin", "BEGIN"),
+            bind("", "begin", &[]),
+            execute("", 0),
+            sync(),
+            parse("bad", "SELECT 1 / $1::int"),
+            bind("", "bad", &["0"]),
+            execute("", 0),
+            sync(),
+            bind("", "a", &["1"]),
+            execute("", 0),
+            sync(),
+            query("ROLLBACK"),
+            bind("", "a", &["5"]),
+            execute("", 0),
+            sync(),
+        ],
+        // `bad` was parsed in a transaction that rolled back: PostgreSQL keeps it.
+        vec![bind("", "bad", &["1"]), execute("", 0), sync()],
+        // Same name twice in one pipeline.
+        vec![
+            parse("twice", "SELECT 1"),
+            parse("twice", "SELECT 2"),
+            sync(),
+            bind("", "twice", &[]),
+            execute("", 0),
+            sync(),
+        ],
+        vec![
+            parse("c", "SELECT 1"),
+            close_statement("c"),
+            parse("c", "SELECT 2"),
+            bind("", "c", &[]),
+            execute("", 0),
+            sync(),
+        ],
+        // A portal read in portions.
+        vec![
+            query("BEGIN"),
+            parse("", "SELECT generate_series(1, 5)"),
+            bind("p", "", &[]),
+            execute("p", 2),
+            execute("p", 2),
+            execute("p", 2),
+            sync(),
+            query("COMMIT"),
+        ],
+        vec![parse("", ""), bind("", "", &[]), describe_portal(""), execute("", 0), sync()],
+        vec![
+            sync(),
+            sync(),
+            query(""),
+            query(";"),
+            query("SELECT 1; SELECT 2"),
+            query("SELECT 1; SELECT 1/0; SELECT 2"),
+        ],
+        vec![
+            query("DEALLOCATE a"),
+            bind("", "a", &["1"]),
+            sync(),
+            query("DEALLOCATE ALL"),
+            bind("", "c", &[]),
+            sync(),
+        ],
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_statement_whose_table_changed_is_answered_as_by_the_server() {
+    let (pg, proxy) = pool_of(1).await;
+    let direct = pg.direct().await;
+    direct
+        .execute("CREATE TABLE shape (a int); INSERT INTO shape VALUES (1); GRANT ALL ON shape TO PUBLIC")
+        .await;
+    let mut a = proxy.raw().await;
+    prepare(&mut a, "s", "SELECT * FROM shape").await.unwrap();
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap(), "1");
+    direct.execute("ALTER TABLE shape ADD b int").await;
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap_err(), "0A000"); // cached plan must not change result type
+    // A driver's remedy: close and prepare again.
+    a.send_all(&[wire::close_statement("s"), wire::sync()]).await;
+    a.read_reply().await;
+    prepare(&mut a, "s", "SELECT * FROM shape").await.unwrap();
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap(), "1");
+}
+
+/// Same text, other parameter types: another statement.
+#[tokio::test]
+async fn parameter_types_are_part_of_a_statement() {
+    let (_pg, proxy) = pool_of(1).await;
+    let (mut a, mut b) = (proxy.raw().await, proxy.raw().await);
+    let typed = |oid: u32| {
+        let body =
+            [b"s\0SELECT pg_typeof($1)\0".as_slice(), &1_u16.to_be_bytes(), &oid.to_be_bytes()].concat();
+        wire::message(b'P', &body)
+    };
+    a.send_all(&[typed(23), wire::sync()]).await;
+    a.read_reply().await;
+    b.send_all(&[typed(25), wire::sync()]).await;
+    b.read_reply().await;
+    assert_eq!(run(&mut a, "s", &["1"]).await.unwrap(), "integer");
+    assert_eq!(run(&mut b, "s", &["1"]).await.unwrap(), "text");
+    assert_eq!(run(&mut a, "s", &["1"]).await.unwrap(), "integer");
+}
