@@ -238,6 +238,8 @@ pub enum FaultKind {
     IdleTimeout,
     /// The client connection reached its maximum life.
     LifetimeOver,
+    /// The client cancelled a request that had not reached a server.
+    Cancelled,
     /// The server connection was lost.
     ServerLost,
     /// The server refused our login, or sent what we could not follow.
@@ -248,7 +250,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// All kinds, in declaration order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::BorrowTimeout,
         Self::TlsRequired,
         Self::BadPassword,
@@ -262,6 +264,7 @@ impl FaultKind {
         Self::ShuttingDown,
         Self::IdleTimeout,
         Self::LifetimeOver,
+        Self::Cancelled,
         Self::ServerLost,
         Self::ServerRefused,
         Self::Internal,
