@@ -248,6 +248,29 @@ pub enum FaultKind {
     Internal,
 }
 
+impl FaultKind {
+    /// All kinds, in declaration order.
+    pub const ALL: [Self; 17] = [
+        Self::BorrowTimeout,
+        Self::TlsRequired,
+        Self::BadPassword,
+        Self::UserMissing,
+        Self::TooManyClients,
+        Self::LoginRate,
+        Self::NotAllowed,
+        Self::NotSupported,
+        Self::ProtocolViolation,
+        Self::HandshakeTimeout,
+        Self::ShuttingDown,
+        Self::IdleTimeout,
+        Self::LifetimeOver,
+        Self::Cancelled,
+        Self::ServerLost,
+        Self::ServerRefused,
+        Self::Internal,
+    ];
+}
+
 /// Whether the connection survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Severity {

@@ -44,7 +44,35 @@ pub fn write_error(fault: &Fault, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    const MANUAL: &str = include_str!("../../../../docs/errors.md");
+
+    /// Kind and SQLSTATE of each row of the first table.
+    fn rows_of_the_manual() -> BTreeSet<(String, String)> {
+        let rows = MANUAL
+            .lines()
+            .skip_while(|line| !line.starts_with("| kind | SQLSTATE |"))
+            .skip(2)
+            .take_while(|line| line.starts_with('|'));
+        rows.map(|row| {
+            let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned());
+            (cells.nth(1).unwrap(), cells.next().unwrap())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_manual_has_every_kind_with_its_code_and_no_other() {
+        let ours: BTreeSet<_> =
+            FaultKind::ALL.into_iter().map(|kind| (format!("{kind:?}"), sqlstate(kind).to_owned())).collect();
+        assert_eq!(ours.len(), FaultKind::ALL.len());
+        assert_eq!(rows_of_the_manual(), ours);
+    }
 
     #[test]
     fn an_error_carries_severity_code_and_text() {
