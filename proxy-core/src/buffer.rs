@@ -220,12 +220,6 @@ impl Pipe {
         self.direct > 0 || self.made_written < self.made.len() || self.unflushed
     }
 
-    /// Bytes of our own that wait to be written.
-    #[must_use]
-    pub fn made_len(&self) -> usize {
-        self.made.len() - self.made_written
-    }
-
     /// True when nothing was read that has not been written.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -4,7 +4,10 @@ use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -121,21 +124,27 @@ impl<P: Protocol> Running for Served<P> {
 }
 
 /// All proxies of the process.
-struct Fleet(Vec<Box<dyn Running>>);
+struct Fleet {
+    proxies: Vec<Box<dyn Running>>,
+    draining: AtomicBool,
+}
 
 impl fmt::Debug for Fleet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|p| p.name())).finish()
+        f.debug_list().entries(self.proxies.iter().map(|p| p.name())).finish()
     }
 }
 
 impl Readiness for Fleet {
     fn not_ready(&self) -> Vec<String> {
-        self.0.iter().filter_map(|p| p.trouble()).collect()
+        if self.draining.load(Ordering::Relaxed) {
+            return vec!["draining".into()];
+        }
+        self.proxies.iter().filter_map(|p| p.trouble()).collect()
     }
 
     fn before_scrape(&self) {
-        for proxy in &self.0 {
+        for proxy in &self.proxies {
             proxy.before_scrape();
         }
     }
@@ -159,7 +168,7 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
         };
         fleet.push(served);
     }
-    let fleet = Arc::new(Fleet(fleet));
+    let fleet = Arc::new(Fleet { proxies: fleet, draining: AtomicBool::new(false) });
     let mut metrics_task = None;
     if let Some(metrics) = &config.metrics {
         let address = metrics.listen;
@@ -230,7 +239,7 @@ async fn housekeeping(fleet: Arc<Fleet>, recorder: Arc<Recorder>) {
     for tick in 0_u64.. {
         ticks.tick().await;
         let now = Instant::now();
-        for proxy in &fleet.0 {
+        for proxy in &fleet.proxies {
             proxy.every_second(now);
         }
         if tick % 5 == 0 {
@@ -263,11 +272,12 @@ async fn wait_for_stop(
             }
         }
     }
-    let clients: usize = fleet.0.iter().map(|p| p.clients()).sum();
+    let clients: usize = fleet.proxies.iter().map(|p| p.clients()).sum();
     info!(clients, timeout_seconds = config.drain_timeout.as_secs_f64(), "draining");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    fleet.draining.store(true, Ordering::Relaxed);
     accepting.give();
-    for proxy in &fleet.0 {
+    for proxy in &fleet.proxies {
         proxy.signal_all(DRAIN);
     }
     let drained = tokio::select! {
@@ -276,14 +286,14 @@ async fn wait_for_stop(
         _ = interrupt.recv() => false,
     };
     if !drained {
-        let clients: usize = fleet.0.iter().map(|p| p.clients()).sum();
+        let clients: usize = fleet.proxies.iter().map(|p| p.clients()).sum();
         warn!(clients, "closing the clients that are left");
-        for proxy in &fleet.0 {
+        for proxy in &fleet.proxies {
             proxy.signal_all(STOP);
         }
         let _ = timeout(STOP_GRACE, all_gone(fleet)).await;
     }
-    for proxy in &fleet.0 {
+    for proxy in &fleet.proxies {
         proxy.close();
     }
     info!(drained, "stopped");
@@ -291,7 +301,7 @@ async fn wait_for_stop(
 }
 
 async fn all_gone(fleet: &Fleet) {
-    for proxy in &fleet.0 {
+    for proxy in &fleet.proxies {
         proxy.emptied().await;
     }
 }
@@ -310,7 +320,7 @@ fn reload(path: &Path, old: Config, fleet: &Fleet, process: &ProcessMetrics, lev
     };
     let changes = old.changes(&new);
     let new = old.reloaded(&new);
-    for proxy in &fleet.0 {
+    for proxy in &fleet.proxies {
         let Some(config) = new.proxies.iter().find(|p| p.name == proxy.name()) else { continue };
         if let Err(error) = proxy.reconfigure(config, &new.log) {
             error!(proxy = proxy.name(), %error, "configuration refused for this proxy; it keeps the old one");

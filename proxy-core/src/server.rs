@@ -86,7 +86,16 @@ pub struct ServerConnection<P: Protocol> {
     expires: Instant,
     last_used: Instant,
     last_client: u64,
+    users: Users,
     generation: u64,
+}
+
+/// Who has used a connection since it was new, reset, or made to forget its sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Users {
+    Nobody,
+    Only(u64),
+    Several,
 }
 
 impl<P: Protocol> fmt::Debug for ServerConnection<P> {
@@ -137,6 +146,7 @@ impl<P: Protocol> ServerConnection<P> {
             expires: now + jittered(settings.max_server_lifetime),
             last_used: now,
             last_client: 0,
+            users: Users::Nobody,
             generation,
         });
         debug!(target = %target.name, user = %key.user, id = connection.state.key().id, "server connection opened");
@@ -216,6 +226,7 @@ impl<P: Protocol> ServerConnection<P> {
         self.target.metrics.reset(cause);
         self.tainted = false;
         self.last_client = 0;
+        self.users = Users::Nobody;
         Ok(())
     }
 
@@ -232,9 +243,19 @@ impl<P: Protocol> ServerConnection<P> {
         }
     }
 
-    /// True when another client than `client` has used it since it was new or reset.
+    /// True when another client than `client` has used it last.
     pub fn is_foreign_to(&self, client: u64) -> bool {
         self.last_client != 0 && self.last_client != client
+    }
+
+    /// True when its `currval` and `lastval` may be another client's.
+    pub fn has_foreign_sequences(&self, client: u64) -> bool {
+        self.users != Users::Nobody && self.users != Users::Only(client)
+    }
+
+    /// The server has forgotten what sequences returned.
+    pub fn forgot_sequences(&mut self) {
+        self.users = Users::Nobody;
     }
 
     /// True when it has been idle for so long that it should be probed.
@@ -246,6 +267,11 @@ impl<P: Protocol> ServerConnection<P> {
     pub fn used_by(&mut self, client: u64, now: Instant) {
         self.last_client = client;
         self.last_used = now;
+        self.users = match self.users {
+            Users::Nobody => Users::Only(client),
+            Users::Only(one) if one == client => Users::Only(one),
+            Users::Only(_) | Users::Several => Users::Several,
+        };
     }
 
     /// The target it leads to.

@@ -176,7 +176,7 @@ pub enum StatementKind {
 /// What the real grammar says of one statement text. Cached by digest and shared.
 ///
 /// Two sets of pins, since the profile decides which counts: `pins` is what profile `smart` needs,
-/// `rds_pins` is what RDS Proxy would do (rds-proxy.md §1.2 to 1.7).
+/// `rds_pins` is what RDS Proxy would do (docs/session.md).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// Kind.

@@ -101,8 +101,6 @@ impl<P: Protocol> Borrower<'_, P> {
             let now = Instant::now();
             let fit = match acquired {
                 Acquired::Connection(connection) => self.make_fit(connection, now).await,
-                // With no patience at all the pool never grows.
-                _ if patience.is_zero() => break Err(timed_out()),
                 Acquired::Slot(slot) => match self.open(slot, deadline).await? {
                     Some(Ok(connection)) => Some(connection),
                     Some(Err(fault)) => break Err(fault),

@@ -23,7 +23,7 @@ use crate::{
     pool::{PoolId, Pooled},
     protocol::{
         ClientEvent, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError, ServerEvent,
-        ServerState, Statement, StatementKind, Tracker, Tx,
+        ServerState, Severity, Statement, StatementKind, Tracker, Tx,
     },
     proxy::{Activity, CHECK, DRAIN, Endpoint, STOP, SessionHandle},
     server::{ServerConnection, give_back_after},
@@ -35,13 +35,11 @@ pub mod cancel;
 
 use crate::buffer::Pipe;
 
-/// Bytes of our own that may wait for the server before the client is read no further.
-const MAX_WAITING_BYTES: usize = 64 * 1024;
 /// For a last message to a client that does not read.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// For the requests under way of a client that said goodbye; then they are cancelled.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Statement text over this pins in profile `rds` (rds-proxy.md PIN-A-01).
+/// Statement text over this pins in profile `rds` (row PIN-A-01 of docs/session.md).
 const RDS_STATEMENT_BYTES: usize = 16 * 1024;
 
 /// Why a session ended other than by the client's goodbye. `Display` is for our log; [`Self::fault`] is for the
@@ -116,8 +114,8 @@ pub struct Session<P: Protocol> {
     pub(crate) session_functions: Arc<AtomicBool>,
     /// The server connection held, be it for a request, a transaction or a pin.
     link: Option<Box<ServerConnection<P>>>,
-    /// What the held connection may know of other clients' sequences has not been forgotten yet.
-    foreign: bool,
+    /// The held connection was told to forget what sequences returned to others; not yet answered.
+    forgetting: bool,
     /// To be forgotten as soon as there is a connection.
     forget_on_borrow: bool,
     pins: PinReasons,
@@ -140,6 +138,8 @@ struct Pending {
     in_transaction: bool,
     /// The connection they get is tainted.
     taints: bool,
+    /// One of them failed.
+    failed: bool,
     /// Of the last statement.
     digest: u128,
     text: Option<Arc<crate::protocol::Facts>>,
@@ -183,7 +183,7 @@ impl<P: Protocol> Session<P> {
             pool,
             session_functions,
             link: None,
-            foreign: false,
+            forgetting: false,
             forget_on_borrow: false,
             pins,
             pinned_since: (!pins.is_empty()).then(Instant::now),
@@ -221,7 +221,12 @@ impl<P: Protocol> Session<P> {
                 }
                 ClientEvent::Quit => return Box::pin(self.see_off()).await,
                 ClientEvent::NeedAnswer => self.wants_answer = true,
-                ClientEvent::NeedBytes => self.wants_answer = false,
+                ClientEvent::NeedBytes => {
+                    self.wants_answer = false;
+                    if self.link.is_none() {
+                        self.answered_here();
+                    }
+                }
             }
             match self.turn().await? {
                 Turn::Client => {}
@@ -276,12 +281,8 @@ impl<P: Protocol> Session<P> {
             }
         }
         if facts.needs_session_function {
-            match &mut self.link {
-                Some(connection) if self.foreign => {
-                    self.tracker.write_forget_session_functions(&mut connection.state, &mut self.up);
-                    self.foreign = false;
-                }
-                Some(_) => {}
+            match self.link {
+                Some(_) => self.forget_foreign_sequences(),
                 None => self.forget_on_borrow = true,
             }
         }
@@ -308,17 +309,17 @@ impl<P: Protocol> Session<P> {
         match self.borrow(now).await? {
             Ok(mut connection) => {
                 self.handle.hold(connection.cancellable.clone());
-                self.foreign = connection.is_foreign_to(self.handle.number);
-                let forget = std::mem::take(&mut self.forget_on_borrow)
-                    || self.session_functions.load(Ordering::Relaxed);
-                if forget && self.foreign {
-                    self.tracker.write_forget_session_functions(&mut connection.state, &mut self.up);
-                    self.foreign = false;
-                }
                 connection.tainted |= std::mem::take(&mut self.pending.taints);
                 self.link = Some(connection);
+                if std::mem::take(&mut self.forget_on_borrow)
+                    || self.session_functions.load(Ordering::Relaxed)
+                {
+                    self.forget_foreign_sequences();
+                }
             }
-            Err(fault) => {
+            Err(mut fault) => {
+                // One request failed; the client stays, whatever the server thought of our login.
+                fault.severity = Severity::Error;
                 self.forget_on_borrow = false;
                 self.pending = Pending::default();
                 let total = self.received.take().map_or(Duration::ZERO, |at| at.elapsed());
@@ -327,6 +328,19 @@ impl<P: Protocol> Session<P> {
             }
         }
         Ok(())
+    }
+
+    /// What sequences returned to others on the held connection must not be told to this client. In a failed
+    /// transaction nothing runs, this included.
+    fn forget_foreign_sequences(&mut self) {
+        if let Some(connection) = &mut self.link
+            && !self.forgetting
+            && connection.state.tx() != Tx::Failed
+            && connection.has_foreign_sequences(self.handle.number)
+        {
+            self.tracker.write_forget_session_functions(&mut connection.state, &mut self.up);
+            self.forgetting = true;
+        }
     }
 
     /// Moves bytes until there is something to decide. Both directions at once, each bounded: a side that does not
@@ -388,9 +402,8 @@ impl<P: Protocol> Session<P> {
                     }
                 }
             }
-            let room = !self.up.has_output()
-                || (self.up.made_len() < MAX_WAITING_BYTES && self.up.unread().is_empty());
-            if room && !self.wants_answer {
+            // What passes is written from the buffer it was read into, so all of it goes before more is read.
+            if !self.up.has_output() && !self.wants_answer {
                 match ready!(self.up.poll_fill(&mut self.client, cx)) {
                     Ok(0) => {
                         return Poll::Ready(Err(SessionError::ClientGone(
@@ -413,11 +426,16 @@ impl<P: Protocol> Session<P> {
         let now = Instant::now();
         self.handle.touch(now);
         self.account(now);
-        let Some(connection) = &self.link else { return };
+        let Some(connection) = &mut self.link else { return };
+        if std::mem::take(&mut self.forgetting) && !failed {
+            connection.forgot_sequences();
+        }
+        self.pending.failed |= failed;
         if connection.state.owes_answer() {
             self.received = Some(now);
             return;
         }
+        let failed = self.pending.failed;
         let tx = connection.state.tx();
         let id = connection.state.key().id;
         let pending = std::mem::take(&mut self.pending);
@@ -439,6 +457,15 @@ impl<P: Protocol> Session<P> {
             && self.pins.is_empty()
             && !self.up.has_output()
             && self.down.unread().is_empty()
+    }
+
+    /// What came was answered without a server.
+    fn answered_here(&mut self) {
+        if let Some(received) = self.received.take() {
+            self.pending = Pending::default();
+            self.forget_on_borrow = false;
+            self.endpoint.metrics.query_refused(self.client.is_tls(), received.elapsed());
+        }
     }
 
     fn account(&mut self, now: Instant) {

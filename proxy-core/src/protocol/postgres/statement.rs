@@ -29,6 +29,8 @@ pub struct Statement {
     pub facts: Arc<Facts>,
     /// Of the text.
     pub digest: u128,
+    /// The pool in which a server has accepted it last; 0 before.
+    accepted_in: AtomicU64,
     /// Set for interned statements: where to sign off.
     home: Option<(Weak<StatementCache>, u64)>,
 }
@@ -38,13 +40,23 @@ impl Statement {
     #[must_use]
     pub fn new(tail: &[u8], facts: Arc<Facts>, digest: u128) -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { id, tail: tail.into(), facts, digest, home: None }
+        Self { id, tail: tail.into(), facts, digest, accepted_in: AtomicU64::new(0), home: None }
     }
 
     /// Bytes of statement text.
     #[must_use]
     pub fn text_bytes(&self) -> usize {
         cstr(&self.tail).map_or(self.tail.len(), |(text, _)| text.len())
+    }
+
+    /// A server of that pool has accepted it.
+    pub fn set_accepted(&self, pool: u64) {
+        self.accepted_in.store(pool, Ordering::Relaxed);
+    }
+
+    /// True when a server of that pool has accepted it, so that another Parse need not ask.
+    pub fn is_accepted(&self, pool: u64) -> bool {
+        self.accepted_in.load(Ordering::Relaxed) == pool
     }
 
     /// Appends the name this statement has on a server connection. The epoch counts how often that connection has

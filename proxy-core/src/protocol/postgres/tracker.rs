@@ -9,6 +9,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, LazyLock},
 };
 
@@ -59,6 +60,8 @@ pub struct PgTracker {
     skip_to_sync: bool,
     mode: LexMode,
     standing: PinReasons,
+    /// Tells pools apart: what one server accepts another user or database may not have.
+    pool: u64,
 }
 
 /// What the client's statement names stand for.
@@ -86,6 +89,8 @@ impl Tracker<Postgres> for PgTracker {
         if memchr::memmem::find(&key.parameters.to_ascii_lowercase(), b"pg_temp").is_some() {
             standing.insert(PinReason::TemporaryTable);
         }
+        let mut pool = DefaultHasher::new();
+        key.hash(&mut pool);
         let (conforming, encoding) = lexing_parameters(&greeting.bytes);
         Self {
             named: None,
@@ -97,6 +102,7 @@ impl Tracker<Postgres> for PgTracker {
             skip_to_sync: false,
             mode: LexMode::from_params(&conforming, &encoding),
             standing,
+            pool: pool.finish().max(1),
         }
     }
 
@@ -351,6 +357,13 @@ impl PgTracker {
             }
         };
         let Some(server) = server else {
+            if !name.is_empty() && statement.is_accepted(self.pool) && !self.knows(name) {
+                let name = name.into();
+                up.skip(header.total());
+                self.named.get_or_insert_default().insert(name, statement);
+                down.emit(PARSE_COMPLETE);
+                return Ok(None);
+            }
             let facts = statement.facts.clone();
             self.current = Some(Current {
                 statement: Submitted {
@@ -870,6 +883,7 @@ impl PgTracker {
             b'1' => match server.pop() {
                 Some(Expect::Parse { ours, adds, .. }) => {
                     if let Some(statement) = adds {
+                        statement.set_accepted(self.pool);
                         server.confirm_prepared(statement);
                     }
                     Ok(!ours)

@@ -32,7 +32,7 @@ pub use lexer::LexMode;
 
 use lexer::{Kind, Lexer, Token};
 
-/// Longer statement text pins in profile `rds` (rds-proxy.md PIN-A-01). In bytes; not part of [`Facts`], since two
+/// Longer statement text pins in profile `rds` (row PIN-A-01 of docs/session.md). In bytes; not part of [`Facts`], since two
 /// texts of one digest may differ in length.
 pub const RDS_STATEMENT_SIZE: usize = 16 * 1024;
 

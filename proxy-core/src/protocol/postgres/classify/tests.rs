@@ -50,7 +50,7 @@ const SET: &str = "session pins=session-variable rds=session-variable";
 const LOCK: &str = "select pins=advisory-lock rds=advisory-lock";
 const NEXTVAL: &str = "select pins=session-function rds=session-function";
 
-/// Row (of rds-proxy.md where it has a letter and a number), text, facts.
+/// Row (of docs/session.md where it has a letter and a number), text, facts.
 const ROWS: &[(&str, &str, &str)] = &[
     ("PIN-P-01", "SET statement_timeout = 5000", SET),
     ("PIN-P-01", "set search_path to app, public", SET),

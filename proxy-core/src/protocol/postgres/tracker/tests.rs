@@ -450,6 +450,26 @@ fn answers_that_nobody_asked_for_end_the_connection() {
 }
 
 #[test]
+fn a_parse_that_a_server_has_accepted_needs_no_server() {
+    let mut t = Talk::new(4096, 9);
+    t.client(&[parse("s1", "SELECT 1"), sync()].concat());
+    t.server(&answers("1 ZI"));
+    t.tracker = client();
+    t.up.input_mut().extend(&[parse("s9", "SELECT 1"), sync()].concat());
+    let event = t.tracker.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
+    assert!(matches!(event, ClientEvent::NeedBytes));
+    assert_eq!(t.local(), "1 ZI");
+    // A name that is taken is the server's to refuse, and so is what another pool's server accepted.
+    t.up.input_mut().extend(&parse("s9", "SELECT 1"));
+    let event = t.tracker.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
+    assert!(matches!(event, ClientEvent::NeedServer { .. }));
+    let key = PoolKey { user: "v".into(), parameters: Box::default() };
+    let mut stranger = PgTracker::new(&key, &Greeting::default());
+    let event = stranger.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
+    assert!(matches!(event, ClientEvent::NeedServer { .. }));
+}
+
+#[test]
 fn a_refused_batch_is_skipped_up_to_its_sync() {
     let mut t = Talk::new(4096, 9);
     let fault = Fault::error(crate::protocol::FaultKind::BorrowTimeout, "no");
