@@ -8,11 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 use tracing::{debug, info};
 
 use crate::{
@@ -350,14 +346,35 @@ pub async fn linger(mut stream: Stream) {
     let _ = timeout(LINGER, async {
         stream.shutdown().await?;
         let mut left = LINGER_BYTES;
-        let mut rest = [0; 4096];
+        let mut rest = Buffer::default();
         while left > 0 {
-            match stream.read(&mut rest).await? {
+            match poll_fn(|cx| rest.poll_read_from(&mut stream, cx)).await? {
                 0 => break,
                 n => left = left.saturating_sub(n),
             }
+            rest.consume(rest.len());
         }
         io::Result::Ok(())
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::postgres::Postgres;
+
+    fn size<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What an idle client costs in its task, buffers and sockets aside: each byte counts ten thousand times.
+    #[test]
+    fn a_session_is_small() {
+        let task = size(serve_client::<Postgres>);
+        let session = size_of::<Session<Postgres>>();
+        let tracker = size_of::<<Postgres as Protocol>::Tracker>();
+        println!("task {task}, session {session}, tracker {tracker}, pipe {}", size_of::<Pipe>());
+        assert!(task <= 2048, "task {task}, session {session}, tracker {tracker}");
+    }
 }

@@ -263,8 +263,9 @@ impl<P: Protocol> ServerConnection<P> {
         let ended = timeout(CLOSE_TIMEOUT, async {
             self.stream.write_all(&goodbye).await?;
             self.stream.shutdown().await?;
-            let mut rest = [0; 4096];
-            while self.stream.read(&mut rest).await? > 0 {}
+            while poll_fn(|cx| self.input.poll_read_from(&mut self.stream, cx)).await? > 0 {
+                self.input.consume(self.input.len());
+            }
             io::Result::Ok(())
         })
         .await;

@@ -194,7 +194,8 @@ impl<P: Protocol> Session<P> {
     /// Serves the client to its end.
     pub async fn run(mut self) {
         let ended = self.serve().await;
-        self.finish(ended).await;
+        // Boxed, as are other rare ways below: what they need should not weigh on an idle client.
+        Box::pin(self.finish(ended)).await;
     }
 
     /// Request after request. What concerns one request is answered and the client stays; `Err` ends the session.
@@ -215,7 +216,7 @@ impl<P: Protocol> Session<P> {
                     self.take_server().await?;
                     continue;
                 }
-                ClientEvent::Quit => return self.see_off().await,
+                ClientEvent::Quit => return Box::pin(self.see_off()).await,
                 ClientEvent::NeedAnswer => self.wants_answer = true,
                 ClientEvent::NeedBytes => self.wants_answer = false,
             }
@@ -648,7 +649,9 @@ impl<P: Protocol> Session<P> {
             && connection.state.tx() == Tx::Idle
             && !self.up.has_output()
             && self.down.unread().is_empty();
-        if !clean {
+        // No reset unloads a library, or undoes what nobody could tell.
+        let lasting = PinReasons::only(PinReason::Library).union(PinReasons::only(PinReason::Unknown));
+        if !clean || !self.pins.intersection(lasting).is_empty() {
             connection.retire();
             return;
         }

@@ -49,6 +49,6 @@ mod tests {
     fn an_error_carries_severity_code_and_text() {
         let mut out = Vec::new();
         write_error(&Fault::fatal(FaultKind::TlsRequired, "no"), &mut out);
-        assert_eq!(out, b"E\0\0\0\x1dSFATAL\0VFATAL\0C28000\0Mno\0\0");
+        assert_eq!(out, b"E\0\0\0\x1eSFATAL\0VFATAL\0C28000\0Mno\0\0");
     }
 }

@@ -461,3 +461,195 @@ pub fn write_cancel(key: &ServerKey, out: &mut Vec<u8>) {
 pub fn write_ssl_request(out: &mut Vec<u8>) {
     write_counted(out, |body| body.extend_from_slice(&SSL_REQUEST.to_be_bytes()));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TLS: AcceptOptions = AcceptOptions { offer_tls: true, require_tls: false };
+
+    fn packet(code: u32, body: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        write_counted(&mut out, |b| {
+            b.extend_from_slice(&code.to_be_bytes());
+            b.extend_from_slice(body);
+        });
+        out
+    }
+
+    /// Feeds `bytes` in two pieces, cut everywhere, and says what came of it in one line.
+    fn check(options: AcceptOptions, bytes: &[u8], want: &str) {
+        for cut in 0..=bytes.len() {
+            // What stands behind a request for TLS must be there at once to be caught.
+            if bytes.get(4..8) == Some(&SSL_REQUEST.to_be_bytes()) && (8..bytes.len()).contains(&cut) {
+                continue;
+            }
+            let mut accept = PgAccept::new(options);
+            let mut input = Buffer::default();
+            let mut out = Vec::new();
+            let mut got = String::new();
+            for piece in [&bytes[..cut], &bytes[cut..]] {
+                input.extend(piece);
+                got = match accept.advance(&mut input, &mut out) {
+                    Ok(AcceptStep::NeedBytes) if out.is_empty() => continue,
+                    Ok(AcceptStep::NeedBytes) => format!("answers {}", out.escape_ascii()),
+                    Ok(AcceptStep::NeedCredentials(user)) => {
+                        let AcceptState::Credentials(startup) = &accept.state else { panic!("no startup") };
+                        format!("{user} {} {}", startup.parameters.escape_ascii(), out.escape_ascii())
+                    }
+                    Ok(step) => format!("{step:?}"),
+                    Err(fault) => format!("{:?}: {}", fault.kind, fault.message),
+                };
+                break;
+            }
+            assert_eq!(got.trim_end(), want, "cut at {cut} of {}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn startup_packets_are_read_at_every_cut() {
+        let v3 = PROTOCOL_3_0;
+        check(TLS, &packet(v3, b"user\0app\0\0"), r"app database\x00app\x00");
+        check(
+            TLS,
+            &packet(v3, b"user\0app\0database\0shop\0DateStyle\0ISO\0options\0-c a=b\0\0"),
+            r"app database\x00shop\x00datestyle\x00ISO\x00options\x00-c a=b\x00",
+        );
+        // The order of parameters makes no other pool, the last of several counts.
+        check(
+            TLS,
+            &packet(v3, b"b\x002\0user\0app\0a\x000\0a\x001\0\0"),
+            r"app a\x001\x00b\x002\x00database\x00app\x00",
+        );
+        check(TLS, &packet(v3, b"user\0app\0replication\0false\0\0"), r"app database\x00app\x00");
+        check(
+            TLS,
+            &packet(v3, b"user\0app\0replication\0database\0\0"),
+            "NotSupported: Feature not supported: streaming replication mode.",
+        );
+        check(
+            TLS,
+            &packet(v3, b"database\0app\0\0"),
+            "UserMissing: A user name is missing from the connection startup packet. Provide a user name for this \
+             connection.",
+        );
+        check(
+            TLS,
+            &packet(2 << 16, b""),
+            "NotSupported: Feature not supported: only version 3.0 of the PostgreSQL messaging protocol, not 2.0.",
+        );
+        check(
+            AcceptOptions { offer_tls: true, require_tls: true },
+            &packet(v3, b"user\0app\0\0"),
+            "TlsRequired: This proxy requires TLS connections.",
+        );
+    }
+
+    #[test]
+    fn newer_versions_are_negotiated_down() {
+        check(
+            TLS,
+            &packet(PROTOCOL_3_0 + 2, b"user\0app\0_pq_.x\0on\0\0"),
+            r"app database\x00app\x00 v\x00\x00\x00\x13\x00\x03\x00\x00\x00\x00\x00\x01_pq_.x\x00",
+        );
+        check(
+            TLS,
+            &packet(PROTOCOL_3_0 + 9999, b"user\0app\0\0"),
+            r"app database\x00app\x00 v\x00\x00\x00\x0c\x00\x03\x00\x00\x00\x00\x00\x00",
+        );
+    }
+
+    #[test]
+    fn requests_before_the_startup_packet_are_answered() {
+        check(TLS, &packet(SSL_REQUEST, b""), "StartTls");
+        check(AcceptOptions { offer_tls: false, require_tls: false }, &packet(SSL_REQUEST, b""), "answers N");
+        check(TLS, &packet(GSSENC_REQUEST, b""), "answers N");
+        check(TLS, &packet(CANCEL_REQUEST, &[0, 0, 0, 7, 0, 0, 0, 9]), "Cancel(CancelKey(7))");
+        check(TLS, &packet(CANCEL_REQUEST, &[0; 7]), "Quit");
+        check(TLS, &packet(CANCEL_REQUEST, &[0; 36]), "Quit");
+    }
+
+    #[test]
+    fn plaintext_behind_a_request_for_tls_is_refused() {
+        let early = [packet(SSL_REQUEST, b""), packet(PROTOCOL_3_0, b"user\0app\0\0")].concat();
+        check(TLS, &early, "ProtocolViolation: received unencrypted data after SSL request");
+    }
+
+    #[test]
+    fn what_is_no_startup_packet_is_refused() {
+        let malformed = "ProtocolViolation: invalid startup packet layout: expected terminator as last byte";
+        check(TLS, &packet(PROTOCOL_3_0, b"user\0app\0"), malformed);
+        check(TLS, &packet(PROTOCOL_3_0, b"user\0app"), malformed);
+        check(TLS, &packet(PROTOCOL_3_0, b"user\0app\0\0more"), malformed);
+        check(TLS, &packet(PROTOCOL_3_0, b""), malformed);
+        for len in [0_u32, 7, 10_001, u32::MAX] {
+            check(TLS, &len.to_be_bytes(), "ProtocolViolation: invalid length of startup packet");
+        }
+    }
+
+    #[test]
+    fn an_ssl_request_comes_once() {
+        let mut accept = PgAccept::new(TLS);
+        let mut input = Buffer::default();
+        input.extend(&packet(SSL_REQUEST, b""));
+        assert!(matches!(accept.advance(&mut input, &mut Vec::new()), Ok(AcceptStep::StartTls)));
+        accept.tls_started(None, None).unwrap();
+        input.extend(&packet(SSL_REQUEST, b""));
+        assert!(accept.advance(&mut input, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn direct_tls_needs_its_alpn() {
+        for (protocol, fine) in [(Some(ALPN), true), (Some(b"http/1.1".as_slice()), false), (None, false)] {
+            let mut accept = PgAccept::new(TLS);
+            accept.direct_tls().unwrap();
+            assert_eq!(accept.tls_started(None, protocol).is_ok(), fine, "{protocol:?}");
+        }
+    }
+
+    #[test]
+    fn false_is_what_the_server_takes_for_false() {
+        for value in ["0", "off", "OFF", "of", "f", "false", "n", "no"] {
+            assert!(is_false(value.as_bytes()), "{value}");
+        }
+        for value in ["", "1", "on", "true", "database", "o", "falsehood"] {
+            assert!(!is_false(value.as_bytes()), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_breaks_the_login_is_refused() {
+        let secret = || Arc::new(Secret::from_json(br#"{"username":"app","password":"x"}"#).unwrap());
+        let key = PoolKey { user: "app".into(), parameters: (*b"database\0app\0").into() };
+        let auth_ok = [b'R', 0, 0, 0, 8, 0, 0, 0, 0];
+        let ready = [b'Z', 0, 0, 0, 5, b'I'];
+        let key_data = [b'K', 0, 0, 0, 12, 0, 0, 0, 7, 0, 0, 0, 9];
+        let whole = [&auth_ok[..], b"S\0\0\0\x08a\0b\0", &key_data, &ready].concat();
+        for cut in 0..=whole.len() {
+            let mut out = Vec::new();
+            let mut login = PgConnect::start(&key, secret(), None, &mut out);
+            let mut input = Buffer::default();
+            let mut done = false;
+            for piece in [&whole[..cut], &whole[cut..]] {
+                input.extend(piece);
+                done |= matches!(login.advance(&mut input, &mut out).unwrap(), ConnectStep::Done);
+            }
+            assert!(done, "cut at {cut}");
+            assert_eq!((login.key.id, login.greeting.bytes.as_slice()), (7, &whole[9..18]));
+        }
+        for bad in [
+            &ready[..],
+            &key_data,
+            b"S\0\0\0\x08a\0b\0",
+            b"R\0\0\0\x03",
+            b"x\0\0\0\x04",
+            b"D\x7f\xff\xff\xff",
+        ] {
+            let mut login = PgConnect::start(&key, secret(), None, &mut Vec::new());
+            let mut input = Buffer::default();
+            input.extend(bad);
+            let got = login.advance(&mut input, &mut Vec::new());
+            assert!(matches!(got, Err(ConnectError::Protocol(_))), "{}", bad.escape_ascii());
+        }
+    }
+}
