@@ -201,9 +201,10 @@ impl<P: Protocol> Proxy<P> {
             self.metrics.cancelled(CancelOutcome::UnknownKey);
             return;
         };
-        let Some(under_way) = handle.begin_cancel() else {
-            self.metrics.cancelled(CancelOutcome::NothingRunning);
-            return;
+        let under_way = match handle.begin_cancel() {
+            Cancel::UnderWay(under_way) => under_way,
+            Cancel::Signalled => return self.metrics.cancelled(CancelOutcome::Forwarded),
+            Cancel::NothingRunning => return self.metrics.cancelled(CancelOutcome::NothingRunning),
         };
         let sent = under_way.cancellable().send(&self.target).await;
         self.metrics.cancelled(if sent { CancelOutcome::Forwarded } else { CancelOutcome::Failed });
@@ -306,6 +307,8 @@ pub const CHECK: u8 = 1;
 pub const DRAIN: u8 = 2;
 /// Signal: end now.
 pub const STOP: u8 = 4;
+/// Signal: give up waiting for a server connection, the client has cancelled its request.
+pub const CANCEL: u8 = 8;
 
 /// What a session is doing, for gauges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -333,7 +336,29 @@ pub struct SessionHandle {
     signals: AtomicU8,
     activity: AtomicU8,
     waker: AtomicWaker,
-    held: Mutex<Option<Arc<Cancellable>>>,
+    request: Mutex<Request>,
+}
+
+/// Where a session's request is, as far as a cancel must know.
+#[derive(Debug, Default)]
+enum Request {
+    /// Nowhere.
+    #[default]
+    None,
+    /// In line for a server connection.
+    Waiting,
+    /// At a server, or between requests of one transaction.
+    Held(Arc<Cancellable>),
+}
+
+/// What has become of a cancel.
+enum Cancel {
+    /// To be sent to the server.
+    UnderWay(UnderWay),
+    /// The session knows and deals with it.
+    Signalled,
+    /// The session does nothing that could be cancelled.
+    NothingRunning,
 }
 
 impl SessionHandle {
@@ -387,21 +412,34 @@ impl SessionHandle {
 
     /// From now on cancels of this session go to that connection.
     pub fn hold(&self, cancellable: Arc<Cancellable>) {
-        *self.held() = Some(cancellable);
+        *self.request() = Request::Held(cancellable);
+    }
+
+    /// From now on a cancel ends this session's wait for a connection.
+    pub fn wait(&self) {
+        *self.request() = Request::Waiting;
     }
 
     /// From now on cancels of this session go nowhere.
     pub fn let_go(&self) {
-        *self.held() = None;
+        *self.request() = Request::None;
+        self.clear(CANCEL);
     }
 
-    /// Begins a cancel while the connection cannot change hands.
-    fn begin_cancel(&self) -> Option<UnderWay> {
-        self.held().as_ref().map(Cancellable::begin)
+    /// Begins a cancel while the request cannot move on.
+    fn begin_cancel(&self) -> Cancel {
+        match &*self.request() {
+            Request::Held(cancellable) => Cancel::UnderWay(cancellable.begin()),
+            Request::Waiting => {
+                self.signal(CANCEL);
+                Cancel::Signalled
+            }
+            Request::None => Cancel::NothingRunning,
+        }
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<Arc<Cancellable>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn request(&self) -> MutexGuard<'_, Request> {
+        self.request.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -448,7 +486,7 @@ impl Sessions {
                 signals: AtomicU8::new(if self.draining.load(Ordering::Acquire) { DRAIN } else { 0 }),
                 activity: AtomicU8::new(0),
                 waker: AtomicWaker::new(),
-                held: Mutex::new(None),
+                request: Mutex::default(),
             });
             by_id.insert(key.id, handle.clone());
             return Some(handle);

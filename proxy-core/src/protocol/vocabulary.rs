@@ -238,6 +238,8 @@ pub enum FaultKind {
     IdleTimeout,
     /// The client connection reached its maximum life.
     LifetimeOver,
+    /// The client cancelled a request that had not reached a server.
+    Cancelled,
     /// The server connection was lost.
     ServerLost,
     /// The server refused our login, or sent what we could not follow.

@@ -3,7 +3,8 @@
 use std::{
     future::poll_fn,
     io,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,7 @@ use crate::{
     metrics::ResetCause,
     pool::{Acquired, Grant, PoolId, Pooled, Slot},
     protocol::{ConnectError, Fault, FaultKind, PoolKey, Protocol},
-    proxy::{Endpoint, STOP, SessionHandle},
+    proxy::{CANCEL, Endpoint, STOP, SessionHandle},
     server::{ServerConnection, ServerError},
     stream::Stream,
 };
@@ -47,8 +48,7 @@ impl<P: Protocol> Session<P> {
         &mut self,
         now: Instant,
     ) -> Result<Result<Box<ServerConnection<P>>, Fault>, SessionError> {
-        let prefer_own =
-            self.forget_on_borrow || self.session_functions.load(std::sync::atomic::Ordering::Relaxed);
+        let prefer_own = self.forget_on_borrow || self.session_functions.load(Ordering::Relaxed);
         let mut borrower = Borrower {
             endpoint: &self.endpoint,
             handle: &self.handle,
@@ -58,19 +58,24 @@ impl<P: Protocol> Session<P> {
             up: &mut self.up,
             prefer_own,
         };
-        let acquired = borrower.acquire(now);
+        let mut acquired = borrower.acquire(now);
         if let Acquired::Connection(connection) = acquired {
             if !borrower.needs_work(&connection, now) {
                 self.endpoint.metrics.borrowed(Duration::ZERO);
                 return Ok(Ok(connection));
             }
-            let outcome = Box::pin(borrower.wait(Acquired::Connection(connection), now)).await;
-            self.sent = Some(Instant::now());
-            return outcome;
+            acquired = Acquired::Connection(connection);
         }
+        self.handle.wait();
         let outcome = Box::pin(borrower.wait(acquired, now)).await;
+        self.handle.let_go();
         self.sent = Some(Instant::now());
-        outcome
+        match outcome {
+            Err(SessionError::Cancelled) => {
+                Ok(Err(Fault::error(FaultKind::Cancelled, "canceling statement due to user request")))
+            }
+            outcome => outcome,
+        }
     }
 }
 
@@ -223,27 +228,31 @@ async fn watching<F: Future>(
 ) -> Result<F::Output, SessionError> {
     let mut what = std::pin::pin!(what);
     poll_fn(|cx| {
-        if let std::task::Poll::Ready(output) = what.as_mut().poll(cx) {
-            return std::task::Poll::Ready(Ok(output));
+        if let Poll::Ready(output) = what.as_mut().poll(cx) {
+            return Poll::Ready(Ok(output));
         }
         handle.waker().register(cx.waker());
-        if handle.signals() & STOP != 0 {
-            return std::task::Poll::Ready(Err(SessionError::ShuttingDown));
+        let signals = handle.signals();
+        if signals & STOP != 0 {
+            return Poll::Ready(Err(SessionError::ShuttingDown));
+        }
+        if signals & CANCEL != 0 {
+            return Poll::Ready(Err(SessionError::Cancelled));
         }
         while up.unread().len() < MAX_AHEAD_BYTES {
             match up.poll_fill(client, cx) {
-                std::task::Poll::Ready(Ok(0)) => {
+                Poll::Ready(Ok(0)) => {
                     let gone = io::ErrorKind::UnexpectedEof.into();
-                    return std::task::Poll::Ready(Err(SessionError::ClientGone(gone)));
+                    return Poll::Ready(Err(SessionError::ClientGone(gone)));
                 }
-                std::task::Poll::Ready(Ok(_)) => {}
-                std::task::Poll::Ready(Err(e)) => {
-                    return std::task::Poll::Ready(Err(SessionError::ClientGone(e)));
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(e)) => {
+                    return Poll::Ready(Err(SessionError::ClientGone(e)));
                 }
-                std::task::Poll::Pending => break,
+                Poll::Pending => break,
             }
         }
-        std::task::Poll::Pending
+        Poll::Pending
     })
     .await
 }

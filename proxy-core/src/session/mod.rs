@@ -66,6 +66,9 @@ pub enum SessionError {
     /// Connected for longer than `max_client_lifetime`.
     #[error("connected for too long")]
     LifetimeOver,
+    /// Its client cancelled the request while it waited for a server connection; the session goes on.
+    #[error("cancelled while waiting")]
+    Cancelled,
     /// Drain or stop.
     #[error("shutting down")]
     ShuttingDown,
@@ -76,7 +79,7 @@ impl SessionError {
     #[must_use]
     pub fn fault(&self) -> Option<Fault> {
         match self {
-            Self::ClientGone(_) => None,
+            Self::ClientGone(_) | Self::Cancelled => None,
             Self::Client(error) => Some(Fault::fatal(FaultKind::ProtocolViolation, error.to_string())),
             Self::Server(_) | Self::ServerLost(_) => {
                 Some(Fault::fatal(FaultKind::ServerLost, "The connection to the database server was lost."))

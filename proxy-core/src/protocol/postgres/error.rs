@@ -18,6 +18,7 @@ pub const fn sqlstate(kind: FaultKind) -> &'static str {
         FaultKind::ProtocolViolation | FaultKind::HandshakeTimeout => "08P01",
         FaultKind::ShuttingDown | FaultKind::LifetimeOver => "57P01",
         FaultKind::IdleTimeout => "57P05",
+        FaultKind::Cancelled => "57014",
         FaultKind::ServerLost | FaultKind::ServerRefused => "08006",
         FaultKind::Internal => "XX000",
     }
