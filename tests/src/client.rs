@@ -12,11 +12,14 @@ use tokio_postgres::{AsyncMessage, Config, Connection, NoTls, SimpleQueryMessage
 
 use crate::{Address, SOON};
 
+/// Notices and notifications kept for [`Client::next_message`]; what comes beyond is dropped.
+const MESSAGES: usize = 10_000;
+
 /// One connection. Its own methods use the simple protocol; those of `tokio_postgres::Client` are reached through
 /// it and use the extended one.
 pub struct Client {
     inner: tokio_postgres::Client,
-    messages: Mutex<mpsc::UnboundedReceiver<AsyncMessage>>,
+    messages: Mutex<mpsc::Receiver<AsyncMessage>>,
     task: JoinHandle<Result<(), tokio_postgres::Error>>,
 }
 
@@ -78,10 +81,11 @@ impl Client {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (sender, messages) = mpsc::unbounded_channel();
+        let (sender, messages) = mpsc::channel(MESSAGES);
         let task = tokio::spawn(async move {
             while let Some(message) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
-                sender.send(message?).ok();
+                // A test that looks at none of them is not held up by many.
+                sender.try_send(message?).ok();
             }
             Ok(())
         });

@@ -39,6 +39,7 @@ pub struct ProxyBuilder {
     pool: Vec<String>,
     endpoint: Vec<String>,
     target_settings: Vec<String>,
+    target_ca: Option<Ca>,
     auth: Vec<(String, String, &'static str)>,
     env: Vec<(String, String)>,
     log_level: String,
@@ -59,6 +60,7 @@ impl Proxy {
             pool: Vec::new(),
             endpoint: Vec::new(),
             target_settings: Vec::new(),
+            target_ca: None,
             auth: vec![
                 ("app".to_owned(), "app-password".to_owned(), scram),
                 ("app2".to_owned(), "app2-password".to_owned(), scram),
@@ -315,9 +317,8 @@ impl ProxyBuilder {
     pub fn target_tls(mut self, mode: &str, server: &Server) -> Self {
         self.target_settings.push(format!("tls = \"{mode}\""));
         if let Some(ca) = server.ca() {
-            let kept = tempfile::tempdir().unwrap().keep();
-            ca.issue_into(&kept);
-            self.target_settings.push(format!("ca = \"{}\"", kept.join("ca.crt").display()));
+            self.target_ca = Some(ca.clone());
+            self.target_settings.push("ca = \"target/ca.crt\"".to_owned());
         }
         self
     }
@@ -365,6 +366,10 @@ impl ProxyBuilder {
         let ca = self.tls.then(Ca::new);
         if let Some(ca) = &ca {
             ca.issue_into(dir.path());
+        }
+        if let Some(ca) = &self.target_ca {
+            fs::create_dir(dir.path().join("target")).unwrap();
+            ca.issue_into(&dir.path().join("target"));
         }
         fs::write(dir.path().join("pinion.toml"), self.config(dir.path(), port, metrics_port)).unwrap();
         let log = File::create(dir.path().join("log")).unwrap();

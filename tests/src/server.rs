@@ -147,6 +147,7 @@ impl Server {
     }
 
     /// Stops at once, as a crash would; [`Self::restart`] brings it back.
+    #[expect(clippy::disallowed_methods, reason = "drop cannot await, and the server ends in milliseconds")]
     pub fn stop(&mut self) {
         if let (Ok(None), Some(pid)) =
             (self.process.try_wait(), Pid::from_raw(self.process.id().cast_signed()))

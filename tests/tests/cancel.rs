@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use pinion_tests::{Address, Proxy, RawClient, Server, long_run, until, wire};
+use pinion_tests::{Address, Proxy, RawClient, Server, until, wire};
 
 async fn send_cancel(address: &Address, key: &[u8]) {
     let mut canceller = RawClient::open(address).await;
@@ -124,12 +124,12 @@ async fn a_client_that_waits_for_a_connection_can_be_cancelled_without_harm() {
 }
 
 /// Clients that cancel themselves all the time share two connections with clients that never do. A cancel that comes
-/// late must not fall on whoever has the connection next: 10,000 cancels with `PINION_LONG=1`, else 1,500.
+/// late must not fall on whoever has the connection next.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_cancels_hit_no_other_client() {
     let pg = Server::postgres().start().await;
     let proxy = Proxy::in_front_of(&pg).max_connections(2).start().await;
-    let goal = if long_run() { 10_000 } else { 1_500 };
+    let goal = 10_000;
     let (sent, hits) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let over = Arc::new(AtomicBool::new(false));
 

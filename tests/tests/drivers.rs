@@ -162,7 +162,9 @@ async fn pgbench(mode: &str) {
     foreign::pgbench(&direct, &["-i", "-q", "-s", "1", "--no-vacuum"]).await;
     bench.pg.direct().await.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC").await;
     let address = bench.proxy.address();
-    let report = foreign::pgbench(&address, &["-n", "-M", mode, "-c", "8", "-t", "50"]).await;
+    // A thread for each client: `-M prepared` waits for each Parse with its whole thread, and a client that waits for a
+    // connection must not stop the one that holds it.
+    let report = foreign::pgbench(&address, &["-n", "-M", mode, "-c", "8", "-j", "8", "-t", "50"]).await;
     assert!(report.contains("number of transactions actually processed: 400/400"), "{report}");
     assert!(report.contains("number of failed transactions: 0"), "{report}");
     let report = foreign::pgbench(&address, &["-n", "-S", "-M", mode, "-c", "8", "-t", "100"]).await;

@@ -55,19 +55,19 @@ async fn a_statement_follows_its_client_to_other_connections() {
     prepare(&mut a, "s", "SELECT pg_backend_pid() || '/' || $1").await.unwrap();
     let mut seen = std::collections::HashSet::new();
     for i in 0..8 {
-        // A neighbour's transaction holds one of the two connections, another each time.
-        let neighbour = proxy.connect().await;
-        neighbour.execute("BEGIN").await;
+        // A neighbour's transaction holds one of the two connections, another each time. Raw clients all: server
+        // connections are shared by clients with the same start-up parameters.
+        let (mut neighbour, mut second) = (proxy.raw().await, proxy.raw().await);
+        neighbour.query("BEGIN").await;
         let answer = run(&mut a, "s", &[&i.to_string()]).await.unwrap();
         let (pid, echoed) = answer.split_once('/').unwrap();
         assert_eq!(echoed, i.to_string());
         seen.insert(pid.to_owned());
-        let second = proxy.connect().await;
-        second.execute("BEGIN").await;
-        neighbour.execute("COMMIT").await;
+        second.query("BEGIN").await;
+        neighbour.query("COMMIT").await;
         let answer = run(&mut a, "s", &["x"]).await.unwrap();
         seen.insert(answer.split_once('/').unwrap().0.to_owned());
-        second.execute("COMMIT").await;
+        second.query("COMMIT").await;
     }
     assert_eq!(seen.len(), 2, "the test saw only {seen:?}");
 }
@@ -241,7 +241,7 @@ async fn few_statements_are_kept_on_a_connection_and_all_work() {
 /// server; every message of the replies must be the same.
 async fn same_as_direct(pipelines: &[Vec<Vec<u8>>]) {
     let (pg, proxy) = pool_of(1).await;
-    let neighbour = proxy.connect().await;
+    let mut neighbour = proxy.raw().await;
     let direct = pg.address();
     let through: Address = proxy.address();
     let (mut wanted, mut found) = (RawClient::connect(&direct).await, RawClient::connect(&through).await);
@@ -250,8 +250,13 @@ async fn same_as_direct(pipelines: &[Vec<Vec<u8>>]) {
         wanted.send_all(pipeline).await;
         found.send_all(pipeline).await;
         assert_eq!(found.transcript(requests).await, wanted.transcript(requests).await, "pipeline {n}");
-        // In between the neighbour uses and re-labels the connection, unless it is held.
-        neighbour.query_one("SELECT $1::int", &[&1_i32]).await.ok();
+        // In between the neighbour uses the connection, under the same names.
+        neighbour
+            .send_all(&[wire::parse("a", "SELECT 'neighbour'"), wire::parse("", "SELECT 1"), wire::sync()])
+            .await;
+        neighbour.read_reply().await;
+        neighbour.send_all(&[wire::bind("", "a", &[]), wire::execute("", 0), wire::sync()]).await;
+        neighbour.read_reply().await;
     }
 }
 
