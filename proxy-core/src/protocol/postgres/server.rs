@@ -20,16 +20,16 @@ const MAX_OWED_ANSWERS: usize = 16 * 1024;
 /// One answer that the server owes, in the order of the messages sent.
 #[derive(Debug)]
 pub(super) enum Expect {
-    /// Ends with ReadyForQuery: Query.
-    Query,
+    /// Ends with ReadyForQuery: Query. `drops` when it takes all prepared statements away.
+    Query { drops: bool },
     /// Ends with ReadyForQuery: FunctionCall.
     FunctionCall,
     /// ReadyForQuery; swallowed when ours.
     Sync { ours: bool },
     /// ParseComplete; swallowed when ours. `adds` is what is then prepared under our name.
     Parse { ours: bool, adds: Option<Arc<Statement>>, undo: Option<Undo> },
-    /// BindComplete.
-    Bind { ours: bool },
+    /// BindComplete. `of` is the named statement bound.
+    Bind { ours: bool, of: Option<Arc<Statement>> },
     /// RowDescription or NoData.
     Describe,
     /// CommandComplete, EmptyQueryResponse or PortalSuspended.
@@ -45,7 +45,7 @@ pub(super) enum Expect {
 impl Expect {
     /// True for entries whose failure changes what a client's statement name means.
     fn is_uncertain(&self) -> bool {
-        matches!(self, Self::Parse { .. } | Self::Local { undo: Some(_), .. })
+        matches!(self, Self::Parse { .. } | Self::Local { undo: Some(_), .. } | Self::Query { drops: true })
     }
 }
 
@@ -138,7 +138,7 @@ impl PgServer {
             self.uncertain += 1;
             self.uncertain_now += 1;
         }
-        if matches!(entry, Expect::Sync { .. }) {
+        if matches!(entry, Expect::Sync { .. } | Expect::Query { .. }) {
             self.uncertain_now = 0;
         }
         self.expected.push_back(entry);
@@ -177,7 +177,7 @@ impl PgServer {
             .iter()
             .find_map(|e| match e {
                 Expect::Sync { ours } => Some(*ours),
-                Expect::Query | Expect::FunctionCall => Some(false),
+                Expect::Query { .. } | Expect::FunctionCall => Some(false),
                 _ => None,
             })
             .unwrap_or(false)

@@ -49,6 +49,16 @@ impl Statement {
         cstr(&self.tail).map_or(self.tail.len(), |(text, _)| text.len())
     }
 
+    /// Servers hold a plan of it that does not fit the schema any more: whoever prepares the text from now on gets
+    /// another entry, and so a fresh plan. Who has it already keeps it, and the server's error with it.
+    pub fn retire(&self) {
+        if let Some((home, hash)) = &self.home
+            && let Some(cache) = home.upgrade()
+        {
+            cache.remove(*hash, self.id);
+        }
+    }
+
     /// A server of that pool has accepted it.
     pub fn set_accepted(&self, pool: u64) {
         self.accepted_in.store(pool, Ordering::Relaxed);
@@ -124,6 +134,21 @@ impl StatementCache {
         // Upgraded outside of the lock's scope: the last owner may let go meanwhile, and dropping takes the lock.
         let candidates: Vec<_> = self.lock().get(&hash)?.iter().filter_map(Weak::upgrade).collect();
         candidates.into_iter().find(|s| *s.tail == *tail)
+    }
+
+    fn remove(&self, hash: u64, id: u64) {
+        // Dropped after the lock: the last owner of an entry takes the lock to sign off.
+        let gone: Vec<_> = {
+            let mut entries = self.lock();
+            let Some(list) = entries.get_mut(&hash) else { return };
+            let alive: Vec<_> = list.iter().filter_map(Weak::upgrade).collect();
+            list.retain(|weak| alive.iter().any(|s| s.id != id && Weak::as_ptr(weak) == Arc::as_ptr(s)));
+            if list.is_empty() {
+                entries.remove(&hash);
+            }
+            alive
+        };
+        drop(gone);
     }
 
     fn forget(&self, hash: u64) {

@@ -20,7 +20,7 @@ use super::{
     },
     Postgres, Shared,
     classify::{Classified, LexMode},
-    codec::{HEADER_BYTES, Header, cstr, put_cstr, write_message},
+    codec::{ErrorFields, HEADER_BYTES, Header, cstr, put_cstr, write_message},
     error::write_error,
     server::{Expect, MAX_HELD_BYTES, PgServer, Undo, read_parameter, read_status},
     statement::{NAME_PREFIX, Statement},
@@ -36,6 +36,9 @@ const MAX_NAME_BYTES: usize = 16 * 1024;
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 const DEALLOCATED: &[u8] = b"C\0\0\0\x0fDEALLOCATE\0";
+
+/// SQLSTATE of "cached plan must not change result type", among others: the text must be prepared anew.
+const STALE_PLAN: &str = "0A000";
 
 /// Name of the statement and portal by which we run `DISCARD SEQUENCES`.
 const FORGET_NAME: &[u8] = b"_pinion_forget";
@@ -179,7 +182,7 @@ impl Tracker<Postgres> for PgTracker {
             }
             let Some(header) = Header::read(down.unread())? else { return Ok(ServerEvent::NeedBytes) };
             // What is only passed on needs no more than its header.
-            if let b'D' | b'd' | b'T' | b't' | b'V' | b'A' | b'N' | b'E' | b'n' | b'c' = header.tag {
+            if let b'D' | b'd' | b'T' | b't' | b'V' | b'A' | b'N' | b'n' | b'c' = header.tag {
                 let kept = self.on_answer(header.tag, down, server)?;
                 relay(down, server, header.total(), kept);
                 if header.tag != b'D' {
@@ -198,7 +201,7 @@ impl Tracker<Postgres> for PgTracker {
                 server.tx = read_status(&down.unread()[HEADER_BYTES..header.total()])?;
                 let kept = match server.pop() {
                     Some(Expect::Sync { ours }) => !ours,
-                    Some(Expect::Query | Expect::FunctionCall) => true,
+                    Some(Expect::Query { .. } | Expect::FunctionCall) => true,
                     _ => return Err(ProtocolError::Unexpected('Z')),
                 };
                 relay(down, server, header.total(), kept);
@@ -252,7 +255,7 @@ impl Tracker<Postgres> for PgTracker {
         });
         write_close(out, FORGET_NAME);
         server.expect(Expect::Parse { ours: true, adds: None, undo: None });
-        server.expect(Expect::Bind { ours: true });
+        server.expect(Expect::Bind { ours: true, of: None });
         server.expect(Expect::Execute { ours: true });
         server.expect(Expect::Close { ours: true, evicts: None });
         if before_query {
@@ -323,7 +326,7 @@ impl PgTracker {
         server.unnamed = None;
         self.current = None;
         self.take(up, header.total(), true);
-        server.expect(Expect::Query);
+        server.expect(Expect::Query { drops: facts.drops_all_prepared });
         Ok(None)
     }
 
@@ -479,7 +482,8 @@ impl PgTracker {
         server.batch_open = true;
         let statement = self.resolve(&name, server, up);
         self.portals.put(&portal, statement.clone());
-        server.expect(Expect::Bind { ours: false });
+        let of = statement.clone().filter(|_| !name.is_empty());
+        server.expect(Expect::Bind { ours: false, of });
         match statement {
             Some(statement) if !name.is_empty() => {
                 let front = at + name.len() + 1;
@@ -816,7 +820,7 @@ impl PgTracker {
                 }
                 self.current = None;
                 self.take(up, header.total(), true);
-                server.expect(Expect::Query);
+                server.expect(Expect::Query { drops: false });
                 return None;
             }
             Some(server) => server.tx,
@@ -879,7 +883,14 @@ impl PgTracker {
                 Ok(true)
             }
             b't' | b'd' | b'c' | b'V' | b'A' | b'N' | b'H' => Ok(true),
-            b'E' => Ok(self.on_error(server)),
+            b'E' => {
+                if let Some(Expect::Bind { of: Some(statement), .. }) = server.head()
+                    && ErrorFields::read(message_body(down)?).code == STALE_PLAN
+                {
+                    statement.retire();
+                }
+                Ok(self.on_error(server))
+            }
             b'1' => match server.pop() {
                 Some(Expect::Parse { ours, adds, .. }) => {
                     if let Some(statement) = adds {
@@ -891,7 +902,7 @@ impl PgTracker {
                 _ => unexpected(),
             },
             b'2' => match server.pop() {
-                Some(Expect::Bind { ours }) => Ok(!ours),
+                Some(Expect::Bind { ours, .. }) => Ok(!ours),
                 _ => unexpected(),
             },
             b'3' => match server.pop() {
@@ -905,7 +916,7 @@ impl PgTracker {
                         server.pop();
                         kept
                     }
-                    Some(Expect::Query) => true,
+                    Some(Expect::Query { .. }) => true,
                     _ => return unexpected(),
                 };
                 // The server's word that everything prepared is gone, whichever way it was asked.
@@ -932,7 +943,7 @@ impl PgTracker {
                 Ok(true)
             }
             b'G' | b'W' => match server.head() {
-                Some(Expect::Query | Expect::Execute { ours: false }) => {
+                Some(Expect::Query { .. } | Expect::Execute { ours: false }) => {
                     server.begin_copy_in();
                     Ok(true)
                 }
@@ -947,7 +958,7 @@ impl PgTracker {
     fn on_error(&mut self, server: &mut PgServer) -> bool {
         server.copy_in = false;
         match server.head() {
-            None | Some(Expect::Query | Expect::FunctionCall | Expect::Sync { ours: false }) => {
+            None | Some(Expect::Query { .. } | Expect::FunctionCall | Expect::Sync { ours: false }) => {
                 server.failed = true;
                 return true;
             }

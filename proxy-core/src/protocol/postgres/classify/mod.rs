@@ -32,10 +32,6 @@ pub use lexer::LexMode;
 
 use lexer::{Kind, Lexer, Token};
 
-/// Longer statement text pins in profile `rds` (row PIN-A-01 of docs/session.md). In bytes; not part of [`Facts`], since two
-/// texts of one digest may differ in length.
-pub const RDS_STATEMENT_SIZE: usize = 16 * 1024;
-
 /// Longer text is not parsed: its facts are those of a text that nobody understands. In bytes.
 pub const PARSE_LIMIT: usize = 1024 * 1024;
 

@@ -470,6 +470,36 @@ fn a_parse_that_a_server_has_accepted_needs_no_server() {
 }
 
 #[test]
+fn a_stale_plan_is_not_given_to_who_prepares_again() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("s1", "SELECT 1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        t.client(&[bind("", "s1"), sync()].concat());
+        let stale = message(b'E', b"SERROR\0C0A000\0Mcached plan must not change result type\0\0");
+        assert_eq!(t.server(&[stale, answers("ZI")].concat()), "E ZI");
+        t.client(&close("s1"));
+        assert_eq!(t.local(), "3");
+        assert_eq!(t.client(&[parse("s1", "SELECT 1"), sync()].concat()), "P(#) S");
+        assert_eq!(t.server(&answers("1 ZI")), "1 ZI");
+        assert_eq!(t.client(&[bind("", "s1"), sync()].concat()), "B(,#) S");
+    });
+}
+
+#[test]
+fn names_are_uncertain_until_deallocate_all_is_answered() {
+    let mut t = Talk::new(4096, 9);
+    t.client(&[parse("s1", "SELECT 1"), sync()].concat());
+    t.server(&answers("1 ZI"));
+    let sent = t.client(&[query("DEALLOCATE ALL"), bind("", "s1"), sync()].concat());
+    assert_eq!(sent, "Q NeedAnswer");
+    let reply = [message(b'C', b"DEALLOCATE ALL\0"), message(b'Z', b"I")].concat();
+    t.server(&reply);
+    assert_eq!(t.client(b""), "");
+    t.step = 1;
+    assert_eq!(t.client(&sync()), "C(Ss1) B(,s1) S S");
+}
+
+#[test]
 fn a_refused_batch_is_skipped_up_to_its_sync() {
     let mut t = Talk::new(4096, 9);
     let fault = Fault::error(crate::protocol::FaultKind::BorrowTimeout, "no");
