@@ -4,7 +4,8 @@
 use pinion_tests::{Client, Proxy, Server, until, wire};
 
 struct Bench {
-    pg: Server,
+    /// Lives as long as the proxy in front of it.
+    _pg: Server,
     proxy: Proxy,
 }
 
@@ -13,7 +14,7 @@ async fn bench() -> Bench {
     let pg = Server::postgres().start().await;
     let builder = Proxy::in_front_of(&pg).max_connections(1).pool("connection_borrow_timeout = \"300ms\"");
     let proxy = builder.start().await;
-    Bench { pg, proxy }
+    Bench { _pg: pg, proxy }
 }
 
 impl Bench {
