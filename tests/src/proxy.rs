@@ -44,6 +44,7 @@ pub struct ProxyBuilder {
     env: Vec<(String, String)>,
     log_level: String,
     tls: bool,
+    notify: Option<PathBuf>,
 }
 
 impl Proxy {
@@ -70,6 +71,7 @@ impl Proxy {
             env: Vec::new(),
             log_level: "info".to_owned(),
             tls: false,
+            notify: None,
         }
     }
 
@@ -337,6 +339,14 @@ impl ProxyBuilder {
         self
     }
 
+    /// Started as systemd would: the endpoint's socket is opened before and handed over, and `notify` is told how
+    /// far the start is.
+    #[must_use]
+    pub fn activated(mut self, notify: &Path) -> Self {
+        self.notify = Some(notify.to_owned());
+        self
+    }
+
     /// Another target port on loopback, such as a [`crate::RawServer`]'s.
     #[must_use]
     pub fn target_port(mut self, port: u16) -> Self {
@@ -373,7 +383,15 @@ impl ProxyBuilder {
         }
         fs::write(dir.path().join("pinion.toml"), self.config(dir.path(), port, metrics_port)).unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
-        let process = Command::new(pinion_binary())
+        let mut command = if let Some(notify) = &self.notify {
+            let mut python = Command::new("python3");
+            python.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/clients/activate.py")).arg(port.to_string());
+            python.arg(pinion_binary()).env("NOTIFY_SOCKET", notify);
+            python
+        } else {
+            Command::new(pinion_binary())
+        };
+        let process = command
             .arg("--config")
             .arg(dir.path().join("pinion.toml"))
             .envs(self.env)

@@ -168,7 +168,7 @@ pub struct PoolConfig {
     pub max_connections_percent: u8,
     /// Of the target's own `max_connections`, 0 to `max_connections_percent`.
     pub max_idle_connections_percent: u8,
-    /// Longest wait for a server connection, 0 to 1 h. 0 never waits and never grows the pool while it has an idle one.
+    /// Longest wait for a server connection, 0 to 1 h. With 0 a request that finds none idle fails at once.
     pub connection_borrow_timeout: Duration,
     /// `EXCLUDE_VARIABLE_SETS` present.
     pub exclude_variable_sets: bool,
