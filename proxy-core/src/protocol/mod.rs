@@ -320,6 +320,8 @@ pub trait Tracker<P: Protocol>: Send {
     fn admit(&mut self);
     /// Judges what the server sent.
     fn on_server(&mut self, down: &mut Pipe, server: &mut P::Server) -> Result<ServerEvent, ProtocolError>;
+    /// True when a message of the client has gone to the server in part only.
+    fn is_mid_message(&self) -> bool;
     /// Pins that come from the login itself.
     fn standing_pins(&self) -> PinReasons;
     /// A request failed before it reached a server: tells the client, and what belongs to the same request is

@@ -455,8 +455,12 @@ impl<P: Protocol> Session<P> {
     fn is_free(&self) -> bool {
         self.link.as_ref().is_some_and(|c| c.state.tx() == Tx::Idle && c.state.is_quiet())
             && self.pins.is_empty()
-            && !self.up.has_output()
-            && self.down.unread().is_empty()
+            && self.nothing_is_halfway()
+    }
+
+    /// True when no message of either side is half-read or half-written.
+    fn nothing_is_halfway(&self) -> bool {
+        !self.tracker.is_mid_message() && !self.up.has_output() && self.down.unread().is_empty()
     }
 
     /// What came was answered without a server.
@@ -494,10 +498,21 @@ impl<P: Protocol> Session<P> {
         let before = self.pins;
         let mut sets = pending.sets;
         if failed && pending.statements <= 1 && !pending.in_transaction {
-            // A lone statement that failed did nothing, but for locks and sequences, which no rollback undoes.
-            sets = PinReasons::only(PinReason::AdvisoryLock)
-                .union(PinReasons::only(PinReason::SessionFunction))
-                .intersection(sets);
+            // A lone statement that failed did nothing, but for what no rollback undoes: it may have run before
+            // something else of its batch failed.
+            let lasting = [
+                PinReason::AdvisoryLock,
+                PinReason::SessionFunction,
+                PinReason::PreparedStatement,
+                PinReason::Library,
+            ];
+            let undone = lasting.into_iter().fold(sets, |sets, kept| sets.without(PinReasons::only(kept)));
+            sets = sets.without(undone);
+            if let Some(connection) = &mut self.link
+                && !undone.is_empty()
+            {
+                connection.tainted = true;
+            }
         }
         if !failed {
             self.pins = self.pins.without(pending.clears).union(self.tracker.standing_pins());
@@ -677,11 +692,10 @@ impl<P: Protocol> Session<P> {
         let clean = healthy
             && connection.state.is_quiet()
             && connection.state.tx() == Tx::Idle
-            && !self.up.has_output()
-            && self.down.unread().is_empty();
+            && self.nothing_is_halfway();
         // No reset unloads a library, or undoes what nobody could tell.
         let lasting = PinReasons::only(PinReason::Library).union(PinReasons::only(PinReason::Unknown));
-        if !clean || !self.pins.intersection(lasting).is_empty() {
+        if !clean || !self.pins.union(self.pending.sets).intersection(lasting).is_empty() {
             connection.retire();
             return;
         }

@@ -16,7 +16,7 @@ use std::{
 use super::{
     super::{
         ClientEvent, Facts, Fault, Greeting, PinReason, PinReasons, PoolKey, ProtocolError, ServerEvent,
-        Statement as Submitted, StatementKind, Tracker, Tx,
+        ServerState as _, Statement as Submitted, StatementKind, Tracker, Tx,
     },
     Postgres, Shared,
     classify::{Classified, LexMode},
@@ -206,7 +206,8 @@ impl Tracker<Postgres> for PgTracker {
                 };
                 relay(down, server, header.total(), kept);
                 settle_heads(down, server);
-                if server.tx == Tx::Idle {
+                // Portals end with their transaction, but those of a later batch may be bound already.
+                if server.tx == Tx::Idle && server.is_quiet() {
                     self.portals.clear();
                 }
                 if kept {
@@ -218,6 +219,10 @@ impl Tracker<Postgres> for PgTracker {
             relay(down, server, header.total(), kept);
             settle_heads(down, server);
         }
+    }
+
+    fn is_mid_message(&self) -> bool {
+        self.owed > 0 && self.owed_kept
     }
 
     fn standing_pins(&self) -> PinReasons {
@@ -555,28 +560,28 @@ impl PgTracker {
         let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
         let (portal, _) = cstr(body).ok_or(ProtocolError::Malformed("Execute"))?;
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: None })) };
-        if self.current.is_none()
-            && let Some(statement) = self.portals.get(portal)
-        {
-            let submitted = Submitted {
-                facts: statement.facts.clone(),
-                digest: statement.digest,
-                bytes: statement.text_bytes(),
-                extra_pins: self.native_pins(&statement.facts),
+        if self.current.is_none() {
+            let submitted = match self.portals.get(portal) {
+                Some(statement) => Submitted {
+                    facts: statement.facts.clone(),
+                    digest: statement.digest,
+                    bytes: statement.text_bytes(),
+                    extra_pins: self.native_pins(&statement.facts),
+                },
+                // Of a statement or cursor that only the server knows.
+                None => opaque_statement(0),
             };
             self.current = Some(Current { statement: submitted.clone(), admitted: false, parsed: None });
             return Ok(Some(ClientEvent::Statement(submitted)));
         }
-        if self.current.is_some() {
-            let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
-            if !facts.prepared_names.is_empty() {
-                self.make_native(&facts.prepared_names, server, up);
-            }
-            if facts.pins.contains(PinReason::PreparedStatement) {
-                server.native_names = true;
-            }
-            self.current = None;
+        let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        if !facts.prepared_names.is_empty() {
+            self.make_native(&facts.prepared_names, server, up);
         }
+        if facts.pins.contains(PinReason::PreparedStatement) {
+            server.native_names = true;
+        }
+        self.current = None;
         self.take(up, header.total(), true);
         server.batch_open = true;
         server.expect(Expect::Execute { ours: false });

@@ -388,6 +388,47 @@ fn copy_data_without_a_copy_goes_nowhere() {
 }
 
 #[test]
+fn copy_data_cut_by_the_servers_error_stays_with_its_connection() {
+    let mut t = Talk::new(4096, 9);
+    t.client(&query("COPY t FROM STDIN"));
+    assert_eq!(t.server(&answers("G")), "G");
+    let data = message(b'd', b"half of it is sent before the server answers");
+    t.up.input_mut().extend(&data[..20]);
+    t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
+    assert_eq!(t.up.take_output().len(), 20);
+    assert_eq!(t.server(&answers("E ZI")), "E ZI");
+    assert!(t.server.is_quiet());
+    assert!(t.tracker.is_mid_message(), "so the connection must not be given back");
+    t.up.input_mut().extend(&data[20..]);
+    t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
+    assert!(!t.tracker.is_mid_message());
+}
+
+#[test]
+fn each_execute_of_a_pipeline_is_reported_whatever_was_answered_before() {
+    let mut t = Talk::new(4096, 9);
+    let batch = |sql: &str| [parse("", sql), bind("", ""), execute(), sync()].concat();
+    let first = batch("SELECT 1");
+    let second = batch("SET work_mem = '1MB'");
+    let (bound, rest) = second.split_at(second.len() - execute().len() - sync().len());
+    assert_eq!(t.client(&[&first[..], bound].concat()), "P() B(,) E S P() B(,)");
+    assert_eq!(t.server(&answers("1 2 C ZI 1 2")), "1 2 C ZI 1 2");
+    t.up.input_mut().extend(rest);
+    let event = t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
+    let ClientEvent::Statement(statement) = event else { panic!("{event:?}") };
+    assert!(statement.facts.pins.contains(PinReason::SessionVariable), "{statement:?}");
+}
+
+#[test]
+fn an_execute_of_what_only_the_server_knows_pins() {
+    let mut t = Talk::new(4096, 9);
+    t.up.input_mut().extend(&message(b'E', b"cursor\0\0\0\0\0"));
+    let event = t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
+    let ClientEvent::Statement(statement) = event else { panic!("{event:?}") };
+    assert!(statement.facts.pins.contains(PinReason::Unknown), "{statement:?}");
+}
+
+#[test]
 fn a_pipelined_copy_keeps_its_sync() {
     at_every_cut(9, |t| {
         let data = [message(b'd', b"1\n"), message(b'c', b"")].concat();
