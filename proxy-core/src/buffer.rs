@@ -220,6 +220,12 @@ impl Pipe {
         self.direct > 0 || self.made_written < self.made.len() || self.unflushed
     }
 
+    /// Bytes that wait to be written.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.made.len() - self.made_written + self.direct
+    }
+
     /// True when nothing was read that has not been written.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -199,6 +199,11 @@ impl<P: Protocol> ServerConnection<P> {
             self.stream.flush().await?;
             loop {
                 if let Absorbed::Done { row, error } = self.state.absorb(&mut self.input)? {
+                    // A session reads the socket, not this buffer: nothing may stay behind here.
+                    self.state.absorb_idle(&mut self.input)?;
+                    if !self.input.is_empty() {
+                        return Err(ProtocolError::Malformed("trailing").into());
+                    }
                     return Ok((row, error));
                 }
                 fill(&mut self.input, &mut self.stream).await?;

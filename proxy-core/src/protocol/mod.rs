@@ -241,8 +241,14 @@ pub trait ServerState: Send + fmt::Debug {
     fn tx(&self) -> Tx;
     /// True when every request sent has been answered whole and no half-sent request lies with the server.
     fn is_quiet(&self) -> bool;
-    /// True while the server still owes the answer to a request.
+    /// True while the server still owes an answer to anything.
     fn owes_answer(&self) -> bool;
+    /// True while the end of a whole request of the client is to come.
+    fn is_request_under_way(&self) -> bool;
+    /// True when what it may still send cannot be told: never to be lent again.
+    fn must_retire(&self) -> bool;
+    /// True once after [`Tracker::write_forget_session_functions`] has done its work.
+    fn take_forgot(&mut self) -> bool;
     /// True when a message has been passed to the client in part only.
     fn is_mid_message(&self) -> bool;
     /// True when the client has been given an error of the server and not yet the end of that answer.
@@ -300,6 +306,8 @@ pub enum ServerEvent {
     Answered {
         /// An error was among the answers.
         failed: bool,
+        /// The text itself was at fault, so that none of it ran.
+        nothing_ran: bool,
     },
 }
 
@@ -316,6 +324,9 @@ pub trait Tracker<P: Protocol>: Send {
         server: Option<&mut P::Server>,
         down: &mut Pipe,
     ) -> Result<ClientEvent, ProtocolError>;
+    /// A server connection was borrowed. What was found out about the statement at the front may not hold there; then
+    /// it is reported anew.
+    fn attach(&mut self, server: &P::Server);
     /// The statement last reported may run.
     fn admit(&mut self);
     /// Judges what the server sent.

@@ -196,6 +196,8 @@ pub struct Facts {
     pub taints: bool,
     /// Reads `currval`, `lastval`: the answer depends on what ran before on the same connection.
     pub needs_session_function: bool,
+    /// Sets or resets a setting in any way, for the transaction too.
+    pub changes_settings: bool,
     /// Drops protocol-level prepared statements too (`DEALLOCATE ALL`, `DISCARD ALL`).
     pub drops_all_prepared: bool,
     /// Names in SQL-level `EXECUTE` and `DEALLOCATE`, in order.

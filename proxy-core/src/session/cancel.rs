@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -29,12 +29,20 @@ pub struct Cancellable {
     peer: Option<SocketAddr>,
     under_way: AtomicUsize,
     over: Notify,
+    /// A cancel was sent, and nobody knows what became of it.
+    doubtful: AtomicBool,
 }
 
 impl Cancellable {
     /// For a connection just opened.
     pub fn new(key: ServerKey, peer: Option<SocketAddr>) -> Self {
-        Self { key, peer, under_way: AtomicUsize::new(0), over: Notify::new() }
+        Self {
+            key,
+            peer,
+            under_way: AtomicUsize::new(0),
+            over: Notify::new(),
+            doubtful: AtomicBool::new(false),
+        }
     }
 
     /// One more cancel is on its way. Call this while the connection cannot change hands, then [`Self::send`].
@@ -46,6 +54,11 @@ impl Cancellable {
     /// True while a cancel may still hit.
     pub fn is_under_way(&self) -> bool {
         self.under_way.load(Ordering::SeqCst) > 0
+    }
+
+    /// True when a cancel may hit at any time to come: the connection must not be lent again.
+    pub fn is_doubtful(&self) -> bool {
+        self.doubtful.load(Ordering::SeqCst)
     }
 
     /// Waits until no cancel is under way.
@@ -67,6 +80,7 @@ impl Cancellable {
             Ok(()) => true,
             Err(error) => {
                 debug!(%error, "cancel request failed");
+                self.doubtful.store(true, Ordering::SeqCst);
                 false
             }
         }

@@ -35,6 +35,8 @@ pub mod cancel;
 
 use crate::buffer::Pipe;
 
+/// Answers that may wait for a client to read them before it is read no further.
+const MAX_UNHEARD_BYTES: usize = 64 * 1024;
 /// For a last message to a client that does not read.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// For the requests under way of a client that said goodbye; then they are cancelled.
@@ -138,8 +140,6 @@ struct Pending {
     in_transaction: bool,
     /// The connection they get is tainted.
     taints: bool,
-    /// One of them failed.
-    failed: bool,
     /// Of the last statement.
     digest: u128,
     text: Option<Arc<crate::protocol::Facts>>,
@@ -150,7 +150,7 @@ enum Turn {
     /// The client sent something.
     Client,
     /// The server has answered a request whole.
-    Answered { failed: bool },
+    Answered { failed: bool, nothing_ran: bool },
     /// The server connection is not needed any more.
     Free,
     /// Somebody signalled.
@@ -230,7 +230,7 @@ impl<P: Protocol> Session<P> {
             }
             match self.turn().await? {
                 Turn::Client => {}
-                Turn::Answered { failed } => self.answered(failed),
+                Turn::Answered { failed, nothing_ran } => self.answered(failed, nothing_ran),
                 Turn::Free => self.release(Instant::now()),
                 Turn::Signal => self.on_signal()?,
             }
@@ -256,6 +256,9 @@ impl<P: Protocol> Session<P> {
             Profile::Rds => facts.rds_pins,
         };
         let smart = settings.profile == Profile::Smart;
+        // What the init query has set may be reset by a client; it must be set again for the next.
+        let undoes_init = !settings.pool.init_query.is_empty()
+            && (facts.changes_settings || facts.statements > 1 || !facts.clears.is_empty());
         drop(settings);
         let mut sets = wanted.without(excluded).union(statement.extra_pins);
         let mut clears = PinReasons::NONE;
@@ -288,6 +291,7 @@ impl<P: Protocol> Session<P> {
         }
         // What the profile or a filter lets go without a pin must still not reach another client.
         let taints = facts.taints
+            || undoes_init
             || !facts.pins.without(sets).without(PinReasons::only(PinReason::SessionFunction)).is_empty();
         if taints {
             match &mut self.link {
@@ -310,6 +314,7 @@ impl<P: Protocol> Session<P> {
             Ok(mut connection) => {
                 self.handle.hold(connection.cancellable.clone());
                 connection.tainted |= std::mem::take(&mut self.pending.taints);
+                self.tracker.attach(&connection.state);
                 self.link = Some(connection);
                 if std::mem::take(&mut self.forget_on_borrow)
                     || self.session_functions.load(Ordering::Relaxed)
@@ -354,6 +359,7 @@ impl<P: Protocol> Session<P> {
         if self.must_heed(self.handle.signals()) {
             return Poll::Ready(Ok(Turn::Signal));
         }
+        let mut fed = false;
         loop {
             if self.down.has_output()
                 && let Poll::Ready(Err(e)) = self.down.poll_flush(&mut self.client, cx)
@@ -372,16 +378,20 @@ impl<P: Protocol> Session<P> {
                     .on_server(&mut self.down, &mut server.state)
                     .map_err(SessionError::Server)?
                 {
-                    ServerEvent::Answered { failed } => {
+                    ServerEvent::Answered { failed, nothing_ran } => {
                         if let Poll::Ready(Err(e)) = self.down.poll_flush(&mut self.client, cx) {
                             return Poll::Ready(Err(SessionError::ClientGone(e)));
                         }
-                        return Poll::Ready(Ok(Turn::Answered { failed }));
+                        return Poll::Ready(Ok(Turn::Answered { failed, nothing_ran }));
                     }
                     ServerEvent::NeedBytes => {}
                 }
                 if self.is_free() {
                     return Poll::Ready(Ok(Turn::Free));
+                }
+                if fed && self.wants_answer {
+                    // Some answer came; perhaps it is the one that the client's bytes wait for.
+                    return Poll::Ready(Ok(Turn::Client));
                 }
                 let Some(server) = &mut self.link else { continue };
                 if self.down.has_output()
@@ -396,14 +406,18 @@ impl<P: Protocol> Session<P> {
                                 io::ErrorKind::UnexpectedEof.into(),
                             )));
                         }
-                        Poll::Ready(Ok(_)) => continue,
+                        Poll::Ready(Ok(_)) => {
+                            fed = true;
+                            continue;
+                        }
                         Poll::Ready(Err(e)) => return Poll::Ready(Err(SessionError::ServerLost(e))),
                         Poll::Pending => {}
                     }
                 }
             }
             // What passes is written from the buffer it was read into, so all of it goes before more is read.
-            if !self.up.has_output() && !self.wants_answer {
+            let heard = self.down.waiting() < MAX_UNHEARD_BYTES;
+            if !self.up.has_output() && !self.wants_answer && heard {
                 match ready!(self.up.poll_fill(&mut self.client, cx)) {
                     Ok(0) => {
                         return Poll::Ready(Err(SessionError::ClientGone(
@@ -422,24 +436,19 @@ impl<P: Protocol> Session<P> {
     }
 
     /// A request has been answered whole.
-    fn answered(&mut self, failed: bool) {
+    fn answered(&mut self, failed: bool, nothing_ran: bool) {
         let now = Instant::now();
         self.handle.touch(now);
         self.account(now);
         let Some(connection) = &mut self.link else { return };
-        if std::mem::take(&mut self.forgetting) && !failed {
+        if connection.state.take_forgot() {
             connection.forgot_sequences();
         }
-        self.pending.failed |= failed;
-        if connection.state.owes_answer() {
-            self.received = Some(now);
-            return;
-        }
-        let failed = self.pending.failed;
+        self.forgetting = false;
         let tx = connection.state.tx();
         let id = connection.state.key().id;
         let pending = std::mem::take(&mut self.pending);
-        self.settle_pins(pending, failed, now, id);
+        self.settle_pins(pending, failed, nothing_ran, now, id);
         self.handle.set_activity(match () {
             () if !self.pins.is_empty() => Activity::Pinned,
             () if tx == Tx::Idle => Activity::Other,
@@ -451,10 +460,11 @@ impl<P: Protocol> Session<P> {
     }
 
     /// True when the held connection is clean as far as this session can tell: quiet, nothing of it half-read or
-    /// half-written, outside a transaction, not pinned.
+    /// half-written, outside a transaction, not pinned, and no statement decided for it that has not run.
     fn is_free(&self) -> bool {
         self.link.as_ref().is_some_and(|c| c.state.tx() == Tx::Idle && c.state.is_quiet())
             && self.pins.is_empty()
+            && self.pending.statements == 0
             && self.nothing_is_halfway()
     }
 
@@ -494,22 +504,31 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Takes over what the statements just answered have done to the pins.
-    fn settle_pins(&mut self, pending: Pending, failed: bool, now: Instant, connection: u32) {
+    fn settle_pins(
+        &mut self,
+        pending: Pending,
+        failed: bool,
+        nothing_ran: bool,
+        now: Instant,
+        connection: u32,
+    ) {
         let before = self.pins;
         let mut sets = pending.sets;
-        if failed && pending.statements <= 1 && !pending.in_transaction {
-            // A lone statement that failed did nothing, but for what no rollback undoes: it may have run before
-            // something else of its batch failed.
-            let lasting = [
-                PinReason::AdvisoryLock,
-                PinReason::SessionFunction,
-                PinReason::PreparedStatement,
-                PinReason::Library,
+        if nothing_ran && !pending.in_transaction {
+            sets = PinReasons::NONE;
+        } else if failed && pending.statements <= 1 && !pending.in_transaction {
+            // A lone statement that failed is rolled back, and with it what a rollback undoes.
+            let undone = [
+                PinReason::TemporaryTable,
+                PinReason::Listen,
+                PinReason::HeldCursor,
+                PinReason::SessionVariable,
+                PinReason::SessionIdentity,
+                PinReason::StatementSize,
             ];
-            let undone = lasting.into_iter().fold(sets, |sets, kept| sets.without(PinReasons::only(kept)));
-            sets = sets.without(undone);
+            sets = undone.into_iter().fold(sets, |sets, reason| sets.without(PinReasons::only(reason)));
             if let Some(connection) = &mut self.link
-                && !undone.is_empty()
+                && sets != pending.sets
             {
                 connection.tainted = true;
             }
@@ -549,9 +568,12 @@ impl<P: Protocol> Session<P> {
     fn release(&mut self, now: Instant) {
         let Some(mut connection) = self.link.take() else { return };
         self.handle.let_go();
+        self.forgetting = false;
         connection.used_by(self.handle.number, now);
         connection.tainted |= connection.state.is_tainted();
-        if connection.cancellable.is_under_way() {
+        if connection.state.must_retire() || connection.cancellable.is_doubtful() {
+            connection.retire();
+        } else if connection.cancellable.is_under_way() {
             self.release_after_cancel(connection);
         } else {
             self.endpoint.proxy.target.pool.give_back(self.pool, connection, now);
@@ -564,8 +586,8 @@ impl<P: Protocol> Session<P> {
         give_back_after(&self.endpoint.proxy.target.pool, self.pool, async move {
             connection.cancellable.clone().over().await;
             match connection.probe().await {
-                Ok(()) => Ok(connection),
-                Err(_) => Err(connection),
+                Ok(()) if !connection.cancellable.is_doubtful() => Ok(connection),
+                _ => Err(connection),
             }
         });
     }
@@ -620,7 +642,7 @@ impl<P: Protocol> Session<P> {
         if let Some(connection) = &mut self.link {
             let (tracker, up, down) = (&mut self.tracker, &mut self.up, &mut self.down);
             let answers = async {
-                while connection.state.owes_answer() {
+                while connection.state.is_request_under_way() {
                     poll_fn(|cx| {
                         if up.has_output() {
                             let _ = up.poll_flush(&mut connection.stream, cx)?;
@@ -630,7 +652,7 @@ impl<P: Protocol> Session<P> {
                             .map_err(|_| io::ErrorKind::InvalidData)?
                         {}
                         down.discard_output();
-                        if !connection.state.owes_answer() {
+                        if !connection.state.is_request_under_way() {
                             return Poll::Ready(Ok(()));
                         }
                         match ready!(down.poll_fill(&mut connection.stream, cx))? {
@@ -692,6 +714,8 @@ impl<P: Protocol> Session<P> {
         let clean = healthy
             && connection.state.is_quiet()
             && connection.state.tx() == Tx::Idle
+            && !connection.state.must_retire()
+            && !connection.cancellable.is_doubtful()
             && self.nothing_is_halfway();
         // No reset unloads a library, or undoes what nobody could tell.
         let lasting = PinReasons::only(PinReason::Library).union(PinReasons::only(PinReason::Unknown));

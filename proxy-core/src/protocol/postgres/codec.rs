@@ -96,6 +96,8 @@ pub struct ErrorFields {
     pub code: String,
     /// Primary message.
     pub message: String,
+    /// Where it happened, for errors inside functions.
+    pub context: String,
 }
 
 impl ErrorFields {
@@ -114,6 +116,7 @@ impl ErrorFields {
                 b'V' => fields.severity = text(),
                 b'C' => fields.code = text(),
                 b'M' => fields.message = text(),
+                b'W' => fields.context = text(),
                 _ => {}
             }
             body = rest;
@@ -168,7 +171,12 @@ mod tests {
     #[test]
     fn error_fields_prefer_the_untranslated_severity() {
         let body = b"SFEHLER\0VERROR\0C42601\0Mno\0Xextra\0\0";
-        let want = ErrorFields { severity: "ERROR".into(), code: "42601".into(), message: "no".into() };
+        let want = ErrorFields {
+            severity: "ERROR".into(),
+            code: "42601".into(),
+            message: "no".into(),
+            ..Default::default()
+        };
         assert_eq!(ErrorFields::read(body), want);
         for cut in 0..body.len() {
             let _ = ErrorFields::read(&body[..cut]);

@@ -6,6 +6,7 @@ use lru::LruCache;
 
 use super::{
     super::{Absorbed, Greeting, ProtocolError, ServerKey, ServerState, Tx},
+    classify::LexMode,
     codec::{ErrorFields, HEADER_BYTES, Header, cstr},
     statement::Statement,
 };
@@ -20,8 +21,8 @@ const MAX_OWED_ANSWERS: usize = 16 * 1024;
 /// One answer that the server owes, in the order of the messages sent.
 #[derive(Debug)]
 pub(super) enum Expect {
-    /// Ends with ReadyForQuery: Query. `drops` when it takes all prepared statements away.
-    Query { drops: bool },
+    /// Ends with ReadyForQuery: Query.
+    Query,
     /// Ends with ReadyForQuery: FunctionCall.
     FunctionCall,
     /// ReadyForQuery; swallowed when ours.
@@ -32,21 +33,14 @@ pub(super) enum Expect {
     Bind { ours: bool, of: Option<Arc<Statement>> },
     /// RowDescription or NoData.
     Describe,
-    /// CommandComplete, EmptyQueryResponse or PortalSuspended.
-    Execute { ours: bool },
+    /// CommandComplete, EmptyQueryResponse or PortalSuspended. `drops` when it takes all prepared statements away.
+    Execute { ours: bool, drops: bool },
     /// CloseComplete; swallowed when ours. `evicts` is what is then no longer prepared.
     Close { ours: bool, evicts: Option<Arc<Statement>> },
     /// Our own answer, due when everything before it has been answered.
     Local { answer: &'static [u8], undo: Option<Undo> },
     /// The client has ended its CopyData here. Owed no answer of its own.
     CopyEnd,
-}
-
-impl Expect {
-    /// True for entries whose failure changes what a client's statement name means.
-    fn is_uncertain(&self) -> bool {
-        matches!(self, Self::Parse { .. } | Self::Local { undo: Some(_), .. } | Self::Query { drops: true })
-    }
 }
 
 /// What a client's statement name meant before a message that the server may never have run.
@@ -65,9 +59,6 @@ pub struct PgServer {
     pub(super) tx: Tx,
     /// Answers owed.
     expected: VecDeque<Expect>,
-    /// Of [`Self::expected`], how many are uncertain, and how many of those belong to the batch being sent.
-    uncertain: usize,
-    uncertain_now: usize,
     /// Bytes still to come of a server message that is passed on (or swallowed) as it comes.
     pub(super) owed: usize,
     pub(super) owed_kept: bool,
@@ -93,18 +84,27 @@ pub struct PgServer {
     pub(super) stray_names: bool,
     /// An error was among the answers to the request being answered.
     pub(super) failed: bool,
+    /// The error was about the text itself, so nothing ran.
+    pub(super) nothing_ran: bool,
+    /// A Sync was taken for ignored, since a COPY had begun.
+    pub(super) ignored_sync: bool,
+    /// A COPY failed so early that the server may still answer that Sync. Never lent again.
+    pub(super) extra_ready: bool,
+    /// Our DISCARD SEQUENCES has run.
+    pub(super) forgot: bool,
+    /// How this server reads text, as it last said.
+    pub(super) mode: LexMode,
     absorbing: (Option<Vec<String>>, Option<String>),
 }
 
 impl PgServer {
     pub(super) fn new(key: ServerKey, greeting: Arc<Greeting>, max_prepared: usize) -> Self {
+        let mode = greeting_mode(&greeting.bytes);
         Self {
             key,
             greeting,
             tx: Tx::Idle,
             expected: VecDeque::new(),
-            uncertain: 0,
-            uncertain_now: 0,
             owed: 0,
             owed_kept: true,
             prepared: LruCache::unbounded(),
@@ -119,6 +119,11 @@ impl PgServer {
             native: Vec::new(),
             stray_names: false,
             failed: false,
+            nothing_ran: false,
+            ignored_sync: false,
+            extra_ready: false,
+            forgot: false,
+            mode,
             absorbing: (None, None),
         }
     }
@@ -134,13 +139,6 @@ impl PgServer {
     }
 
     pub(super) fn expect(&mut self, entry: Expect) {
-        if entry.is_uncertain() {
-            self.uncertain += 1;
-            self.uncertain_now += 1;
-        }
-        if matches!(entry, Expect::Sync { .. } | Expect::Query { .. }) {
-            self.uncertain_now = 0;
-        }
         self.expected.push_back(entry);
     }
 
@@ -149,12 +147,7 @@ impl PgServer {
     }
 
     pub(super) fn pop(&mut self) -> Option<Expect> {
-        let entry = self.expected.pop_front()?;
-        if entry.is_uncertain() {
-            self.uncertain -= 1;
-            self.uncertain_now = self.uncertain_now.min(self.uncertain);
-        }
-        Some(entry)
+        self.expected.pop_front()
     }
 
     pub(super) fn expects_nothing(&self) -> bool {
@@ -166,9 +159,18 @@ impl PgServer {
         self.expected.len() >= MAX_OWED_ANSWERS
     }
 
-    /// True when an earlier batch, not yet answered, may still change what statement names mean.
-    pub(super) fn names_uncertain(&self) -> bool {
-        self.uncertain > self.uncertain_now
+    /// True when a request of the client awaits its ReadyForQuery. What comes after it waits here: only then is it
+    /// certain what names mean, how text is read and what pins.
+    pub(super) fn is_request_under_way(&self) -> bool {
+        let ends =
+            |e: &Expect| matches!(e, Expect::Query | Expect::FunctionCall | Expect::Sync { ours: false });
+        // The end of a request is the last that was sent of it, but for the end of a COPY's data.
+        self.expected.iter().rev().find(|e| !matches!(e, Expect::CopyEnd)).is_some_and(ends)
+    }
+
+    /// True when an Execute under way takes all prepared statements away.
+    pub(super) fn is_dropping(&self) -> bool {
+        self.expected.iter().any(|e| matches!(e, Expect::Execute { drops: true, .. }))
     }
 
     /// True when the next ReadyForQuery is for a Sync of ours, so an error before it is nobody's but ours.
@@ -177,7 +179,7 @@ impl PgServer {
             .iter()
             .find_map(|e| match e {
                 Expect::Sync { ours } => Some(*ours),
-                Expect::Query { .. } | Expect::FunctionCall => Some(false),
+                Expect::Query | Expect::FunctionCall => Some(false),
                 _ => None,
             })
             .unwrap_or(false)
@@ -189,11 +191,13 @@ impl PgServer {
         let end = self.expected.iter().position(|e| matches!(e, Expect::CopyEnd));
         let upto = end.unwrap_or(self.expected.len());
         let mut at = 0;
+        let before = self.expected.len();
         self.expected.retain(|e| {
             let ignored = at < upto && matches!(e, Expect::Sync { .. });
             at += 1;
             !ignored
         });
+        self.ignored_sync |= self.expected.len() < before;
         self.copy_in = end.is_none();
         let extended = matches!(self.expected.front(), Some(Expect::Execute { .. }));
         if extended && !self.expected.iter().any(|e| matches!(e, Expect::Sync { .. })) {
@@ -239,6 +243,18 @@ impl ServerState for PgServer {
         !self.expected.is_empty()
     }
 
+    fn is_request_under_way(&self) -> bool {
+        Self::is_request_under_way(self)
+    }
+
+    fn must_retire(&self) -> bool {
+        self.extra_ready
+    }
+
+    fn take_forgot(&mut self) -> bool {
+        std::mem::take(&mut self.forgot)
+    }
+
     fn is_mid_message(&self) -> bool {
         self.owed > 0
     }
@@ -282,6 +298,11 @@ impl ServerState for PgServer {
                     self.tx = read_status(body)?;
                     done = true;
                 }
+                b'S' => {
+                    if let Ok((name, value)) = read_parameter(body) {
+                        note_parameter(&mut self.mode, name, value);
+                    }
+                }
                 b'G' | b'H' | b'W' => return Err(ProtocolError::Unexpected(char::from(header.tag))),
                 _ => {}
             }
@@ -307,6 +328,31 @@ impl ServerState for PgServer {
                 None => return Ok(()),
             }
         }
+    }
+}
+
+/// How a server with that greeting reads text.
+pub(super) fn greeting_mode(mut greeting: &[u8]) -> LexMode {
+    let mut mode = LexMode::default();
+    while let Ok(Some(header)) = Header::read(greeting) {
+        let Some(body) = greeting.get(HEADER_BYTES..header.total()) else { break };
+        if let Ok((name, value)) = read_parameter(body) {
+            note_parameter(&mut mode, name, value);
+        }
+        greeting = &greeting[header.total()..];
+    }
+    mode
+}
+
+/// Takes over a ParameterStatus that concerns how text is read.
+pub(super) fn note_parameter(mode: &mut LexMode, name: &[u8], value: &[u8]) {
+    match name {
+        b"standard_conforming_strings" => mode.standard_conforming_strings = value != b"off",
+        b"client_encoding" => {
+            let encoding = String::from_utf8_lossy(value);
+            mode.ascii_safe_encoding = LexMode::from_params("on", &encoding).ascii_safe_encoding;
+        }
+        _ => {}
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use super::{super::Facts, codec::cstr};
+use super::{super::Facts, classify::LexMode, codec::cstr};
 
 /// Begins every statement name that Pinion gives. Clients may use such names too; the tracker sees to it that they
 /// never reach ours.
@@ -29,6 +29,8 @@ pub struct Statement {
     pub facts: Arc<Facts>,
     /// Of the text.
     pub digest: u128,
+    /// How the text was read; in another mode it may mean something else.
+    pub mode: LexMode,
     /// The pool in which a server has accepted it last; 0 before.
     accepted_in: AtomicU64,
     /// Set for interned statements: where to sign off.
@@ -38,9 +40,9 @@ pub struct Statement {
 impl Statement {
     /// A statement of its own, for the unnamed ones.
     #[must_use]
-    pub fn new(tail: &[u8], facts: Arc<Facts>, digest: u128) -> Self {
+    pub fn new(tail: &[u8], mode: LexMode, facts: Arc<Facts>, digest: u128) -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { id, tail: tail.into(), facts, digest, accepted_in: AtomicU64::new(0), home: None }
+        Self { id, tail: tail.into(), facts, digest, mode, accepted_in: AtomicU64::new(0), home: None }
     }
 
     /// Bytes of statement text.
@@ -103,15 +105,16 @@ impl StatementCache {
     pub fn intern(
         self: &Arc<Self>,
         tail: &[u8],
+        mode: LexMode,
         facts: impl FnOnce() -> (Arc<Facts>, u128),
     ) -> Arc<Statement> {
         let hash = self.hasher.hash_one(tail);
-        if let Some(found) = self.find(hash, tail) {
+        if let Some(found) = self.find(hash, tail, mode) {
             return found;
         }
         // Classifying may parse, so no lock is held meanwhile; two at once make two entries, which is harmless.
         let (facts, digest) = facts();
-        let mut statement = Statement::new(tail, facts, digest);
+        let mut statement = Statement::new(tail, mode, facts, digest);
         statement.home = Some((Arc::downgrade(self), hash));
         let statement = Arc::new(statement);
         self.lock().entry(hash).or_default().push(Arc::downgrade(&statement));
@@ -130,10 +133,10 @@ impl StatementCache {
         self.len() == 0
     }
 
-    fn find(&self, hash: u64, tail: &[u8]) -> Option<Arc<Statement>> {
+    fn find(&self, hash: u64, tail: &[u8], mode: LexMode) -> Option<Arc<Statement>> {
         // Upgraded outside of the lock's scope: the last owner may let go meanwhile, and dropping takes the lock.
         let candidates: Vec<_> = self.lock().get(&hash)?.iter().filter_map(Weak::upgrade).collect();
-        candidates.into_iter().find(|s| *s.tail == *tail)
+        candidates.into_iter().find(|s| *s.tail == *tail && s.mode == mode)
     }
 
     fn remove(&self, hash: u64, id: u64) {

@@ -22,7 +22,9 @@ use super::{
     classify::{Classified, LexMode},
     codec::{ErrorFields, HEADER_BYTES, Header, cstr, put_cstr, write_message},
     error::write_error,
-    server::{Expect, MAX_HELD_BYTES, PgServer, Undo, read_parameter, read_status},
+    server::{
+        Expect, MAX_HELD_BYTES, PgServer, Undo, greeting_mode, note_parameter, read_parameter, read_status,
+    },
     statement::{NAME_PREFIX, Statement},
 };
 use crate::buffer::Pipe;
@@ -39,6 +41,9 @@ const DEALLOCATED: &[u8] = b"C\0\0\0\x0fDEALLOCATE\0";
 
 /// SQLSTATE of "cached plan must not change result type", among others: the text must be prepared anew.
 const STALE_PLAN: &str = "0A000";
+
+/// SQLSTATE of a syntax error.
+const SYNTAX_ERROR: &str = "42601";
 
 /// Name of the statement and portal by which we run `DISCARD SEQUENCES`.
 const FORGET_NAME: &[u8] = b"_pinion_forget";
@@ -59,6 +64,10 @@ pub struct PgTracker {
     owed_kept: bool,
     /// The statement at the front has been reported, and what was found out about it.
     current: Option<Current>,
+    /// A Flush of ours has gone out since the client was made to wait.
+    flushed: bool,
+    /// What ran in this batch may have changed how the server reads text.
+    mode_uncertain: bool,
     /// A request failed here, not at the server: everything up to the Sync is skipped.
     skip_to_sync: bool,
     mode: LexMode,
@@ -94,7 +103,6 @@ impl Tracker<Postgres> for PgTracker {
         }
         let mut pool = DefaultHasher::new();
         key.hash(&mut pool);
-        let (conforming, encoding) = lexing_parameters(&greeting.bytes);
         Self {
             named: None,
             unnamed: None,
@@ -102,8 +110,10 @@ impl Tracker<Postgres> for PgTracker {
             owed: 0,
             owed_kept: true,
             current: None,
+            flushed: false,
+            mode_uncertain: false,
             skip_to_sync: false,
-            mode: LexMode::from_params(&conforming, &encoding),
+            mode: greeting_mode(&greeting.bytes),
             standing,
             pool: pool.finish().max(1),
         }
@@ -127,7 +137,9 @@ impl Tracker<Postgres> for PgTracker {
             let Some(header) = Header::read_from_client(up.unread())? else {
                 return Ok(ClientEvent::NeedBytes);
             };
-            if server.as_ref().is_some_and(|s| s.is_far_behind()) {
+            if let Some(server) = server.as_deref_mut()
+                && self.must_wait(header.tag, server, up)
+            {
                 return Ok(ClientEvent::NeedAnswer);
             }
             let server_skips = server.as_ref().is_some_and(|s| s.skipping);
@@ -156,6 +168,13 @@ impl Tracker<Postgres> for PgTracker {
             if let Some(event) = event {
                 return Ok(event);
             }
+        }
+    }
+
+    fn attach(&mut self, server: &PgServer) {
+        if self.mode != server.mode {
+            self.mode = server.mode;
+            self.current = None;
         }
     }
 
@@ -201,7 +220,11 @@ impl Tracker<Postgres> for PgTracker {
                 server.tx = read_status(&down.unread()[HEADER_BYTES..header.total()])?;
                 let kept = match server.pop() {
                     Some(Expect::Sync { ours }) => !ours,
-                    Some(Expect::Query { .. } | Expect::FunctionCall) => true,
+                    Some(Expect::Query | Expect::FunctionCall) => true,
+                    None if server.extra_ready => {
+                        server.skipping = false;
+                        true
+                    }
                     _ => return Err(ProtocolError::Unexpected('Z')),
                 };
                 relay(down, server, header.total(), kept);
@@ -211,7 +234,12 @@ impl Tracker<Postgres> for PgTracker {
                     self.portals.clear();
                 }
                 if kept {
-                    return Ok(ServerEvent::Answered { failed: std::mem::take(&mut server.failed) });
+                    self.mode_uncertain = false;
+                    server.ignored_sync = false;
+                    return Ok(ServerEvent::Answered {
+                        failed: std::mem::take(&mut server.failed),
+                        nothing_ran: std::mem::take(&mut server.nothing_ran),
+                    });
                 }
                 continue;
             }
@@ -242,13 +270,11 @@ impl Tracker<Postgres> for PgTracker {
     }
 
     fn write_forget_session_functions(&mut self, server: &mut PgServer, up: &mut Pipe) {
-        let before_query = up.unread().first() == Some(&b'Q');
         let out = up.output();
-        write_message(out, b'P', |body| {
-            put_cstr(body, FORGET_NAME);
-            put_cstr(body, b"DISCARD SEQUENCES");
-            body.extend_from_slice(&[0, 0]);
-        });
+        // Whatever an earlier attempt, cut short by an error, may have left under these names.
+        write_close(out, b'S', FORGET_NAME);
+        write_close(out, b'P', FORGET_NAME);
+        write_parse(out, FORGET_NAME, b"DISCARD SEQUENCES\0\0\0");
         write_message(out, b'B', |body| {
             put_cstr(body, FORGET_NAME);
             put_cstr(body, FORGET_NAME);
@@ -258,22 +284,41 @@ impl Tracker<Postgres> for PgTracker {
             put_cstr(body, FORGET_NAME);
             body.extend_from_slice(&[0; 4]);
         });
-        write_close(out, FORGET_NAME);
+        server.expect(Expect::Close { ours: true, evicts: None });
+        server.expect(Expect::Close { ours: true, evicts: None });
         server.expect(Expect::Parse { ours: true, adds: None, undo: None });
         server.expect(Expect::Bind { ours: true, of: None });
-        server.expect(Expect::Execute { ours: true });
-        server.expect(Expect::Close { ours: true, evicts: None });
-        if before_query {
-            // A simple Query is skipped, not answered, when an error comes before it in the same batch.
+        server.expect(Expect::Execute { ours: true, drops: false });
+        // In a batch of its own, so that the client's is what it was: alone in its implicit transaction, and not
+        // skipped should this fail.
+        if !server.batch_open {
             write_message(out, b'S', |_| {});
             server.expect(Expect::Sync { ours: true });
-        } else {
-            server.batch_open = true;
         }
     }
 }
 
 impl PgTracker {
+    /// True when the server must answer before the message at the front may go.
+    ///
+    /// One request after the other: a pipelining client saves its own round trips, and never ours at the price of
+    /// guessing how a request will end. Only what belongs to the request under way goes on: the data of a COPY.
+    fn must_wait(&mut self, tag: u8, server: &PgServer, up: &mut Pipe) -> bool {
+        let of_copy = matches!(tag, b'd' | b'c' | b'f');
+        if server.is_request_under_way() {
+            return !of_copy && tag != b'X' && !(server.copy_in && matches!(tag, b'S' | b'H'));
+        }
+        let wait = !matches!(tag, b'S' | b'H' | b'X')
+            && !of_copy
+            && (server.is_far_behind() || server.is_dropping());
+        if wait && !std::mem::replace(&mut self.flushed, true) {
+            // Without it the server keeps the answers that we wait for until its buffer is full.
+            write_message(up.output(), b'H', |_| {});
+        }
+        self.flushed &= wait;
+        wait
+    }
+
     /// Starts to move one message of `total` bytes: what is there now, the rest as it comes.
     fn take(&mut self, up: &mut Pipe, total: usize, kept: bool) {
         self.owed = total;
@@ -317,9 +362,6 @@ impl PgTracker {
         }
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
         if !facts.prepared_names.is_empty() {
-            if server.names_uncertain() {
-                return Ok(Some(ClientEvent::NeedAnswer));
-            }
             self.make_native(&facts.prepared_names, server, up);
         }
         if facts.pins.contains(PinReason::PreparedStatement) {
@@ -331,7 +373,8 @@ impl PgTracker {
         server.unnamed = None;
         self.current = None;
         self.take(up, header.total(), true);
-        server.expect(Expect::Query { drops: facts.drops_all_prepared });
+        server.expect(Expect::Query);
+        server.batch_open = false;
         Ok(None)
     }
 
@@ -356,11 +399,14 @@ impl PgTracker {
                     let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
                     (facts, digest)
                 };
-                if name.is_empty() {
+                if self.mode_uncertain {
+                    let opaque = opaque_statement(text.len());
+                    Arc::new(Statement::new(tail, self.mode, opaque.facts, opaque.digest))
+                } else if name.is_empty() {
                     let (facts, digest) = classify();
-                    Arc::new(Statement::new(tail, facts, digest))
+                    Arc::new(Statement::new(tail, self.mode, facts, digest))
                 } else {
-                    shared.statements.intern(tail, classify)
+                    shared.statements.intern(tail, self.mode, classify)
                 }
             }
         };
@@ -399,9 +445,6 @@ impl PgTracker {
             return Ok(None);
         }
         if self.named.as_ref().is_some_and(|named| named.contains_key(&name)) {
-            if server.names_uncertain() {
-                return Ok(Some(ClientEvent::NeedAnswer));
-            }
             // The name is taken, and the server must say so: give it something of that name to trip over.
             if !server.native_names {
                 write_parse(up.output(), &name, b"SELECT 1\0\0\0");
@@ -425,6 +468,7 @@ impl PgTracker {
         } else if known {
             // Prepared already, and refused here: a name that is free shows the refusal.
             write_parse(up.output(), FORGET_NAME, &statement.tail);
+            server.stray_names = true;
             server.expect(Expect::Parse { ours: false, adds: None, undo });
         } else {
             self.send_parse(server, up, &statement, false, undo);
@@ -481,9 +525,6 @@ impl PgTracker {
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: self.facts_of(&name) }));
         };
-        if !name.is_empty() && server.names_uncertain() {
-            return Ok(Some(ClientEvent::NeedAnswer));
-        }
         server.batch_open = true;
         let statement = self.resolve(&name, server, up);
         self.portals.put(&portal, statement.clone());
@@ -527,9 +568,6 @@ impl PgTracker {
         };
         let mut rewritten = false;
         if kind == b'S' {
-            if !name.is_empty() && server.names_uncertain() {
-                return Ok(Some(ClientEvent::NeedAnswer));
-            }
             if let Some(statement) = self.resolve(&name, server, up)
                 && !name.is_empty()
             {
@@ -562,14 +600,14 @@ impl PgTracker {
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: None })) };
         if self.current.is_none() {
             let submitted = match self.portals.get(portal) {
-                Some(statement) => Submitted {
+                Some(statement) if statement.mode == self.mode => Submitted {
                     facts: statement.facts.clone(),
                     digest: statement.digest,
                     bytes: statement.text_bytes(),
                     extra_pins: self.native_pins(&statement.facts),
                 },
-                // Of a statement or cursor that only the server knows.
-                None => opaque_statement(0),
+                // Read in another mode than the server's, or known to the server only, as cursors are.
+                _ => opaque_statement(0),
             };
             self.current = Some(Current { statement: submitted.clone(), admitted: false, parsed: None });
             return Ok(Some(ClientEvent::Statement(submitted)));
@@ -582,9 +620,11 @@ impl PgTracker {
             server.native_names = true;
         }
         self.current = None;
+        self.mode_uncertain |=
+            facts.changes_settings || facts.taints || facts.kind == StatementKind::Transaction;
         self.take(up, header.total(), true);
         server.batch_open = true;
-        server.expect(Expect::Execute { ours: false });
+        server.expect(Expect::Execute { ours: false, drops: facts.drops_all_prepared });
         Ok(None)
     }
 
@@ -611,9 +651,6 @@ impl PgTracker {
             server.batch_open = true;
             server.expect(Expect::Close { ours: false, evicts: None });
             return Ok(None);
-        }
-        if server.as_ref().is_some_and(|s| s.names_uncertain()) {
-            return Ok(Some(ClientEvent::NeedAnswer));
         }
         up.skip(header.total());
         let undo = if name.is_empty() {
@@ -659,6 +696,7 @@ impl PgTracker {
         self.current = None;
         self.take(up, header.total(), true);
         server.expect(Expect::FunctionCall);
+        server.batch_open = false;
         Ok(None)
     }
 
@@ -679,7 +717,9 @@ impl PgTracker {
             Some(server) => {
                 self.take(up, header.total(), true);
                 // While it reads CopyData the server ignores Sync.
-                if !server.copy_in {
+                if server.copy_in {
+                    server.ignored_sync = true;
+                } else {
                     server.batch_open = false;
                     server.skipping = false;
                     server.expect(Expect::Sync { ours: false });
@@ -710,7 +750,7 @@ impl PgTracker {
         if name.is_empty() {
             let Some(statement) = self.unnamed.clone() else {
                 if !server.native_names {
-                    write_close(up.output(), b"");
+                    write_close(up.output(), b'S', b"");
                     server.expect(Expect::Close { ours: true, evicts: None });
                     server.unnamed = None;
                 }
@@ -748,7 +788,7 @@ impl PgTracker {
             });
             evicts = id.and_then(|id| server.prepared.pop(&id));
         }
-        write_close(up.output(), name);
+        write_close(up.output(), b'S', name);
         server.expect(Expect::Close { ours: true, evicts });
     }
 
@@ -764,7 +804,7 @@ impl PgTracker {
         while let Some(evicted) = server.evict() {
             let mut name = Vec::new();
             evicted.write_name(server.epoch, &mut name);
-            write_close(up.output(), &name);
+            write_close(up.output(), b'S', &name);
             server.expect(Expect::Close { ours: true, evicts: Some(evicted) });
         }
         let mut name = Vec::new();
@@ -779,6 +819,11 @@ impl PgTracker {
     /// names.
     fn make_native(&mut self, names: &[String], server: &mut PgServer, up: &mut Pipe) {
         let mut sent = false;
+        if names.iter().any(|name| name.as_bytes().starts_with(NAME_PREFIX)) {
+            // SQL that names ours may take one away: none of them counts any more.
+            server.forget_statements();
+            server.stray_names = true;
+        }
         for name in names {
             let Some(statement) = self.named.as_ref().and_then(|named| named.get(name.as_bytes())) else {
                 continue;
@@ -825,7 +870,7 @@ impl PgTracker {
                 }
                 self.current = None;
                 self.take(up, header.total(), true);
-                server.expect(Expect::Query { drops: false });
+                server.expect(Expect::Query);
                 return None;
             }
             Some(server) => server.tx,
@@ -880,7 +925,7 @@ impl PgTracker {
     fn on_answer(&mut self, tag: u8, down: &Pipe, server: &mut PgServer) -> Result<bool, ProtocolError> {
         let unexpected = || Err(ProtocolError::Unexpected(char::from(tag)));
         match tag {
-            b'D' => Ok(!matches!(server.head(), Some(Expect::Execute { ours: true }))),
+            b'D' => Ok(!matches!(server.head(), Some(Expect::Execute { ours: true, .. }))),
             b'T' | b'n' => {
                 if matches!(server.head(), Some(Expect::Describe)) {
                     server.pop();
@@ -889,10 +934,17 @@ impl PgTracker {
             }
             b't' | b'd' | b'c' | b'V' | b'A' | b'N' | b'H' => Ok(true),
             b'E' => {
-                if let Some(Expect::Bind { of: Some(statement), .. }) = server.head()
-                    && ErrorFields::read(message_body(down)?).code == STALE_PLAN
-                {
-                    statement.retire();
+                let error = ErrorFields::read(message_body(down)?);
+                match server.head() {
+                    Some(Expect::Bind { of: Some(statement), .. }) if error.code == STALE_PLAN => {
+                        statement.retire()
+                    }
+                    // Of the text itself, not of one that a function ran.
+                    Some(Expect::Query | Expect::Parse { .. }) => {
+                        server.nothing_ran =
+                            !server.failed && error.code == SYNTAX_ERROR && error.context.is_empty();
+                    }
+                    _ => {}
                 }
                 Ok(self.on_error(server))
             }
@@ -916,12 +968,13 @@ impl PgTracker {
             },
             b'C' | b'I' | b's' => {
                 let kept = match server.head() {
-                    Some(Expect::Execute { ours }) => {
+                    Some(Expect::Execute { ours, .. }) => {
                         let kept = !ours;
+                        server.forgot |= *ours && tag == b'C';
                         server.pop();
                         kept
                     }
-                    Some(Expect::Query { .. }) => true,
+                    Some(Expect::Query) => true,
                     _ => return unexpected(),
                 };
                 // The server's word that everything prepared is gone, whichever way it was asked.
@@ -936,19 +989,12 @@ impl PgTracker {
             }
             b'S' => {
                 let (name, value) = read_parameter(message_body(down)?)?;
-                match name {
-                    b"standard_conforming_strings" => self.mode.standard_conforming_strings = value != b"off",
-                    b"client_encoding" => {
-                        let encoding = String::from_utf8_lossy(value);
-                        self.mode.ascii_safe_encoding =
-                            LexMode::from_params("on", &encoding).ascii_safe_encoding;
-                    }
-                    _ => {}
-                }
+                note_parameter(&mut server.mode, name, value);
+                self.mode = server.mode;
                 Ok(true)
             }
             b'G' | b'W' => match server.head() {
-                Some(Expect::Query { .. } | Expect::Execute { ours: false }) => {
+                Some(Expect::Query | Expect::Execute { ours: false, .. }) => {
                     server.begin_copy_in();
                     Ok(true)
                 }
@@ -961,9 +1007,14 @@ impl PgTracker {
     /// After an error the server ignores everything up to the next Sync, so nothing before it will be answered, and
     /// what those messages would have changed did not happen. True when the client gets the error.
     fn on_error(&mut self, server: &mut PgServer) -> bool {
+        if std::mem::take(&mut server.ignored_sync) || server.copy_in && server.batch_open {
+            server.extra_ready = true;
+        }
         server.copy_in = false;
+        // What was bound may or may not be what the portals then run.
+        self.portals.clear();
         match server.head() {
-            None | Some(Expect::Query { .. } | Expect::FunctionCall | Expect::Sync { ours: false }) => {
+            None | Some(Expect::Query | Expect::FunctionCall | Expect::Sync { ours: false }) => {
                 server.failed = true;
                 return true;
             }
@@ -1125,9 +1176,9 @@ fn write_parse(out: &mut Vec<u8>, name: &[u8], tail: &[u8]) {
     });
 }
 
-fn write_close(out: &mut Vec<u8>, name: &[u8]) {
+fn write_close(out: &mut Vec<u8>, kind: u8, name: &[u8]) {
     write_message(out, b'C', |body| {
-        body.push(b'S');
+        body.push(kind);
         put_cstr(body, name);
     });
 }
@@ -1141,24 +1192,6 @@ fn write_ready(out: &mut Vec<u8>, tx: Tx) {
     write_message(out, b'Z', |body| body.push(status));
 }
 
-/// `standard_conforming_strings` and `client_encoding` as the greeting's ParameterStatus messages tell them.
-fn lexing_parameters(mut greeting: &[u8]) -> (String, String) {
-    let mut found = ("on".to_owned(), "UTF8".to_owned());
-    while let Ok(Some(header)) = Header::read(greeting) {
-        let Some(body) = greeting.get(HEADER_BYTES..header.total()) else { break };
-        if let Ok((name, value)) = read_parameter(body) {
-            let value = || String::from_utf8_lossy(value).into_owned();
-            match name {
-                b"standard_conforming_strings" => found.0 = value(),
-                b"client_encoding" => found.1 = value(),
-                _ => {}
-            }
-        }
-        greeting = &greeting[header.total()..];
-    }
-    found
-}
-
 fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what: &str) -> Arc<Facts> {
     Arc::new(Facts {
         kind,
@@ -1169,6 +1202,7 @@ fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what:
         rds_pins: pins,
         taints,
         needs_session_function: false,
+        changes_settings: taints,
         drops_all_prepared: false,
         prepared_names: Vec::new(),
         is_deallocate_one: false,

@@ -25,6 +25,7 @@ pub(super) fn unknown(digest_text: String) -> Facts {
         rds_pins: PinReasons::only(PinReason::Unknown),
         taints: true,
         needs_session_function: false,
+        changes_settings: true,
         drops_all_prepared: false,
         prepared_names: Vec::new(),
         is_deallocate_one: false,
@@ -46,6 +47,7 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         rds_pins: PinReasons::NONE,
         taints: false,
         needs_session_function: false,
+        changes_settings: false,
         drops_all_prepared: false,
         prepared_names: Vec::new(),
         is_deallocate_one: matches!(statements[..], [NodeEnum::DeallocateStmt(one)] if !one.isall),
@@ -70,6 +72,7 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         facts.read_only &= one.read_only;
         facts.taints |= one.seen.taints;
         facts.needs_session_function |= one.seen.needs_session_function;
+        facts.changes_settings |= one.seen.changes_settings;
         facts.drops_all_prepared |= one.drops_all_prepared;
         facts.prepared_names.extend(one.seen.prepared_names);
     }
@@ -138,6 +141,7 @@ impl Statement {
             NodeEnum::SelectStmt(select) if is_unlock_all(select) => one.clear(PinReason::AdvisoryLock),
             NodeEnum::VariableSetStmt(set) => one.set(set),
             NodeEnum::DiscardStmt(discard) => {
+                one.seen.changes_settings = true;
                 one.seen.rds_pins.insert(PinReason::SessionVariable);
                 match DiscardMode::try_from(discard.target) {
                     Ok(DiscardMode::DiscardAll) => {
@@ -192,6 +196,7 @@ impl Statement {
 
     /// `SET`, `RESET`.
     fn set(&mut self, set: &VariableSetStmt) {
+        self.seen.changes_settings = true;
         let kind = VariableSetKind::try_from(set.kind).unwrap_or(VariableSetKind::Undefined);
         // Of the several settings at once, those of the running transaction end with it.
         let of_transaction = kind == VariableSetKind::VarSetMulti && set.name.starts_with("TRANSACTION");
@@ -341,6 +346,7 @@ struct Seen {
     rds_pins: PinReasons,
     taints: bool,
     needs_session_function: bool,
+    changes_settings: bool,
     prepared_names: Vec<String>,
     /// `INSERT`, `UPDATE`, `DELETE`, `MERGE`.
     writes: bool,
@@ -383,7 +389,10 @@ impl Seen {
                 self.needs_session_function = true;
             }
             Effect::Lock | Effect::Unlock => self.rds_pins.insert(PinReason::AdvisoryLock),
-            Effect::Setting => self.set_config(arguments),
+            Effect::Setting => {
+                self.changes_settings = true;
+                self.set_config(arguments);
+            }
             Effect::Holds | Effect::Hidden => self.taints = true,
         }
     }

@@ -31,7 +31,9 @@ impl Talk {
     /// The client sends this; what goes to the server, in short form.
     fn client(&mut self, bytes: &[u8]) -> String {
         let mut sent = Vec::new();
-        for piece in bytes.chunks(self.step) {
+        // With nothing new, what was left waiting is looked at again.
+        let pieces = if bytes.is_empty() { vec![bytes] } else { bytes.chunks(self.step).collect() };
+        for piece in pieces {
             self.up.input_mut().extend(piece);
             loop {
                 let event = self
@@ -235,8 +237,10 @@ fn the_unnamed_statement_follows_too_and_never_meets_another_clients() {
 #[test]
 fn a_simple_query_drops_the_unnamed_statement() {
     at_every_cut(9, |t| {
-        t.client(&[parse("", "SELECT 1"), sync(), query("SELECT 2")].concat());
-        t.server(&answers("1 ZI T D C ZI"));
+        t.client(&[parse("", "SELECT 1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        t.client(&query("SELECT 2"));
+        t.server(&answers("T D C ZI"));
         assert_eq!(t.client(&[bind("", ""), sync()].concat()), "C(S) B(,) S");
     });
 }
@@ -306,17 +310,107 @@ fn after_an_error_everything_up_to_sync_is_skipped() {
 }
 
 #[test]
-fn a_later_batch_waits_until_names_are_certain() {
-    at_every_cut(9, |t| {
-        t.client(&[parse("s1", "SELECT 1"), sync()].concat());
-        let sent = t.client(&bind("", "s1"));
-        assert!(sent.ends_with("NeedAnswer"), "{sent}");
-        assert_eq!(t.server(&answers("1 ZI")), "1 ZI");
-        // With small steps the rest of the Bind is still to come.
-        let t2 = &mut Talk::new(4096, 9);
-        t2.client(&[parse("s1", "SELECT 1"), bind("", "s1"), execute(), sync()].concat());
-        assert_eq!(t2.server(&answers("1 2 C ZI")), "1 2 C ZI");
-    });
+fn a_request_waits_until_the_one_before_is_answered() {
+    for first in [&query("SELECT 1")[..], &sync(), &message(b'F', b"\0\0\x03\xb8\0\0\0\0\0\0")] {
+        for second in [query("SELECT 2"), parse("", "SELECT 2"), bind("", ""), sync(), message(b'H', b"")] {
+            let mut t = Talk::new(4096, 9);
+            let sent = t.client(&[first, &second].concat());
+            assert!(sent.ends_with("NeedAnswer"), "{sent}");
+            t.server(&answers("ZI"));
+            assert!(!t.client(b"").ends_with("NeedAnswer"));
+        }
+    }
+}
+
+#[test]
+fn a_long_batch_waits_for_some_of_its_answers_and_asks_for_them() {
+    let mut t = Talk::new(1 << 20, 9);
+    let batch = [parse("", "SELECT 1"), bind("", ""), execute()].concat().repeat(6000);
+    t.up.input_mut().extend(&batch);
+    loop {
+        match t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap() {
+            ClientEvent::Statement(_) => t.tracker.admit(),
+            ClientEvent::NeedAnswer => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(short(&t.up.take_output()).ends_with(" H"), "a Flush of ours, since no Sync has come yet");
+    assert_eq!(t.client(b""), " NeedAnswer", "and only one");
+    t.server(&answers("1 2 C"));
+    let sent = t.client(b"");
+    assert!(sent.ends_with("H NeedAnswer") && sent.len() > "H NeedAnswer".len() + 4, "{sent}");
+}
+
+#[test]
+fn a_sync_that_a_failed_copy_may_have_left_is_expected_and_the_connection_not_lent_again() {
+    let mut t = Talk::new(4096, 9);
+    t.client(&[parse("", "COPY v FROM STDIN"), bind("", ""), execute(), sync()].concat());
+    assert_eq!(t.server(&answers("1 2 G E ZI")), "1 2 G E ZI");
+    assert!(t.server.must_retire());
+}
+
+#[test]
+fn what_follows_deallocate_all_in_a_batch_waits_for_it() {
+    let mut t = Talk::new(4096, 9);
+    t.client(&[parse("s1", "SELECT 1"), sync()].concat());
+    t.server(&answers("1 ZI"));
+    let batch =
+        [parse("", "DEALLOCATE ALL"), bind("", ""), execute(), parse("s2", "SELECT 1"), sync()].concat();
+    assert_eq!(t.client(&batch), "P() B(,) E H NeedAnswer");
+    let done = message(b'C', b"DEALLOCATE ALL\0");
+    t.server(&[answers("1 2"), done].concat());
+    assert_eq!(t.client(b""), "P(#) S", "under a name not used before");
+    assert_eq!(t.server.epoch, 1);
+}
+
+#[test]
+fn after_a_change_of_settings_in_a_batch_text_is_not_trusted() {
+    let mut t = Talk::new(4096, 9);
+    let set = [parse("", "SET LOCAL standard_conforming_strings = off"), bind("", ""), execute()].concat();
+    t.client(&set);
+    t.up.input_mut().extend(&[parse("", "SELECT 1"), bind("", ""), execute()].concat());
+    let event = t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
+    let ClientEvent::Statement(statement) = event else { panic!("{event:?}") };
+    assert!(statement.facts.pins.contains(PinReason::Unknown), "{statement:?}");
+}
+
+#[test]
+fn a_statement_read_in_another_mode_than_the_servers_pins() {
+    let mut t = Talk::new(4096, 9);
+    t.client(&[parse("s1", "SELECT 'a'"), sync()].concat());
+    t.server(&answers("1 ZI"));
+    t.server = new_server(9);
+    t.server.mode.standard_conforming_strings = false;
+    t.tracker.attach(&t.server);
+    t.up.input_mut().extend(&[bind("", "s1"), execute()].concat());
+    let event = t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
+    let ClientEvent::Statement(statement) = event else { panic!("{event:?}") };
+    assert!(statement.facts.pins.contains(PinReason::Unknown), "{statement:?}");
+}
+
+#[test]
+fn sql_that_names_a_statement_of_ours_makes_all_of_them_uncertain() {
+    let mut t = Talk::new(4096, 9);
+    t.client(&[parse("s1", "SELECT 1"), sync()].concat());
+    t.server(&answers("1 ZI"));
+    assert_eq!(t.client(&query("DEALLOCATE _pinion_1")), "Q");
+    assert_eq!(t.server.prepared.len(), 0);
+    assert!(t.server.is_tainted());
+}
+
+#[test]
+fn a_syntax_error_of_the_text_itself_ran_nothing() {
+    for (error, want) in [
+        (&b"SERROR\0C42601\0Mno\0\0"[..], true),
+        (b"SERROR\0C42601\0Mno\0Win a function\0\0", false),
+        (b"SERROR\0C42501\0Mno\0\0", false),
+    ] {
+        let mut t = Talk::new(4096, 9);
+        t.client(&query("SELECT 1"));
+        t.down.input_mut().extend(&[message(b'E', error), answers("ZI")].concat());
+        let got = t.tracker.on_server(&mut t.down, &mut t.server).unwrap();
+        assert_eq!(got, ServerEvent::Answered { failed: true, nothing_ran: want });
+    }
 }
 
 #[test]
@@ -402,21 +496,6 @@ fn copy_data_cut_by_the_servers_error_stays_with_its_connection() {
     t.up.input_mut().extend(&data[20..]);
     t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
     assert!(!t.tracker.is_mid_message());
-}
-
-#[test]
-fn each_execute_of_a_pipeline_is_reported_whatever_was_answered_before() {
-    let mut t = Talk::new(4096, 9);
-    let batch = |sql: &str| [parse("", sql), bind("", ""), execute(), sync()].concat();
-    let first = batch("SELECT 1");
-    let second = batch("SET work_mem = '1MB'");
-    let (bound, rest) = second.split_at(second.len() - execute().len() - sync().len());
-    assert_eq!(t.client(&[&first[..], bound].concat()), "P() B(,) E S P() B(,)");
-    assert_eq!(t.server(&answers("1 2 C ZI 1 2")), "1 2 C ZI 1 2");
-    t.up.input_mut().extend(rest);
-    let event = t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
-    let ClientEvent::Statement(statement) = event else { panic!("{event:?}") };
-    assert!(statement.facts.pins.contains(PinReason::SessionVariable), "{statement:?}");
 }
 
 #[test]
@@ -524,20 +603,6 @@ fn a_stale_plan_is_not_given_to_who_prepares_again() {
         assert_eq!(t.server(&answers("1 ZI")), "1 ZI");
         assert_eq!(t.client(&[bind("", "s1"), sync()].concat()), "B(,#) S");
     });
-}
-
-#[test]
-fn names_are_uncertain_until_deallocate_all_is_answered() {
-    let mut t = Talk::new(4096, 9);
-    t.client(&[parse("s1", "SELECT 1"), sync()].concat());
-    t.server(&answers("1 ZI"));
-    let sent = t.client(&[query("DEALLOCATE ALL"), bind("", "s1"), sync()].concat());
-    assert_eq!(sent, "Q NeedAnswer");
-    let reply = [message(b'C', b"DEALLOCATE ALL\0"), message(b'Z', b"I")].concat();
-    t.server(&reply);
-    assert_eq!(t.client(b""), "");
-    t.step = 1;
-    assert_eq!(t.client(&sync()), "C(Ss1) B(,s1) S S");
 }
 
 #[test]
