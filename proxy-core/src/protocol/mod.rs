@@ -306,7 +306,7 @@ pub enum ServerEvent {
     Answered {
         /// An error was among the answers.
         failed: bool,
-        /// The text itself was at fault, so that none of it ran.
+        /// The error came before any statement of the request ran.
         nothing_ran: bool,
     },
 }

@@ -514,7 +514,7 @@ impl<P: Protocol> Session<P> {
     ) {
         let before = self.pins;
         let mut sets = pending.sets;
-        if nothing_ran && !pending.in_transaction {
+        if nothing_ran {
             sets = PinReasons::NONE;
         } else if failed && pending.statements <= 1 && !pending.in_transaction {
             // A lone statement that failed is rolled back, and with it what a rollback undoes.

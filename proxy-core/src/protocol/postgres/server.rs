@@ -84,7 +84,9 @@ pub struct PgServer {
     pub(super) stray_names: bool,
     /// An error was among the answers to the request being answered.
     pub(super) failed: bool,
-    /// The error was about the text itself, so nothing ran.
+    /// A statement of the request has run, if only in part.
+    pub(super) ran: bool,
+    /// The error came before any statement of the request ran.
     pub(super) nothing_ran: bool,
     /// A Sync was taken for ignored, since a COPY had begun.
     pub(super) ignored_sync: bool,
@@ -119,6 +121,7 @@ impl PgServer {
             native: Vec::new(),
             stray_names: false,
             failed: false,
+            ran: false,
             nothing_ran: false,
             ignored_sync: false,
             extra_ready: false,

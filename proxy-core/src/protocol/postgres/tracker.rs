@@ -236,6 +236,7 @@ impl Tracker<Postgres> for PgTracker {
                 if kept {
                     self.mode_uncertain = false;
                     server.ignored_sync = false;
+                    server.ran = false;
                     return Ok(ServerEvent::Answered {
                         failed: std::mem::take(&mut server.failed),
                         nothing_ran: std::mem::take(&mut server.nothing_ran),
@@ -935,16 +936,18 @@ impl PgTracker {
             b't' | b'd' | b'c' | b'V' | b'A' | b'N' | b'H' => Ok(true),
             b'E' => {
                 let error = ErrorFields::read(message_body(down)?);
-                match server.head() {
-                    Some(Expect::Bind { of: Some(statement), .. }) if error.code == STALE_PLAN => {
-                        statement.retire()
-                    }
-                    // Of the text itself, not of one that a function ran.
-                    Some(Expect::Query | Expect::Parse { .. }) => {
-                        server.nothing_ran =
-                            !server.failed && error.code == SYNTAX_ERROR && error.context.is_empty();
-                    }
-                    _ => {}
+                if let Some(Expect::Bind { of: Some(statement), .. }) = server.head()
+                    && error.code == STALE_PLAN
+                {
+                    statement.retire();
+                }
+                if !server.failed {
+                    server.nothing_ran = match server.head() {
+                        // Of the text itself, not of one that a function ran: not even its first statement ran.
+                        Some(Expect::Query) => error.code == SYNTAX_ERROR && error.context.is_empty(),
+                        Some(Expect::Parse { .. } | Expect::Bind { .. } | Expect::Describe) => !server.ran,
+                        _ => false,
+                    };
                 }
                 Ok(self.on_error(server))
             }
@@ -971,6 +974,7 @@ impl PgTracker {
                     Some(Expect::Execute { ours, .. }) => {
                         let kept = !ours;
                         server.forgot |= *ours && tag == b'C';
+                        server.ran |= kept;
                         server.pop();
                         kept
                     }
