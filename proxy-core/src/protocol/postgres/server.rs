@@ -29,6 +29,8 @@ pub(super) enum Expect {
     Sync { ours: bool },
     /// ParseComplete; swallowed when ours. `adds` is what is then prepared under our name.
     Parse { ours: bool, adds: Option<Arc<Statement>>, undo: Option<Undo> },
+    /// The error that this name of the client's is taken.
+    Taken(Box<[u8]>),
     /// BindComplete. `of` is the named statement bound.
     Bind { ours: bool, of: Option<Arc<Statement>> },
     /// RowDescription or NoData.

@@ -15,8 +15,8 @@ use std::{
 
 use super::{
     super::{
-        ClientEvent, Facts, Fault, Greeting, PinReason, PinReasons, PoolKey, ProtocolError, ServerEvent,
-        ServerState as _, Statement as Submitted, StatementKind, Tracker, Tx,
+        ClientEvent, Facts, Fault, FaultKind, Greeting, PinReason, PinReasons, PoolKey, ProtocolError,
+        ServerEvent, ServerState as _, Statement as Submitted, StatementKind, Tracker, Tx,
     },
     Postgres, Shared,
     classify::{Classified, LexMode},
@@ -48,6 +48,18 @@ const SYNTAX_ERROR: &str = "42601";
 /// Name of the statement and portal by which we run `DISCARD SEQUENCES`.
 const FORGET_NAME: &[u8] = b"_pinion_forget";
 
+/// A name that no statement on a server ever has.
+const NOBODY: &[u8] = b"_pinion_?";
+
+/// A name that a statement of ours has while a client learns that its own is taken.
+const TAKEN: &[u8] = b"_pinion_taken";
+
+/// SQLSTATE of "prepared statement already exists".
+const NAME_TAKEN: &str = "42P05";
+
+/// The id of a client's unnamed statement that was too long to be read; its text is only on the server.
+const OPAQUE: u64 = 0;
+
 /// Large-object functions, by oid: what drivers call by FunctionCall. They leave nothing behind that outlives the
 /// transaction. Source: `src/include/catalog/pg_proc.dat`.
 const LARGE_OBJECT_OIDS: [u32; 17] =
@@ -68,6 +80,8 @@ pub struct PgTracker {
     flushed: bool,
     /// What ran in this batch may have changed how the server reads text.
     mode_uncertain: bool,
+    /// Goes to the client in place of the server's error at the front.
+    substitute: Option<Vec<u8>>,
     /// A request failed here, not at the server: everything up to the Sync is skipped.
     skip_to_sync: bool,
     mode: LexMode,
@@ -84,6 +98,13 @@ type Named = HashMap<Box<[u8]>, Arc<Statement>>;
 struct Portals {
     unnamed: Option<Arc<Statement>>,
     named: Vec<(Box<[u8]>, Arc<Statement>)>,
+}
+
+/// What a name of the client stands for.
+struct Resolved {
+    statement: Option<Arc<Statement>>,
+    /// The server's name for it where that is another.
+    called: Option<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -112,6 +133,7 @@ impl Tracker<Postgres> for PgTracker {
             current: None,
             flushed: false,
             mode_uncertain: false,
+            substitute: None,
             skip_to_sync: false,
             mode: greeting_mode(&greeting.bytes),
             standing,
@@ -246,6 +268,9 @@ impl Tracker<Postgres> for PgTracker {
             }
             let kept = self.on_answer(header.tag, down, server)?;
             relay(down, server, header.total(), kept);
+            if let Some(substitute) = self.substitute.take() {
+                down.emit(&substitute);
+            }
             settle_heads(down, server);
         }
     }
@@ -446,15 +471,16 @@ impl PgTracker {
             return Ok(None);
         }
         if self.named.as_ref().is_some_and(|named| named.contains_key(&name)) {
-            // The name is taken, and the server must say so: give it something of that name to trip over.
-            if !server.native_names {
-                write_parse(up.output(), &name, b"SELECT 1\0\0\0");
-                server.expect(Expect::Parse { ours: true, adds: None, undo: None });
-                server.native_names = true;
-                server.stray_names = true;
-            }
-            self.take(up, header.total(), true);
-            server.expect(Expect::Parse { ours: false, adds: None, undo: None });
+            // The name is taken, and the server must say so, since that fails the transaction: it gets something to
+            // trip over, under a name of ours. The error then names the client's.
+            up.skip(header.total());
+            let out = up.output();
+            write_close(out, b'S', TAKEN);
+            write_parse(out, TAKEN, b"SELECT 1\0\0\0");
+            write_parse(out, TAKEN, b"SELECT 1\0\0\0");
+            server.expect(Expect::Close { ours: true, evicts: None });
+            server.expect(Expect::Parse { ours: true, adds: None, undo: None });
+            server.expect(Expect::Taken(name));
             return Ok(None);
         }
         let named = self.named.get_or_insert_default();
@@ -500,8 +526,7 @@ impl PgTracker {
         self.current = None;
         if name.is_empty() {
             self.unnamed = None;
-            // Nobody's id, so that a Bind of the unnamed statement goes through as it is.
-            server.unnamed = Some(0);
+            server.unnamed = Some(OPAQUE);
         } else if let Some(named) = &mut self.named {
             named.remove(&name);
         }
@@ -527,30 +552,26 @@ impl PgTracker {
             return Ok(Some(ClientEvent::NeedServer { facts: self.facts_of(&name) }));
         };
         server.batch_open = true;
-        let statement = self.resolve(&name, server, up);
+        let Resolved { statement, called } = self.resolve(&name, server, up);
         self.portals.put(&portal, statement.clone());
-        let of = statement.clone().filter(|_| !name.is_empty());
-        server.expect(Expect::Bind { ours: false, of });
-        match statement {
-            Some(statement) if !name.is_empty() => {
-                let front = at + name.len() + 1;
-                let rest = header.total() - front;
-                up.skip(front);
-                let out = up.output();
-                out.push(b'B');
-                let length_at = out.len();
-                out.extend_from_slice(&[0; 4]);
-                out.extend_from_slice(&portal);
-                out.push(0);
-                statement.write_name(server.epoch, out);
-                out.push(0);
-                let len = u32::try_from(out.len() - length_at + rest)
-                    .map_err(|_| ProtocolError::Malformed("Bind"))?;
-                out[length_at..length_at + 4].copy_from_slice(&len.to_be_bytes());
-                self.take(up, rest, true);
-            }
-            _ => self.take(up, header.total(), true),
-        }
+        server.expect(Expect::Bind { ours: false, of: statement.filter(|_| !name.is_empty()) });
+        let Some(called) = called else {
+            self.take(up, header.total(), true);
+            return Ok(None);
+        };
+        let front = at + name.len() + 1;
+        let rest = header.total() - front;
+        up.skip(front);
+        let out = up.output();
+        out.push(b'B');
+        let length_at = out.len();
+        out.extend_from_slice(&[0; 4]);
+        put_cstr(out, &portal);
+        put_cstr(out, &called);
+        let len =
+            u32::try_from(out.len() - length_at + rest).map_err(|_| ProtocolError::Malformed("Bind"))?;
+        out[length_at..length_at + 4].copy_from_slice(&len.to_be_bytes());
+        self.take(up, rest, true);
         Ok(None)
     }
 
@@ -567,23 +588,16 @@ impl PgTracker {
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: self.facts_of(&name) }));
         };
-        let mut rewritten = false;
-        if kind == b'S' {
-            if let Some(statement) = self.resolve(&name, server, up)
-                && !name.is_empty()
-            {
+        let called = if kind == b'S' { self.resolve(&name, server, up).called } else { None };
+        match called {
+            Some(called) => {
                 up.skip(header.total());
-                let epoch = server.epoch;
                 write_message(up.output(), b'D', |body| {
                     body.push(b'S');
-                    statement.write_name(epoch, body);
-                    body.push(0);
+                    put_cstr(body, &called);
                 });
-                rewritten = true;
             }
-        }
-        if !rewritten {
-            self.take(up, header.total(), true);
+            None => self.take(up, header.total(), true),
         }
         server.batch_open = true;
         server.expect(Expect::Describe);
@@ -664,7 +678,17 @@ impl PgTracker {
             before.map(|before| Undo::Named { name, before: Some(before) })
         };
         match server {
-            Some(server) => answer_locally(server, down, CLOSE_COMPLETE, undo),
+            Some(server) => {
+                if let Some(Undo::Named { name, .. }) = &undo
+                    && server.native.contains(name)
+                {
+                    write_close(up.output(), b'S', name);
+                    server.expect(Expect::Close { ours: true, evicts: None });
+                    server.native.retain(|native| native != name);
+                    server.batch_open = true;
+                }
+                answer_locally(server, down, CLOSE_COMPLETE, undo);
+            }
             None => down.emit(CLOSE_COMPLETE),
         }
         Ok(None)
@@ -677,12 +701,11 @@ impl PgTracker {
         server: Option<&mut PgServer>,
     ) -> Result<Option<ClientEvent>, ProtocolError> {
         if self.current.is_none() {
+            if header.body < 4 {
+                return Err(ProtocolError::Malformed("FunctionCall"));
+            }
             let Some(&oid) = up.unread().get(HEADER_BYTES..).and_then(|body| body.first_chunk::<4>()) else {
-                return if header.body < 4 {
-                    Err(ProtocolError::Malformed("FunctionCall"))
-                } else {
-                    Ok(Some(ClientEvent::NeedBytes))
-                };
+                return Ok(Some(ClientEvent::NeedBytes));
             };
             let statement = if LARGE_OBJECT_OIDS.contains(&u32::from_be_bytes(oid)) {
                 function_statement(header.body)
@@ -745,52 +768,46 @@ impl PgTracker {
         None
     }
 
-    /// Makes sure that the server has what the client calls `name`, and says which statement that is. `None` for
-    /// what the client does not have: then the server does not have it either.
-    fn resolve(&mut self, name: &[u8], server: &mut PgServer, up: &mut Pipe) -> Option<Arc<Statement>> {
+    /// Makes sure that the server has what the client calls `name`, and says which statement that is and what the
+    /// server calls it. What the client does not have, the server must not have either.
+    fn resolve(&mut self, name: &[u8], server: &mut PgServer, up: &mut Pipe) -> Resolved {
         if name.is_empty() {
-            let Some(statement) = self.unnamed.clone() else {
-                if !server.native_names {
-                    write_close(up.output(), b'S', b"");
-                    server.expect(Expect::Close { ours: true, evicts: None });
-                    server.unnamed = None;
-                }
-                return None;
-            };
-            if server.unnamed != Some(statement.id) {
-                let undo = Undo::Unnamed { before: Some(statement.clone()), server_before: server.unnamed };
-                server.unnamed = Some(statement.id);
-                write_parse(up.output(), b"", &statement.tail);
-                server.expect(Expect::Parse { ours: true, adds: None, undo: Some(undo) });
-            }
-            return Some(statement);
+            return Resolved { statement: self.resolve_unnamed(server, up), called: None };
         }
         let Some(statement) = self.named.as_ref().and_then(|named| named.get(name)).cloned() else {
-            if !server.native_names || name.starts_with(NAME_PREFIX) {
-                self.close_foreign(name, server, up);
+            if name.starts_with(NAME_PREFIX) {
+                return Resolved { statement: None, called: Some(NOBODY.to_vec()) };
             }
-            return None;
+            if !server.native_names {
+                write_close(up.output(), b'S', name);
+                server.expect(Expect::Close { ours: true, evicts: None });
+            }
+            return Resolved { statement: None, called: None };
         };
         if server.prepared.get(&statement.id).is_none() && !server.pending.contains(&statement.id) {
             self.send_parse(server, up, &statement, true, None);
         }
-        Some(statement)
+        let mut called = Vec::new();
+        statement.write_name(server.epoch, &mut called);
+        Resolved { statement: Some(statement), called: Some(called) }
     }
 
-    /// Before a name that the client never gave goes to the server: nothing may be found under it there.
-    fn close_foreign(&mut self, name: &[u8], server: &mut PgServer, up: &mut Pipe) {
-        let mut evicts = None;
-        if name.starts_with(NAME_PREFIX) {
-            let epoch = server.epoch;
-            let id = server.prepared.iter().find_map(|(id, statement)| {
-                let mut ours = Vec::new();
-                statement.write_name(epoch, &mut ours);
-                (ours == name).then_some(*id)
-            });
-            evicts = id.and_then(|id| server.prepared.pop(&id));
+    fn resolve_unnamed(&mut self, server: &mut PgServer, up: &mut Pipe) -> Option<Arc<Statement>> {
+        let Some(statement) = self.unnamed.clone() else {
+            if server.unnamed != Some(OPAQUE) {
+                write_close(up.output(), b'S', b"");
+                server.expect(Expect::Close { ours: true, evicts: None });
+                server.unnamed = None;
+            }
+            return None;
+        };
+        if server.unnamed != Some(statement.id) {
+            let undo = Undo::Unnamed { before: Some(statement.clone()), server_before: server.unnamed };
+            server.unnamed = Some(statement.id);
+            write_parse(up.output(), b"", &statement.tail);
+            server.expect(Expect::Parse { ours: true, adds: None, undo: Some(undo) });
         }
-        write_close(up.output(), b'S', name);
-        server.expect(Expect::Close { ours: true, evicts });
+        Some(statement)
     }
 
     /// Sends a Parse under our name, and before it the Close of what must make room.
@@ -839,11 +856,10 @@ impl PgTracker {
         }
         if sent {
             server.native_names = true;
-            if up.unread().first() == Some(&b'Q') {
+            // In a batch of its own, but not in the midst of the client's.
+            if !server.batch_open {
                 write_message(up.output(), b'S', |_| {});
                 server.expect(Expect::Sync { ours: true });
-            } else {
-                server.batch_open = true;
             }
         }
     }
@@ -945,9 +961,24 @@ impl PgTracker {
                     server.nothing_ran = match server.head() {
                         // Of the text itself, not of one that a function ran: not even its first statement ran.
                         Some(Expect::Query) => error.code == SYNTAX_ERROR && error.context.is_empty(),
-                        Some(Expect::Parse { .. } | Expect::Bind { .. } | Expect::Describe) => !server.ran,
+                        Some(
+                            Expect::Parse { .. } | Expect::Taken(_) | Expect::Bind { .. } | Expect::Describe,
+                        ) => !server.ran,
                         _ => false,
                     };
+                }
+                if let Some(Expect::Taken(name)) = server.head()
+                    && error.code == NAME_TAKEN
+                {
+                    let name = String::from_utf8_lossy(name);
+                    let message = format!("prepared statement \"{name}\" already exists");
+                    let mut fault = Fault::error(FaultKind::Internal, message);
+                    fault.native_code = Some(NAME_TAKEN.to_owned());
+                    let mut substitute = Vec::new();
+                    write_error(&fault, &mut substitute);
+                    self.substitute = Some(substitute);
+                    self.on_error(server);
+                    return Ok(false);
                 }
                 Ok(self.on_error(server))
             }

@@ -259,9 +259,16 @@ fn a_name_never_given_finds_nothing_even_if_it_is_ours() {
         t.change_hands();
         assert_eq!(t.client(&[bind("", "nosuch"), sync()].concat()), "C(Snosuch) B(,nosuch) S");
         assert_eq!(t.server(&answers("3 E ZI")), "E ZI");
-        assert_eq!(t.client(&[describe('S', &ours), sync()].concat()), "C(S#) D(S#) S");
-        assert_eq!(t.server(&answers("3 E ZI")), "E ZI");
-        assert_eq!(t.server.prepared.len(), 0, "it has been closed and is known to be");
+        // Nobody's name in place of ours: short() shows both as #.
+        let sent = {
+            t.up.input_mut().extend(&[describe('S', &ours), sync()].concat());
+            t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
+            t.up.take_output()
+        };
+        assert!(memchr::memmem::find(&sent, ours.as_bytes()).is_none(), "{}", sent.escape_ascii());
+        assert!(memchr::memmem::find(&sent, NOBODY).is_some());
+        assert_eq!(t.server(&answers("E ZI")), "E ZI");
+        assert_eq!(t.server.prepared.len(), 1);
     });
 }
 
@@ -418,9 +425,15 @@ fn a_taken_name_is_refused_by_the_server() {
     at_every_cut(9, |t| {
         t.client(&[parse("s1", "SELECT 1"), sync()].concat());
         t.server(&answers("1 ZI"));
-        assert_eq!(t.client(&[parse("s1", "SELECT 2"), sync()].concat()), "P(s1) P(s1) S");
-        assert_eq!(t.server(&answers("1 E ZI")), "E ZI");
-        assert!(t.server.is_tainted(), "the name is left there");
+        assert_eq!(t.client(&[parse("s1", "SELECT 2"), sync()].concat()), "C(S#) P(#) P(#) S");
+        let taken =
+            message(b'E', b"SERROR\0C42P05\0Mprepared statement \"_pinion_taken\" already exists\0\0");
+        t.down.input_mut().extend(&[answers("3 1"), taken, answers("ZI")].concat());
+        while let ServerEvent::Answered { .. } = t.tracker.on_server(&mut t.down, &mut t.server).unwrap() {}
+        let told = t.down.take_output();
+        assert!(memchr::memmem::find(&told, b"prepared statement \"s1\" already exists").is_some());
+        assert_eq!(short(&told), "E ZI");
+        assert!(!t.server.is_tainted(), "nothing is left under a name that clients may use");
         assert_eq!(t.client(&[bind("", "s1"), sync()].concat()), "B(,#) S");
     });
 }
