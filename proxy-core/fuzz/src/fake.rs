@@ -28,6 +28,8 @@ pub struct Fake {
     in_block: bool,
     failed: bool,
     skip: bool,
+    /// Messages of the extended protocol came and no Sync after them.
+    in_batch: bool,
     copy_in: Option<Protocol>,
     input: Vec<u8>,
     held: Vec<u8>,
@@ -122,6 +124,11 @@ impl Fake {
         self.copy_in.is_some()
     }
 
+    /// True between the first message of a batch and its Sync.
+    pub fn in_batch(&self) -> bool {
+        self.in_batch
+    }
+
     /// True when it waits for nothing but a new request.
     pub fn is_idle(&self) -> bool {
         self.input.is_empty()
@@ -144,8 +151,8 @@ impl Fake {
         let Some((name, _)) = name.filter(|(name, _)| name.starts_with(b"_pinion_")) else { return };
         let ours = name == b"_pinion_forget" || name[8..].iter().all(|b| b.is_ascii_hexdigit() || *b == b'_');
         let known = match tag {
-            b'P' => ours,
-            b'C' => true,
+            // A name given twice is sent as it is, for the server to refuse it: see `docs/fuzzing.md`.
+            b'P' | b'C' => true,
             _ => ours && self.parsed.iter().any(|parsed| parsed == name),
         };
         assert!(
@@ -165,6 +172,7 @@ impl Fake {
         if let Some(protocol) = self.copy_in {
             return self.copy(protocol, tag, body);
         }
+        self.in_batch |= matches!(tag, b'P' | b'B' | b'D' | b'E' | b'C');
         if self.skip && !matches!(tag, b'S' | b'X') {
             return;
         }
@@ -185,6 +193,7 @@ impl Fake {
             }
             b'S' => {
                 self.skip = false;
+                self.in_batch = false;
                 self.ready();
             }
             b'H' => self.flush(),

@@ -274,7 +274,7 @@ impl World {
     pub fn hear(&mut self, who: usize, bytes: &[u8]) {
         for piece in self.options.cut.pieces(bytes) {
             let client = &mut self.clients[who];
-            let Some(at) = client.link else { return };
+            let Some(at) = client.link.filter(|_| client.over.is_none()) else { return };
             client.down.input_mut().extend(piece);
             loop {
                 let client = &mut self.clients[who];
