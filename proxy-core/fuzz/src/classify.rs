@@ -33,14 +33,19 @@ pub fn run(data: &[u8]) {
         let anew = Classifier::new(8).facts(&changed, mode).facts;
         if understood(&first.facts) && understood(&anew) {
             let shown = || format!("{} and {}", text.escape_ascii(), changed.escape_ascii());
-            assert_eq!(first.facts, anew, "of {}", shown());
-            assert_eq!(second.facts, anew, "remembered of {}", shown());
+            assert_eq!(unspaced(&first.facts), unspaced(&anew), "of {}", shown());
+            assert_eq!(unspaced(&second.facts), unspaced(&anew), "remembered of {}", shown());
         }
     }
 }
 
 fn understood(facts: &Arc<Facts>) -> bool {
     facts.kind != StatementKind::Unknown
+}
+
+/// White space shows in the text for logs, and not in the digest.
+fn unspaced(facts: &Facts) -> Facts {
+    Facts { digest_text: facts.digest_text.replace(' ', ""), ..facts.clone() }
 }
 
 /// What may come into a literal: words that mean something to some function, and bytes that end things.

@@ -115,7 +115,23 @@ fn play_script(options: Options, script: &[u8]) -> Seen {
     let mut requests = [0, 0];
     for step in script.chunks_exact(2) {
         let who = usize::from(step[0] >> 5 & 1);
+        if !world.clients[who].direct.in_batch() && names_live_one(step[1]) {
+            world.settle(who);
+        }
         let bytes = step_bytes(&world, who, step[0] & 31, step[1]);
+        // A Parse of the unnamed statement behind one that may fail, of a text that failed before, or any in a failed
+        // transaction waits for the answers: see `docs/fuzzing.md`.
+        let (found, _) = messages(&bytes).expect("well-formed messages");
+        let failed = world.clients[who].direct.has_failed();
+        let waits = |body: &[u8]| {
+            failed
+                || body.first() == Some(&0)
+                || body.windows(6).any(|w| w == b"SELEC\0")
+                || body.contains(&b';')
+        };
+        if found.iter().any(|(tag, body)| *tag == b'P' && waits(body)) {
+            world.settle(who);
+        }
         requests[who] += world.send(who, &bytes);
         if step[0] & 64 != 0 {
             for who in 0..2 {
@@ -147,11 +163,18 @@ fn play_script(options: Options, script: &[u8]) -> Seen {
     seen(&world)
 }
 
+/// True when a step with this byte may use a name that the proxy has given.
+fn names_live_one(what: u8) -> bool {
+    NAMES[usize::from(what) % NAMES.len()] == b"*"
+}
+
 /// The messages of one step.
 pub fn step_bytes(world: &World, who: usize, step: u8, what: u8) -> Vec<u8> {
     let given = || world.servers.iter().flat_map(|server| server.fake.names());
     let own = || given().filter(|name| name.starts_with(b"_pinion_")).max().unwrap_or(b"_pinion_ffffffff");
     let name = match NAMES[usize::from(what) % NAMES.len()] {
+        // Not while its Parse is under way: see `docs/fuzzing.md`.
+        b"*" if world.clients[who].direct.in_batch() => b"_pinion_x",
         b"*" => own(),
         name => name,
     };
@@ -159,12 +182,32 @@ pub fn step_bytes(world: &World, who: usize, step: u8, what: u8) -> Vec<u8> {
     let portal: &[u8] = if what & 64 == 0 { b"" } else { b"c1" };
     let of_statement = |tag, name: &[u8]| message(tag, &[b"S", name, b"\0"].concat());
     let of_portal = |tag| message(tag, &[b"P", portal, b"\0"].concat());
+    let direct = &world.clients[who].direct;
+    // Servers may have statements under the client's own names.
+    let in_sql = direct.heard().windows(4).any(|bytes| matches!(bytes, b"TE s" | b"RE s"));
+    let native = in_sql || direct.had_duplicate();
+    let permitted = |text: &'static [u8]| -> &'static [u8] {
+        match text {
+            // See `docs/fuzzing.md`.
+            b"EXECUTE s1" | b"EXECUTE s2" | b"EXECUTE s1; EXECUTE s2" if direct.had_duplicate() => {
+                b"SELECT 2"
+            }
+            // Where requests may be refused, nobody knows whether data is due.
+            b"COPY t FROM STDIN" if world.refuses() => b"SELECT 2",
+            text => text,
+        }
+    };
+    let text = permitted(text);
     let query = || message(b'Q', &strings(&[text]));
-    // Names in SQL, or a session function, within a batch: see `docs/fuzzing.md`.
-    let needs_more = |text: &[u8]| text.windows(3).any(|w| matches!(w, b" s1" | b" s2" | b" s3" | b"('s"));
-    let parse = |name: &[u8], text: &[u8]| {
-        // Statements of the protocol that SQL within it deallocates: see `docs/fuzzing.md`.
-        let text = if text.starts_with(b"DEALLOCATE s") { b"SELECT 2" } else { text };
+    let parse = |name: &[u8], text: &'static [u8]| {
+        // SQL within the protocol's statements that names others, and names given twice: see `docs/fuzzing.md`.
+        let names_others = text.starts_with(b"DEALLOCATE s")
+            || text.starts_with(b"EXECUTE")
+            || text.ends_with(b" ALL") && !(17..=19).contains(&step);
+        let text = if names_others { b"SELECT 2" } else { permitted(text) };
+        let twice = direct.names().any(|known| known == name);
+        let risky = native || direct.has_failed() || direct.in_batch() || name.starts_with(b"_pinion_");
+        let name = if twice && risky { b"" } else { name };
         message(b'P', &[&strings(&[name, text]), &[0, 0][..]].concat())
     };
     let bind = |portal: &[u8], name: &[u8]| message(b'B', &[&strings(&[portal, name]), &[0; 6][..]].concat());
@@ -175,15 +218,24 @@ pub fn step_bytes(world: &World, who: usize, step: u8, what: u8) -> Vec<u8> {
     // Anything else would break off the COPY, see `docs/fuzzing.md`.
     let step = if copying && !matches!(step, 10..=12 | 14..=16) { 14 } else { step };
     match step {
-        0 | 1 if world.clients[who].direct.in_batch() && needs_more(text) => [sync, query()].concat(),
+        // One that drops a named statement drops the unnamed one too: see `docs/fuzzing.md`.
+        0 | 1 if text.starts_with(b"DEALLOCATE s") => {
+            let close = if native { Vec::new() } else { of_statement(b'C', b"") };
+            [close, sync, query()].concat()
+        }
+        // A Query within a batch: see `docs/fuzzing.md`.
+        0 | 1 if world.clients[who].direct.in_batch() => [sync, query()].concat(),
         0 | 1 => query(),
         // Name and text both from the one byte, each in its own way.
+        // What a failed batch would have sent under a client's own name: see `docs/fuzzing.md`.
+        2 | 3 | 20..=22 | 30 if direct.skips() => sync,
         2 | 3 => parse(name, TEXTS[usize::from(what / 6) % TEXTS.len()].as_bytes()),
         4 => bind(portal, name),
         5 => of_statement(b'D', name),
         6 => of_portal(b'D'),
         7 => execute(portal, what >> 7),
-        8 if name.is_empty() => sync,
+        // See `docs/fuzzing.md`.
+        8 | 27 | 30 if native => sync,
         8 => of_statement(b'C', name),
         9 => of_portal(b'C'),
         10 | 11 => sync,
@@ -195,7 +247,6 @@ pub fn step_bytes(world: &World, who: usize, step: u8, what: u8) -> Vec<u8> {
         17..=19 => [parse(b"", text), bind(b"", b""), of_portal(b'D'), execute(b"", 0), sync].concat(),
         20..=22 => [parse(name, TEXTS[usize::from(what / 6) % TEXTS.len()].as_bytes()), sync].concat(),
         23..=26 => [bind(b"", name), execute(b"", 0), sync].concat(),
-        27 | 30 if name.is_empty() => sync,
         27 => [of_statement(b'C', name), sync].concat(),
         28 => [of_statement(b'D', name), sync].concat(),
         29 => [parse(b"", text), bind(portal, b""), execute(portal, 1)].concat(),

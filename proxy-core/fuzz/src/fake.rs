@@ -31,6 +31,7 @@ pub struct Fake {
     /// Messages of the extended protocol came and no Sync after them.
     in_batch: bool,
     copy_in: Option<Protocol>,
+    had_duplicate: bool,
     input: Vec<u8>,
     held: Vec<u8>,
     out: Vec<u8>,
@@ -122,6 +123,21 @@ impl Fake {
     /// True while it reads CopyData.
     pub fn copies_in(&self) -> bool {
         self.copy_in.is_some()
+    }
+
+    /// True once a name was given to two statements.
+    pub fn had_duplicate(&self) -> bool {
+        self.had_duplicate
+    }
+
+    /// True from an error to the Sync after it.
+    pub fn skips(&self) -> bool {
+        self.skip
+    }
+
+    /// True in a transaction that can only be rolled back.
+    pub fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// True between the first message of a batch and its Sync.
@@ -303,6 +319,7 @@ impl Fake {
         }
         self.may_run(first)?;
         if self.statements.contains_key(name) {
+            self.had_duplicate = true;
             return Err(DUPLICATE_STATEMENT);
         }
         self.statements.insert(name.to_vec(), first.to_vec());
@@ -335,9 +352,8 @@ impl Fake {
             _ => return Err(VIOLATION),
         };
         let rows = self.returns_rows(&text);
-        if rows && self.failed {
-            return Err(IN_FAILED_TRANSACTION);
-        }
+        // PostgreSQL does describe what has no rows; the proxy may have to prepare it first, which then fails.
+        self.may_run(&text)?;
         if *kind == b'S' {
             self.say(b't', &[0, 0]);
         }
@@ -403,7 +419,7 @@ impl Fake {
             Does::Select => {
                 let now = limit.min(ROWS - portal.row);
                 for _ in 0..now {
-                    self.say_row();
+                    self.say_row(&text);
                 }
                 portal.row += now;
                 if now == limit {
@@ -450,7 +466,7 @@ impl Fake {
                     return Err(b"42809");
                 }
                 for _ in 0..ROWS {
-                    self.say_row();
+                    self.say_row(&text);
                 }
                 self.complete(format!("SELECT {ROWS}").as_bytes());
             }
@@ -507,8 +523,9 @@ impl Fake {
         self.say(b'T', b"\0\x01a\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0");
     }
 
-    fn say_row(&mut self) {
-        self.say(b'D', b"\0\x01\0\0\0\x017");
+    /// A row that tells which statement it comes from.
+    fn say_row(&mut self, text: &[u8]) {
+        self.say(b'D', &[b"\0\x01\0\0\0\x01", &text[text.len() - 1..]].concat());
     }
 
     fn say(&mut self, tag: u8, body: &[u8]) {
