@@ -119,17 +119,9 @@ fn play_script(options: Options, script: &[u8]) -> Seen {
             world.settle(who);
         }
         let bytes = step_bytes(&world, who, step[0] & 31, step[1]);
-        // A Parse of the unnamed statement behind one that may fail, of a text that failed before, or any in a failed
-        // transaction waits for the answers: see `docs/fuzzing.md`.
+        // A Parse waits for the answers to what came before its batch: see `docs/fuzzing.md`.
         let (found, _) = messages(&bytes).expect("well-formed messages");
-        let failed = world.clients[who].direct.has_failed();
-        let waits = |body: &[u8]| {
-            failed
-                || body.first() == Some(&0)
-                || body.windows(6).any(|w| w == b"SELEC\0")
-                || body.contains(&b';')
-        };
-        if found.iter().any(|(tag, body)| *tag == b'P' && waits(body)) {
+        if found.iter().any(|(tag, _)| *tag == b'P') {
             world.settle(who);
         }
         requests[who] += world.send(who, &bytes);
@@ -171,7 +163,13 @@ fn names_live_one(what: u8) -> bool {
 /// The messages of one step.
 pub fn step_bytes(world: &World, who: usize, step: u8, what: u8) -> Vec<u8> {
     let given = || world.servers.iter().flat_map(|server| server.fake.names());
-    let own = || given().filter(|name| name.starts_with(b"_pinion_")).max().unwrap_or(b"_pinion_ffffffff");
+    // The newest, by number: names differ from run to run, their order does not.
+    let number = |name: &[u8]| {
+        let digits = name.strip_prefix(b"_pinion_")?.split(|byte| *byte == b'_').next()?;
+        u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    };
+    let newest = || given().filter(|name| number(name).is_some()).max_by_key(|name| (number(name), *name));
+    let own = || newest().unwrap_or(b"_pinion_ffffffff");
     let name = match NAMES[usize::from(what) % NAMES.len()] {
         // Not while its Parse is under way: see `docs/fuzzing.md`.
         b"*" if world.clients[who].direct.in_batch() => b"_pinion_x",
@@ -184,7 +182,7 @@ pub fn step_bytes(world: &World, who: usize, step: u8, what: u8) -> Vec<u8> {
     let of_portal = |tag| message(tag, &[b"P", portal, b"\0"].concat());
     let direct = &world.clients[who].direct;
     // Servers may have statements under the client's own names.
-    let in_sql = direct.heard().windows(4).any(|bytes| matches!(bytes, b"TE s" | b"RE s"));
+    let in_sql = direct.heard().windows(4).any(|bytes| matches!(bytes, b"UTE " | b"ARE "));
     let native = in_sql || direct.had_duplicate();
     let permitted = |text: &'static [u8]| -> &'static [u8] {
         match text {
@@ -207,7 +205,8 @@ pub fn step_bytes(world: &World, who: usize, step: u8, what: u8) -> Vec<u8> {
         let text = if names_others { b"SELECT 2" } else { permitted(text) };
         let twice = direct.names().any(|known| known == name);
         let risky = native || direct.has_failed() || direct.in_batch() || name.starts_with(b"_pinion_");
-        let name = if twice && risky { b"" } else { name };
+        let fails = text == b"SELEC" || text.contains(&b';');
+        let name = if twice && (risky || fails) { b"" } else { name };
         message(b'P', &[&strings(&[name, text]), &[0, 0][..]].concat())
     };
     let bind = |portal: &[u8], name: &[u8]| message(b'B', &[&strings(&[portal, name]), &[0; 6][..]].concat());
@@ -220,8 +219,8 @@ pub fn step_bytes(world: &World, who: usize, step: u8, what: u8) -> Vec<u8> {
     match step {
         // One that drops a named statement drops the unnamed one too: see `docs/fuzzing.md`.
         0 | 1 if text.starts_with(b"DEALLOCATE s") => {
-            let close = if native { Vec::new() } else { of_statement(b'C', b"") };
-            [close, sync, query()].concat()
+            let [drop_it, close] = [query(), of_statement(b'C', b"")];
+            if native { sync } else { [close, sync, drop_it].concat() }
         }
         // A Query within a batch: see `docs/fuzzing.md`.
         0 | 1 if world.clients[who].direct.in_batch() => [sync, query()].concat(),

@@ -128,7 +128,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         seed("unknown_tag", query, &[one(b'!')]),
         seed("authentication", query, &[message(b'R', &[0; 4])]),
         seed("suspended_in_query", query, &[one(b's')]),
-        seed("unasked", &[], &[error.clone()]),
+        seed("unasked", &[], &[error]),
     ];
     // Right answers with one message changed in each way there is.
     for action in 0..8_u8 {

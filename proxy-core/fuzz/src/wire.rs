@@ -113,8 +113,11 @@ pub fn authentication(code: i32, data: &[u8]) -> Vec<u8> {
     message(b'R', &[&code.to_be_bytes(), data].concat())
 }
 
+/// Whole messages, tag and body, and the bytes behind them.
+pub type Messages<'a> = (Vec<(u8, &'a [u8])>, &'a [u8]);
+
 /// Splits whole messages off the front: tag and body of each, and what is left. `Err` for a length no message has.
-pub fn messages(mut bytes: &[u8]) -> Result<(Vec<(u8, &[u8])>, &[u8]), String> {
+pub fn messages(mut bytes: &[u8]) -> Result<Messages<'_>, String> {
     let mut found = Vec::new();
     while let Some(&[tag, a, b, c, d]) = bytes.first_chunk() {
         let len = u32::from_be_bytes([a, b, c, d]) as usize;

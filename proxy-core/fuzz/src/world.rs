@@ -86,6 +86,7 @@ struct Pending {
     clears: PinReasons,
     taints: bool,
     statements: u32,
+    answers: u32,
     in_transaction: bool,
 }
 
@@ -293,6 +294,7 @@ impl World {
                 match event {
                     Ok(ServerEvent::NeedBytes) => break,
                     Ok(ServerEvent::Answered { failed }) => {
+                        client.pending.answers += 1;
                         if !server.state.owes_answer() {
                             client.settle_pins(failed, &mut server.tainted);
                         }
@@ -389,12 +391,12 @@ impl Client {
         self.got.extend(self.down.take_output());
     }
 
-    /// As a session does after a whole answer.
+    /// As a session does after a whole answer, but that a failure counts for the one request only.
     fn settle_pins(&mut self, failed: bool, tainted: &mut bool) {
         let pending = std::mem::take(&mut self.pending);
         let before = self.pins;
         let mut sets = pending.sets;
-        if failed && pending.statements <= 1 && !pending.in_transaction {
+        if failed && pending.answers <= 1 && pending.statements <= 1 && !pending.in_transaction {
             sets = PinReasons::only(PinReason::AdvisoryLock).intersection(sets);
         }
         if !failed {
