@@ -32,6 +32,8 @@ pub struct Fake {
     in_batch: bool,
     copy_in: Option<Protocol>,
     had_duplicate: bool,
+    /// Which name was given twice.
+    duplicate: Vec<u8>,
     input: Vec<u8>,
     held: Vec<u8>,
     out: Vec<u8>,
@@ -165,7 +167,11 @@ impl Fake {
         };
         let closed = self.closed.take();
         let Some((name, _)) = name.filter(|(name, _)| name.starts_with(b"_pinion_")) else { return };
-        let ours = name == b"_pinion_forget" || name[8..].iter().all(|b| b.is_ascii_hexdigit() || *b == b'_');
+        // A name that nobody has, in place of what a client guessed.
+        if name == b"_pinion_?" {
+            return;
+        }
+        let ours = matches!(name, b"_pinion_forget" | b"_pinion_taken") || name[8..].iter().all(|b| b.is_ascii_hexdigit() || *b == b'_');
         let known = match tag {
             // A name given twice is sent as it is, for the server to refuse it: see `docs/fuzzing.md`.
             b'P' | b'C' => true,
@@ -320,6 +326,7 @@ impl Fake {
         self.may_run(first)?;
         if self.statements.contains_key(name) {
             self.had_duplicate = true;
+            self.duplicate = name.to_vec();
             return Err(DUPLICATE_STATEMENT);
         }
         self.statements.insert(name.to_vec(), first.to_vec());
@@ -455,6 +462,7 @@ impl Fake {
             }
             Does::Prepare(name, text) => {
                 if self.statements.contains_key(&name) {
+                    self.duplicate = name;
                     return Err(DUPLICATE_STATEMENT);
                 }
                 self.statements.insert(name, text.to_vec());
@@ -506,7 +514,12 @@ impl Fake {
     fn error(&mut self, code: Sqlstate) {
         self.portals.clear();
         self.failed = self.in_block;
-        let body = [b"SERROR\0VERROR\0C", code, b"\0Mno\0\0"].concat();
+        // The one text that the proxy writes itself must be the server's to the letter.
+        let text = match code {
+            DUPLICATE_STATEMENT => [b"prepared statement \"", &self.duplicate[..], b"\" already exists"].concat(),
+            _ => b"no".to_vec(),
+        };
+        let body = [b"SERROR\0VERROR\0C", code, b"\0M", &text, b"\0\0"].concat();
         self.say(b'E', &body);
         self.flush();
     }

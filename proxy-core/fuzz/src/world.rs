@@ -240,6 +240,7 @@ impl World {
         let server = &mut self.servers[at];
         server.lent = true;
         client.foreign = server.used_by != Some(who);
+        client.tracker.attach(&server.state);
         client.link = Some(at);
         if std::mem::take(&mut client.forget_on_borrow) && client.foreign {
             client.tracker.write_forget_session_functions(&mut server.state, &mut client.up);
@@ -293,10 +294,10 @@ impl World {
                 client.collect();
                 match event {
                     Ok(ServerEvent::NeedBytes) => break,
-                    Ok(ServerEvent::Answered { failed }) => {
+                    Ok(ServerEvent::Answered { failed, nothing_ran }) => {
                         client.pending.answers += 1;
                         if !server.state.owes_answer() {
-                            client.settle_pins(failed, &mut server.tainted);
+                            client.settle_pins(failed, nothing_ran, &mut server.tainted);
                         }
                     }
                     Err(error) => {
@@ -317,6 +318,8 @@ impl World {
             && server.state.is_quiet()
             && client.pins.is_empty()
             && client.wire.is_empty()
+            && client.pending.statements == 0
+            && !client.tracker.is_mid_message()
             && client.down.unread().is_empty();
         if client.over.is_some() || !free {
             return false;
@@ -325,7 +328,7 @@ impl World {
         server.used_by = Some(who);
         server.lent = false;
         assert!(server.fake.is_idle(), "a server goes back that is not done");
-        if server.tainted | server.state.is_tainted() {
+        if server.state.must_retire() || server.tainted | server.state.is_tainted() {
             server.reset();
         }
         for name in server.fake.names() {
@@ -392,12 +395,23 @@ impl Client {
     }
 
     /// As a session does after a whole answer, but that a failure counts for the one request only.
-    fn settle_pins(&mut self, failed: bool, tainted: &mut bool) {
+    fn settle_pins(&mut self, failed: bool, nothing_ran: bool, tainted: &mut bool) {
         let pending = std::mem::take(&mut self.pending);
         let before = self.pins;
         let mut sets = pending.sets;
-        if failed && pending.answers <= 1 && pending.statements <= 1 && !pending.in_transaction {
-            sets = PinReasons::only(PinReason::AdvisoryLock).intersection(sets);
+        if nothing_ran {
+            sets = PinReasons::NONE;
+        } else if failed && pending.answers <= 1 && pending.statements <= 1 && !pending.in_transaction {
+            let undone = [
+                PinReason::TemporaryTable,
+                PinReason::Listen,
+                PinReason::HeldCursor,
+                PinReason::SessionVariable,
+                PinReason::SessionIdentity,
+                PinReason::StatementSize,
+            ];
+            sets = undone.into_iter().fold(sets, |sets, reason| sets.without(PinReasons::only(reason)));
+            *tainted |= sets != pending.sets;
         }
         if !failed {
             self.pins = self.pins.without(pending.clears);
