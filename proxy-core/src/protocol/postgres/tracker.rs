@@ -310,11 +310,13 @@ impl Tracker<Postgres> for PgTracker {
             put_cstr(body, FORGET_NAME);
             body.extend_from_slice(&[0; 4]);
         });
+        write_close(out, b'S', FORGET_NAME);
         server.expect(Expect::Close { ours: true, evicts: None });
         server.expect(Expect::Close { ours: true, evicts: None });
         server.expect(Expect::Parse { ours: true, adds: None, undo: None });
         server.expect(Expect::Bind { ours: true, of: None });
         server.expect(Expect::Execute { ours: true, drops: false });
+        server.expect(Expect::Close { ours: true, evicts: None });
         // In a batch of its own, so that the client's is what it was: alone in its implicit transaction, and not
         // skipped should this fail.
         if !server.batch_open {
