@@ -171,7 +171,8 @@ impl Fake {
         if name == b"_pinion_?" {
             return;
         }
-        let ours = matches!(name, b"_pinion_forget" | b"_pinion_taken") || name[8..].iter().all(|b| b.is_ascii_hexdigit() || *b == b'_');
+        let ours = matches!(name, b"_pinion_forget" | b"_pinion_taken")
+            || name[8..].iter().all(|b| b.is_ascii_hexdigit() || *b == b'_');
         let known = match tag {
             // A name given twice is sent as it is, for the server to refuse it: see `docs/fuzzing.md`.
             b'P' | b'C' => true,
@@ -516,7 +517,9 @@ impl Fake {
         self.failed = self.in_block;
         // The one text that the proxy writes itself must be the server's to the letter.
         let text = match code {
-            DUPLICATE_STATEMENT => [b"prepared statement \"", &self.duplicate[..], b"\" already exists"].concat(),
+            DUPLICATE_STATEMENT => {
+                [b"prepared statement \"", &self.duplicate[..], b"\" already exists"].concat()
+            }
             _ => b"no".to_vec(),
         };
         let body = [b"SERROR\0VERROR\0C", code, b"\0M", &text, b"\0\0"].concat();
