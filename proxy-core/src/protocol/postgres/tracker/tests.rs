@@ -621,7 +621,7 @@ fn a_stale_plan_is_not_given_to_who_prepares_again() {
 #[test]
 fn a_refused_batch_is_skipped_up_to_its_sync() {
     let mut t = Talk::new(4096, 9);
-    let fault = Fault::error(crate::protocol::FaultKind::BorrowTimeout, "no");
+    let fault = Fault::error(FaultKind::BorrowTimeout, "no");
     t.up.input_mut().extend(&[parse("s1", "SELECT 1"), bind("", "s1"), execute(), sync()].concat());
     let event = t.tracker.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
     assert!(matches!(event, ClientEvent::NeedServer { .. }));
