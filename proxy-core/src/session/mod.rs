@@ -263,7 +263,7 @@ impl<P: Protocol> Session<P> {
         let mut sets = wanted.without(excluded).union(statement.extra_pins);
         let mut clears = PinReasons::NONE;
         let in_transaction =
-            self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle || c.state.owes_answer());
+            self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle || c.state.is_request_under_way());
         if smart {
             if !in_transaction {
                 clears = facts.clears;
@@ -418,18 +418,21 @@ impl<P: Protocol> Session<P> {
             // What passes is written from the buffer it was read into, so all of it goes before more is read.
             let heard = self.down.waiting() < MAX_UNHEARD_BYTES;
             if !self.up.has_output() && !self.wants_answer && heard {
-                match ready!(self.up.poll_fill(&mut self.client, cx)) {
-                    Ok(0) => {
+                match self.up.poll_fill(&mut self.client, cx) {
+                    Poll::Ready(Ok(0)) => {
                         return Poll::Ready(Err(SessionError::ClientGone(
                             io::ErrorKind::UnexpectedEof.into(),
                         )));
                     }
-                    Ok(_) => return Poll::Ready(Ok(Turn::Client)),
-                    Err(e) => return Poll::Ready(Err(SessionError::ClientGone(e))),
+                    Poll::Ready(Ok(_)) => return Poll::Ready(Ok(Turn::Client)),
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(SessionError::ClientGone(e))),
+                    Poll::Pending => {}
                 }
             }
-            if !self.up.has_output() {
+            if self.link.is_none() {
+                // An idle client owns no buffer: no read would find the one of its last answer empty.
                 self.up.release();
+                self.down.release();
             }
             return Poll::Pending;
         }
@@ -533,7 +536,9 @@ impl<P: Protocol> Session<P> {
                 connection.tainted = true;
             }
         }
-        if !failed {
+        // What a transaction still open has cleared may come back.
+        let open = self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle);
+        if !failed && !open {
             self.pins = self.pins.without(pending.clears).union(self.tracker.standing_pins());
         }
         self.pins = self.pins.union(sets);
