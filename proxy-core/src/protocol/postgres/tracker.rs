@@ -632,6 +632,10 @@ impl PgTracker {
         let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
         if !facts.prepared_names.is_empty() {
             self.make_native(&facts.prepared_names, server, up);
+            if facts.is_deallocate_one && server.tx != Tx::Failed {
+                server.native.retain(|n| !facts.prepared_names.iter().any(|p| p.as_bytes() == &**n));
+                self.forget_named(&facts.prepared_names);
+            }
         }
         if facts.pins.contains(PinReason::PreparedStatement) {
             server.native_names = true;
@@ -844,6 +848,8 @@ impl PgTracker {
             server.forget_statements();
             server.stray_names = true;
         }
+        // A failed transaction refuses every Parse, and what names the statement too.
+        let names = if server.tx == Tx::Failed { &[] } else { names };
         for name in names {
             let Some(statement) = self.named.as_ref().and_then(|named| named.get(name.as_bytes())) else {
                 continue;
