@@ -226,12 +226,6 @@ impl Pipe {
         self.made.len() - self.made_written + self.direct
     }
 
-    /// True when nothing was read that has not been written.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.input.is_empty() && !self.has_output()
-    }
-
     /// The input, for handshakes that read before a pipe is needed.
     pub fn input_mut(&mut self) -> &mut Buffer {
         &mut self.input

@@ -402,15 +402,7 @@ impl Client {
         if nothing_ran {
             sets = PinReasons::NONE;
         } else if failed && pending.answers <= 1 && pending.statements <= 1 && !pending.in_transaction {
-            let undone = [
-                PinReason::TemporaryTable,
-                PinReason::Listen,
-                PinReason::HeldCursor,
-                PinReason::SessionVariable,
-                PinReason::SessionIdentity,
-                PinReason::StatementSize,
-            ];
-            sets = undone.into_iter().fold(sets, |sets, reason| sets.without(PinReasons::only(reason)));
+            sets = sets.without(PinReasons::ROLLED_BACK);
             *tainted |= sets != pending.sets;
         }
         if !failed {

@@ -90,6 +90,14 @@ impl PinReasons {
     /// Every reason.
     pub const ALL: Self = Self((1 << PinReason::ALL.len()) - 1);
 
+    /// What a rollback undoes.
+    pub const ROLLED_BACK: Self = Self::only(PinReason::TemporaryTable)
+        .union(Self::only(PinReason::Listen))
+        .union(Self::only(PinReason::HeldCursor))
+        .union(Self::only(PinReason::SessionVariable))
+        .union(Self::only(PinReason::SessionIdentity))
+        .union(Self::only(PinReason::StatementSize));
+
     /// The set of one.
     #[must_use]
     pub const fn only(reason: PinReason) -> Self {

@@ -521,15 +521,7 @@ impl<P: Protocol> Session<P> {
             sets = PinReasons::NONE;
         } else if failed && pending.statements <= 1 && !pending.in_transaction {
             // A lone statement that failed is rolled back, and with it what a rollback undoes.
-            let undone = [
-                PinReason::TemporaryTable,
-                PinReason::Listen,
-                PinReason::HeldCursor,
-                PinReason::SessionVariable,
-                PinReason::SessionIdentity,
-                PinReason::StatementSize,
-            ];
-            sets = undone.into_iter().fold(sets, |sets, reason| sets.without(PinReasons::only(reason)));
+            sets = sets.without(PinReasons::ROLLED_BACK);
             if let Some(connection) = &mut self.link
                 && sets != pending.sets
             {

@@ -121,18 +121,6 @@ impl StatementCache {
         statement
     }
 
-    /// Texts in use.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.lock().values().map(Vec::len).sum()
-    }
-
-    /// True when no text is in use.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     fn find(&self, hash: u64, tail: &[u8], mode: LexMode) -> Option<Arc<Statement>> {
         // Upgraded outside of the lock's scope: the last owner may let go meanwhile, and dropping takes the lock.
         let candidates: Vec<_> = self.lock().get(&hash)?.iter().filter_map(Weak::upgrade).collect();

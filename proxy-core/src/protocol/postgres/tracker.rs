@@ -364,6 +364,12 @@ impl PgTracker {
         }
     }
 
+    /// A statement is about to run: the session decides, and then the same message is looked at again.
+    fn report(&mut self, statement: Submitted) -> ClientEvent {
+        self.current = Some(Current { statement: statement.clone(), admitted: false, parsed: None });
+        ClientEvent::Statement(statement)
+    }
+
     fn query(
         &mut self,
         header: Header,
@@ -381,8 +387,7 @@ impl PgTracker {
                 let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
                 Submitted { extra_pins: self.native_pins(&facts), facts, digest, bytes: text.len() }
             };
-            self.current = Some(Current { statement: statement.clone(), admitted: false, parsed: None });
-            return Ok(Some(ClientEvent::Statement(statement)));
+            return Ok(Some(self.report(statement)));
         }
         let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
         if facts.is_deallocate_one && self.knows_all(&facts.prepared_names) {
@@ -517,8 +522,7 @@ impl PgTracker {
         };
         if self.current.is_none() {
             let statement = opaque_statement(header.body);
-            self.current = Some(Current { statement: statement.clone(), admitted: false, parsed: None });
-            return Ok(Some(ClientEvent::Statement(statement)));
+            return Ok(Some(self.report(statement)));
         }
         let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
@@ -626,8 +630,7 @@ impl PgTracker {
                 // Read in another mode than the server's, or known to the server only, as cursors are.
                 _ => opaque_statement(0),
             };
-            self.current = Some(Current { statement: submitted.clone(), admitted: false, parsed: None });
-            return Ok(Some(ClientEvent::Statement(submitted)));
+            return Ok(Some(self.report(submitted)));
         }
         let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
         if !facts.prepared_names.is_empty() {
@@ -718,8 +721,7 @@ impl PgTracker {
             } else {
                 opaque_statement(header.body)
             };
-            self.current = Some(Current { statement: statement.clone(), admitted: false, parsed: None });
-            return Ok(Some(ClientEvent::Statement(statement)));
+            return Ok(Some(self.report(statement)));
         }
         let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
