@@ -12,6 +12,7 @@ pub mod handshake;
 pub mod listener;
 pub mod logging;
 pub mod metrics;
+pub mod plugin;
 pub mod pool;
 pub mod protocol;
 pub mod proxy;

@@ -17,7 +17,7 @@ pub mod postgres;
 mod vocabulary;
 
 pub use postgres::scram::MockKey;
-pub use vocabulary::{Facts, Fault, FaultKind, PinReason, PinReasons, Severity, StatementKind, Tx};
+pub use vocabulary::{Dialect, Facts, Fault, FaultKind, PinReason, PinReasons, Severity, StatementKind, Tx};
 
 /// One database protocol.
 pub trait Protocol: Sized + Send + Sync + 'static {

@@ -181,6 +181,15 @@ pub enum StatementKind {
     Unknown,
 }
 
+/// The language of a statement text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// PostgreSQL's.
+    Postgresql,
+    /// MySQL's and MariaDB's.
+    Mysql,
+}
+
 /// What the real grammar says of one statement text. Cached by digest and shared.
 ///
 /// Two sets of pins, since the profile decides which counts: `pins` is what profile `smart` needs,
@@ -215,8 +224,28 @@ pub struct Facts {
     /// The text ends a transaction block (`COMMIT`, `ROLLBACK`, `END`, `PREPARE TRANSACTION`) and does nothing else,
     /// so a failed transaction accepts it.
     pub ends_transaction: bool,
+    /// It takes row locks (`FOR UPDATE` and the like).
+    pub locks_rows: bool,
+    /// It writes, anywhere in it.
+    pub writes: bool,
+    /// It calls a built-in function that does more than compute.
+    pub calls_acting_function: bool,
+    /// It calls a function that is not built in.
+    pub calls_unknown_function: bool,
+    /// Tables and views named, `schema.name` or `name`; at most [`Self::MAX_NAMES`], sorted, each once.
+    pub tables: Vec<String>,
+    /// Functions called, likewise.
+    pub functions: Vec<String>,
+    /// Variables set for the session or the transaction, in lower case, likewise. Empty with
+    /// `changes_settings` when their names stand in literals.
+    pub variables: Vec<String>,
     /// Statement text with literals replaced by `$n`, at most 1,024 bytes, for logs.
     pub digest_text: String,
+}
+
+impl Facts {
+    /// Most tables, functions and variables kept of one text.
+    pub const MAX_NAMES: usize = 64;
 }
 
 /// What went wrong, in words that both protocols can map to a code of their own.
@@ -254,13 +283,19 @@ pub enum FaultKind {
     ServerLost,
     /// The server refused our login, or sent what we could not follow.
     ServerRefused,
+    /// A policy plugin said no; its own code stands in [`Fault::native_code`].
+    PluginRejected,
+    /// A policy plugin failed, and its failures close.
+    PluginFailed,
+    /// The target that a policy plugin named, or a target of the endpoint's role, cannot be used.
+    NoTarget,
     /// A bug or an exhausted resource of ours.
     Internal,
 }
 
 impl FaultKind {
     /// All kinds, in declaration order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::BorrowTimeout,
         Self::TlsRequired,
         Self::BadPassword,
@@ -277,6 +312,9 @@ impl FaultKind {
         Self::Cancelled,
         Self::ServerLost,
         Self::ServerRefused,
+        Self::PluginRejected,
+        Self::PluginFailed,
+        Self::NoTarget,
         Self::Internal,
     ];
 }
@@ -301,15 +339,17 @@ pub struct Fault {
     pub message: Cow<'static, str>,
     /// The database's own code and text, passed on as they came.
     pub native_code: Option<String>,
+    /// What the client could do instead.
+    pub hint: Option<String>,
 }
 
 impl Fault {
     /// A failed request.
     pub fn error(kind: FaultKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, severity: Severity::Error, message: message.into(), native_code: None }
+        Self { kind, severity: Severity::Error, message: message.into(), native_code: None, hint: None }
     }
     /// The end of the connection.
     pub fn fatal(kind: FaultKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, severity: Severity::Fatal, message: message.into(), native_code: None }
+        Self { kind, severity: Severity::Fatal, message: message.into(), native_code: None, hint: None }
     }
 }

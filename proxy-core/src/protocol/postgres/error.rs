@@ -20,6 +20,9 @@ pub const fn sqlstate(kind: FaultKind) -> &'static str {
         FaultKind::IdleTimeout => "57P05",
         FaultKind::Cancelled => "57014",
         FaultKind::ServerLost | FaultKind::ServerRefused => "08006",
+        FaultKind::PluginRejected => "42501",
+        FaultKind::PluginFailed => "58000",
+        FaultKind::NoTarget => "08000",
         FaultKind::Internal => "XX000",
     }
 }
@@ -37,6 +40,10 @@ pub fn write_error(fault: &Fault, out: &mut Vec<u8>) {
         {
             body.push(field);
             put_cstr(body, text);
+        }
+        if let Some(hint) = &fault.hint {
+            body.push(b'H');
+            put_cstr(body, hint.as_bytes());
         }
         body.push(0);
     });

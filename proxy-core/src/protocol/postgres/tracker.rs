@@ -1252,6 +1252,13 @@ fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what:
         prepared_names: Vec::new(),
         is_deallocate_one: false,
         ends_transaction: false,
+        locks_rows: false,
+        writes: false,
+        calls_acting_function: false,
+        calls_unknown_function: false,
+        tables: Vec::new(),
+        functions: Vec::new(),
+        variables: Vec::new(),
         digest_text: what.to_owned(),
     })
 }

@@ -30,6 +30,13 @@ pub(super) fn unknown(digest_text: String) -> Facts {
         prepared_names: Vec::new(),
         is_deallocate_one: false,
         ends_transaction: false,
+        locks_rows: false,
+        writes: false,
+        calls_acting_function: false,
+        calls_unknown_function: false,
+        tables: Vec::new(),
+        functions: Vec::new(),
+        variables: Vec::new(),
         digest_text,
     }
 }
@@ -52,6 +59,13 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         prepared_names: Vec::new(),
         is_deallocate_one: matches!(statements[..], [NodeEnum::DeallocateStmt(one)] if !one.isall),
         ends_transaction: !statements.is_empty() && statements.iter().all(|node| ends_transaction(node)),
+        locks_rows: false,
+        writes: false,
+        calls_acting_function: false,
+        calls_unknown_function: false,
+        tables: Vec::new(),
+        functions: Vec::new(),
+        variables: Vec::new(),
         digest_text: String::new(),
     };
     let mut ever_pinned = PinReasons::NONE;
