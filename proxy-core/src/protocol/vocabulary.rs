@@ -236,9 +236,10 @@ pub struct Facts {
     pub tables: Vec<String>,
     /// Functions called, likewise.
     pub functions: Vec<String>,
-    /// Variables set for the session or the transaction, in lower case, likewise. Empty with
-    /// `changes_settings` when their names stand in literals.
+    /// Variables that `SET` and `RESET` name, in lower case, likewise.
     pub variables: Vec<String>,
+    /// The names of further variables stand in literals (`set_config`), so they are not known by digest.
+    pub variables_in_literals: bool,
     /// Statement text with literals replaced by `$n`, at most 1,024 bytes, for logs.
     pub digest_text: String,
 }

@@ -1259,6 +1259,7 @@ fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what:
         tables: Vec::new(),
         functions: Vec::new(),
         variables: Vec::new(),
+        variables_in_literals: false,
         digest_text: what.to_owned(),
     })
 }
