@@ -23,6 +23,8 @@ pub use vocabulary::{Dialect, Facts, Fault, FaultKind, PinReason, PinReasons, Se
 pub trait Protocol: Sized + Send + Sync + 'static {
     /// Metric label and config value.
     const NAME: &'static str;
+    /// Of its statements.
+    const DIALECT: Dialect;
     /// A client may begin with a TLS handshake at once.
     const DIRECT_TLS: bool;
     /// What all connections of one proxy share: statement facts, texts of prepared statements.
@@ -42,6 +44,12 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     fn write_welcome(greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>);
     /// A fault for a client that is between requests, in its login, or not to be kept.
     fn write_fault(fault: &Fault, out: &mut Vec<u8>);
+    /// The code that [`Self::write_fault`] sends.
+    fn fault_code(fault: &Fault) -> Box<str>;
+    /// The database that connections of `key` lead to.
+    fn database(key: &PoolKey) -> &str;
+    /// What clients of `key` call themselves; empty for nothing.
+    fn application(key: &PoolKey) -> &str;
     /// A statement of our own, to be sent alone; the answer is read by [`ServerState::absorb`].
     fn write_query(sql: &str, out: &mut Vec<u8>);
     /// Puts a server connection's session back to what it was after login.
