@@ -92,13 +92,11 @@ impl<P: Protocol> Running for Served<P> {
     }
 
     fn trouble(&self) -> Option<String> {
-        let why = self.proxy.target.trouble()?;
-        Some(format!("proxy {}: target {}: {why}", self.proxy.name, self.proxy.target.name))
+        self.proxy.trouble(self.endpoints.iter().map(|endpoint| endpoint.role))
     }
 
     fn before_scrape(&self) {
-        self.proxy.target.before_scrape();
-        self.proxy.sweep(Instant::now());
+        self.proxy.before_scrape();
     }
 
     fn every_second(&self, now: Instant) {
@@ -115,7 +113,9 @@ impl<P: Protocol> Running for Served<P> {
     }
 
     fn close(&self) {
-        self.proxy.target.pool.close();
+        for target in &self.proxy.targets {
+            target.pool.close();
+        }
     }
 
     fn emptied(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
@@ -223,13 +223,16 @@ fn serve<P: Protocol>(
             name: endpoint.name.clone(),
             metrics: EndpointMetrics::new(&config.name, &endpoint.name),
             proxy: proxy.clone(),
+            role: endpoint.target_role,
             allow: arc_swap::ArcSwap::from_pointee(endpoint.allow.clone()),
         });
         tasks.push(tokio::spawn(accept_loop(listener, endpoint.clone(), stop.clone())));
         endpoints.push(endpoint);
     }
-    tasks.push(tokio::spawn(monitor(proxy.clone(), proxy.target.clone())));
-    tasks.push(tokio::spawn(reap(proxy.target.clone())));
+    for target in &proxy.targets {
+        tasks.push(tokio::spawn(monitor(proxy.clone(), target.clone())));
+        tasks.push(tokio::spawn(reap(target.clone())));
+    }
     Ok(Box::new(Served { proxy, endpoints }))
 }
 
