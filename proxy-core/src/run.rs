@@ -202,7 +202,7 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
     if let Some(admin) = &config.admin {
         let listener = api::Listener::open(admin)
             .map_err(|source| RunError::Listen { address: admin.listen.to_string(), source })?;
-        info!(address = %admin.listen, "admin listener ready");
+        info!(address = listener.address(), "admin listener ready");
         let mut stop = stop_serving.clone();
         let stopped = async move { stop.given().await };
         admin_task = Some(tokio::spawn(listener.serve(fleet.clone() as Arc<dyn Control>, stopped)));

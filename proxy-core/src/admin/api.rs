@@ -89,6 +89,16 @@ impl Listener {
         Ok(Self { socket, token })
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        match &self.socket {
+            Bound::Tcp(listener) => {
+                listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
+            }
+            Bound::Unix(_, file) => format!("unix:{}", file.path.display()),
+        }
+    }
+
     /// Answers until `stop`, then up to a second longer for answers under way; a socket file is removed then.
     pub async fn serve(self, control: Arc<dyn Control>, stop: impl Future<Output = ()> + Send + 'static) {
         let limits = Limits { connections: MAX_CONNECTIONS, life: CONNECTION_LIFE };
