@@ -4,7 +4,7 @@
 //! that has the number tells where it ran, whether it then failed or not.
 #![allow(clippy::unwrap_used)]
 
-use pinion_tests::{Client, Cluster, Plugin, Proxy, poll, wire};
+use pinion_tests::{Client, Cluster, Plugin, Proxy, Server, poll, wire};
 
 const READER: &str = "reader";
 const WRITER: &str = "writer";
@@ -71,7 +71,11 @@ const STATEMENTS: [(&str, &str, &str); 100] = [
     ),
     ("TRUNCATE app_schema.notes", WRITER, "writes"),
     ("COPY orders TO STDOUT", WRITER, "a COPY is not told apart by direction"),
-    ("WITH d AS (DELETE FROM items RETURNING *) SELECT * FROM d", WRITER, "a writing common table expression"),
+    (
+        "WITH d AS (DELETE FROM items RETURNING *) SELECT * FROM d",
+        WRITER,
+        "a writing common table expression",
+    ),
     (
         "WITH i AS (INSERT INTO items (order_id, n) VALUES (1, 1) RETURNING *) SELECT count(*) FROM i",
         WRITER,
@@ -82,7 +86,11 @@ const STATEMENTS: [(&str, &str, &str); 100] = [
         WRITER,
         "one of several common table expressions writes",
     ),
-    ("WITH x AS (SELECT 1) INSERT INTO orders (n) SELECT * FROM x", WRITER, "a common table expression before a write"),
+    (
+        "WITH x AS (SELECT 1) INSERT INTO orders (n) SELECT * FROM x",
+        WRITER,
+        "a common table expression before a write",
+    ),
     ("SELECT * INTO orders_copy FROM orders", WRITER, "makes a table"),
     ("CREATE TABLE made AS SELECT 1 AS n", WRITER, "makes a table"),
     ("SELECT 1; INSERT INTO orders (n) VALUES (2)", WRITER, "one of several statements writes"),
@@ -92,7 +100,11 @@ const STATEMENTS: [(&str, &str, &str); 100] = [
     ("SELECT * FROM orders FOR NO KEY UPDATE SKIP LOCKED", WRITER, "locks rows"),
     ("SELECT * FROM orders FOR KEY SHARE NOWAIT", WRITER, "locks rows"),
     ("SELECT * FROM (SELECT * FROM orders FOR UPDATE) AS s", WRITER, "locks rows in a subquery"),
-    ("WITH l AS (SELECT * FROM orders FOR UPDATE) SELECT 1 FROM l", WRITER, "locks rows in a common table expression"),
+    (
+        "WITH l AS (SELECT * FROM orders FOR UPDATE) SELECT 1 FROM l",
+        WRITER,
+        "locks rows in a common table expression",
+    ),
     ("LOCK TABLE orders IN SHARE MODE", WRITER, "locks a table, outside of a transaction an error"),
     ("SELECT pg_advisory_lock(7)", WRITER, "takes a lock of the session"),
     ("SELECT pg_try_advisory_lock(8)", WRITER, "takes a lock of the session"),
@@ -131,7 +143,11 @@ const STATEMENTS: [(&str, &str, &str); 100] = [
     ("SELEKT 1", WRITER, "cannot be read: anything may be meant"),
     ("/* pinion:writer */ SELECT * FROM orders", WRITER, "a hint"),
     ("SELECT * FROM orders -- pinion:writer", WRITER, "a hint at the end"),
-    ("/* pinion:reader */ UPDATE orders SET n = 5", WRITER, "a hint that would make a write fail does not count"),
+    (
+        "/* pinion:reader */ UPDATE orders SET n = 5",
+        WRITER,
+        "a hint that would make a write fail does not count",
+    ),
 ];
 
 /// Tables, functions and the like that the statements name.
@@ -156,9 +172,12 @@ const SCHEMA: &str = "
 
 const CONFIG: &str = r#"config = { writing_functions = ["listed_writer"], reading_functions = ["reading_function", "app_schema.reading_*"], sticky_after_write = "0s" }"#;
 
+/// Every server logs every statement.
 async fn cluster() -> Cluster {
-    let cluster = Cluster::start(2, &[("log_statement", "all")]).await;
-    cluster.primary().direct().await.execute(SCHEMA).await;
+    let primary = Server::postgres().setting("log_statement", "all");
+    let size = primary.size();
+    let cluster = Cluster::start_with(primary, &[size; 2]).await;
+    cluster.primary.direct().await.execute(SCHEMA).await;
     cluster.caught_up().await;
     cluster
 }
@@ -167,8 +186,8 @@ async fn cluster() -> Cluster {
 /// standby's.
 async fn ran_on(cluster: &Cluster, mark: &str) -> &'static str {
     poll(&format!("a server's log has {mark}"), async || {
-        let on_primary = cluster.primary().log().contains(mark);
-        let on_standby = cluster.standbys().iter().any(|standby| standby.log().contains(mark));
+        let on_primary = cluster.primary.log().contains(mark);
+        let on_standby = cluster.standbys.iter().any(|standby| standby.log().contains(mark));
         assert!(!(on_primary && on_standby), "{mark} ran twice");
         match (on_primary, on_standby) {
             (true, _) => Some(WRITER),
@@ -285,10 +304,12 @@ async fn without_a_reader_the_writer_serves_reads() {
     let proxy = Proxy::in_front_of_cluster(&cluster).plugin(plugin).start().await;
     let client = proxy.connect().await;
     assert_eq!(client.scalar::<String>("SELECT pg_is_in_recovery()").await, "t");
-    cluster.stop_standbys();
+    cluster.standbys.clear();
     poll("reads come from the writer", async || {
         let rows = client.simple_query("SELECT pg_is_in_recovery()").await.ok()?;
-        rows.iter().any(|row| matches!(row, tokio_postgres::SimpleQueryMessage::Row(row) if row.get(0) == Some("f"))).then_some(())
+        rows.iter()
+            .any(|row| matches!(row, tokio_postgres::SimpleQueryMessage::Row(row) if row.get(0) == Some("f")))
+            .then_some(())
     })
     .await;
 }

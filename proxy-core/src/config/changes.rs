@@ -1,8 +1,8 @@
 //! What a reload changes, and what it has to leave.
 
 use super::{
-    AuthConfig, ClientAuthType, Config, EndpointConfig, LogConfig, PoolConfig, ProxyConfig, ServerTlsConfig,
-    TargetConfig,
+    AdminConfig, AuthConfig, ClientAuthType, Config, EndpointConfig, LogConfig, PoolConfig, ProxyConfig,
+    ServerTlsConfig, TargetConfig,
     reader::{join, step},
     schema::{Reload, key},
 };
@@ -22,7 +22,7 @@ impl Config {
     /// their order does not matter; one that comes or goes is named as a whole.
     pub fn changes(&self, new: &Self) -> Changes {
         // Taken apart in full here and below, so that a new field cannot be forgotten.
-        let Self { worker_threads, drain_timeout, log, metrics, proxies } = self;
+        let Self { worker_threads, drain_timeout, log, metrics, admin, proxies } = self;
         let LogConfig { format, level, slow_query } = log;
         let mut changes = Changes::default();
         changes.compare("", "", "worker_threads", worker_threads, &new.worker_threads);
@@ -31,6 +31,7 @@ impl Config {
         changes.compare("log", "log", "level", level, &new.log.level);
         changes.compare("log", "log", "slow_query", slow_query, &new.log.slow_query);
         changes.compare("metrics", "metrics", "listen", metrics, &new.metrics);
+        changes.admin(admin.as_ref(), new.admin.as_ref());
         for (path, old, new) in matched("proxy", proxies, &new.proxies, |proxy| &proxy.name) {
             match (old, new) {
                 (Some(old), Some(new)) => changes.proxy(&path, old, new),
@@ -52,6 +53,7 @@ impl Config {
             drain_timeout: new.drain_timeout,
             log: LogConfig { format: self.log.format, ..new.log.clone() },
             metrics: self.metrics.clone(),
+            admin: self.admin.clone(),
             proxies: self.proxies.iter().map(reload).collect(),
         }
     }
@@ -180,6 +182,14 @@ impl Changes {
         self.compare("proxy.monitor", &path, "database", monitor_database, &new.monitor_database);
     }
 
+    fn admin(&mut self, old: Option<&AdminConfig>, new: Option<&AdminConfig>) {
+        let listen = |admin: &AdminConfig| admin.listen.clone();
+        self.compare("admin", "admin", "listen", &old.map(listen), &new.map(listen));
+        if let (Some(AdminConfig { listen: _, token }), Some(new)) = (old, new) {
+            self.compare("admin", "admin", "token", token, &new.token);
+        }
+    }
+
     fn pool(&mut self, path: &str, old: &PoolConfig, new: &PoolConfig) {
         let PoolConfig {
             max_connections_percent,
@@ -227,7 +237,11 @@ impl Changes {
         if !same_addresses {
             return self.note("proxy.target", "address", join(&path, "address"));
         }
-        for (TargetConfig { host: _, port: _, tls, ca }, new) in old.iter().zip(&new.targets) {
+        for (at, (TargetConfig { host: _, port: _, tls, ca }, new)) in
+            old.iter().zip(&new.targets).enumerate()
+        {
+            // Counted as the reader's messages do.
+            let path = if at == 0 { path.clone() } else { format!("{path}[{}]", at + 1) };
             self.compare("proxy.target", &path, "tls", tls, &new.tls);
             self.compare("proxy.target", &path, "ca", ca, &new.ca);
         }
