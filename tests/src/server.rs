@@ -247,7 +247,8 @@ impl ServerBuilder {
     }
 
     /// `max_connections` as it stands.
-    pub(crate) fn size(&self) -> u32 {
+    #[must_use]
+    pub fn size(&self) -> u32 {
         self.max_connections
     }
 
