@@ -119,7 +119,7 @@ pub struct Session<P: Protocol> {
     pub(crate) key: Arc<PoolKey>,
     /// The pools joined so far, one a target.
     pub(crate) places: Places,
-    /// Where the next borrow goes; read by [`Session::borrow`], which leaves it as it is.
+    /// Where policy wants the next request to run.
     pub(crate) route: Route,
     /// `currval` and `lastval` have been seen in this pool.
     pub(crate) session_functions: Arc<AtomicBool>,
@@ -139,8 +139,6 @@ pub struct Session<P: Protocol> {
     wants_answer: bool,
     /// As plugins know it.
     names: SessionNames,
-    /// Where policy wants the next request to run.
-    pub(crate) route: Route,
     /// For observers; `None` while there are none.
     notes: Option<Box<policy::Notes>>,
     /// What is set again on each connection that serves this client.
@@ -215,7 +213,6 @@ impl<P: Protocol> Session<P> {
             sent: None,
             wants_answer: false,
             names,
-            route: Route::Endpoint,
             notes: None,
             settings: None,
         }
