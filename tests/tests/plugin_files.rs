@@ -78,7 +78,8 @@ fn what_was_published_is_still_there() {
     let published = blocks(&read("tests/fixtures/wit-0.1.0/policy.wit"));
     let now = blocks(&read("plugin-sdk/wit/policy.wit"));
     for (name, old) in &published {
-        let (_, new) = now.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("{name} is gone"));
+        let (_, new) =
+            now.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("{name} is gone"));
         match name.as_str() {
             // A plugin calls these: more functions hurt nobody.
             "log" | "names" | "metrics" | "store" | "clock" | "audit" | "plugin" => {
