@@ -138,9 +138,8 @@ impl<P: Protocol> Target<P> {
         self.settings.load_full()
     }
 
-    /// Takes over what can change live.
-    pub fn reconfigure(&self, config: &TargetConfig, pool: &PoolConfig) -> Result<(), TlsError> {
-        let tls = TargetTls::new(config)?;
+    /// Takes over what can change live: the pool's settings, and TLS as [`TargetTls::new`] has made it.
+    pub fn reconfigure(&self, tls: TargetTls, pool: &PoolConfig) {
         let renew = tls.mode() != self.tls().mode() || pool.init_query != self.settings().init_query;
         self.tls.store(Arc::new(tls));
         self.settings.store(Arc::new(pool.clone()));
@@ -148,7 +147,6 @@ impl<P: Protocol> Target<P> {
             self.pool.renew();
         }
         self.apply_budget();
-        Ok(())
     }
 
     /// What it was when last asked.
