@@ -10,7 +10,7 @@ use std::{
 use crate::{
     cluster,
     error::{Context, Result, failed},
-    process,
+    plugins, process,
 };
 
 /// Something that a command of ours cannot do without.
@@ -30,6 +30,10 @@ pub(crate) enum Need {
     Openssl,
     /// The strace program.
     Strace,
+    /// A compiler for `wasm32-unknown-unknown`.
+    WasmTarget,
+    /// A linker for it.
+    WasmLinker,
 }
 
 impl Need {
@@ -43,6 +47,9 @@ impl Need {
             Self::Node => has_all(&["node", "npm"]),
             Self::Openssl => has_all(&["openssl"]),
             Self::Strace => has_all(&["strace"]),
+            Self::WasmTarget => plugins::has_target() || plugins::debian_rustc().is_some(),
+            // The target of a toolchain comes with its linker.
+            Self::WasmLinker => plugins::has_target() || plugins::linker().is_some(),
         }
     }
 
@@ -56,6 +63,8 @@ impl Need {
             Self::Node => &["nodejs", "npm"],
             Self::Openssl => &["openssl"],
             Self::Strace => &["strace"],
+            Self::WasmTarget => &["rustc-web", "rust-web-src"],
+            Self::WasmLinker => &["lld"],
         }
     }
 
@@ -74,6 +83,11 @@ impl Need {
             Self::Node => "Node.js and npm: drivers written in JavaScript are tested",
             Self::Openssl => "openssl: makes the demo's self-signed certificate",
             Self::Strace => "strace: counts the proxies' system calls",
+            Self::WasmTarget => {
+                "Rust with its standard library's source, for WebAssembly, which plugins are compiled to \
+                 (`rustup target add wasm32-unknown-unknown` instead needs no package)"
+            }
+            Self::WasmLinker => "LLVM's linker, for plugins",
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     interrupt,
     pgbench::{Load, Outcome, Server},
     pinion::{self, Pinion, Settings},
-    process,
+    plugins, process,
     sampler::{Sampler, Seen},
     temporary::{self, TemporaryDirectory},
 };
@@ -30,8 +30,16 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
     let once = arguments.flag("--once");
     arguments.end()?;
     interrupt::catch()?;
-    apt::provide(&[Need::CompilerAndMake, Need::Libclang, Need::Postgresql, Need::Openssl])?;
+    apt::provide(&[
+        Need::CompilerAndMake,
+        Need::Libclang,
+        Need::WasmTarget,
+        Need::WasmLinker,
+        Need::Postgresql,
+        Need::Openssl,
+    ])?;
     process::raise_file_limit()?;
+    plugins::build()?;
 
     println!("Building Pinion (release; some minutes the first time).");
     let binary = pinion::build()?;

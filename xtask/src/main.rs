@@ -11,6 +11,7 @@ mod interrupt;
 mod pgbench;
 mod pgwire;
 mod pinion;
+mod plugins;
 mod process;
 mod sampler;
 mod setup;
@@ -30,6 +31,7 @@ cargo xtask COMMAND
   demo [--once]   start a private PostgreSQL and Pinion, run queries from many clients, say what happened,
                   and stay up until Ctrl-C (--once: leave after the report)
   test [ARGS…]    install what is missing, build, run every test; ARGS go to `cargo test`
+  plugins         build every plugin to target/plugins/*.wasm, and those for tests to target/plugins/fixtures
   setup           only install what is missing
   bench [OPTIONS] compare Pinion, PgBouncer and a direct connection
       --rounds N        runs of each case, default 3
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
     let done = match arguments.command().as_deref() {
         Some("demo") => demo::run(arguments),
         Some("test") => test::run(arguments),
+        Some("plugins") => plugins::run(arguments),
         Some("setup") => setup::run(arguments),
         Some("bench") => bench::run(arguments),
         Some("idle-clients") => bench::idle::hold_clients(arguments),

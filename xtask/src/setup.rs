@@ -10,9 +10,17 @@ use crate::{
 /// What compiling the workspace needs.
 pub(crate) const BUILD: &[Need] = &[Need::CompilerAndMake, Need::Libclang];
 
-/// What the tests need beside that: servers and drivers in other languages.
-pub(crate) const TEST: &[Need] =
-    &[Need::CompilerAndMake, Need::Libclang, Need::Postgresql, Need::Openssl, Need::PythonVenv, Need::Node];
+/// What the tests need beside that: plugins, servers and drivers in other languages.
+pub(crate) const TEST: &[Need] = &[
+    Need::CompilerAndMake,
+    Need::Libclang,
+    Need::WasmTarget,
+    Need::WasmLinker,
+    Need::Postgresql,
+    Need::Openssl,
+    Need::PythonVenv,
+    Need::Node,
+];
 
 /// Installs what is missing and says so.
 pub(crate) fn run(arguments: Arguments) -> Result<()> {

@@ -2,14 +2,15 @@
 
 use std::process::Command;
 
-use crate::{apt, arguments::Arguments, error::Result, interrupt, process, setup, workspace_root};
+use crate::{apt, arguments::Arguments, error::Result, interrupt, plugins, process, setup, workspace_root};
 
-/// Installs what is missing, builds the proxy, runs `cargo test` on the workspace.
+/// Installs what is missing, builds the plugins and the proxy, runs `cargo test` on the workspace.
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
     interrupt::catch()?;
     apt::provide(setup::TEST)?;
     let files = process::raise_file_limit()?;
     println!("Up to {files} files may be open at once in the tests.");
+    plugins::build()?;
     // The tests of the `tests` crate start the binary, which `cargo test` alone would not build for them.
     cargo(&["build", "--locked", "--package", "pinion", "--bin", "pinion"], &[])?;
     cargo(&["test", "--locked", "--workspace"], &arguments.rest())
