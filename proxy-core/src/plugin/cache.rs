@@ -96,6 +96,8 @@ impl Cache {
 pub(super) enum Asked<V> {
     /// It did not subscribe to this.
     Unwanted,
+    /// A verdict that it gave earlier.
+    Kept(V),
     /// Its verdict.
     Verdict(V),
     /// It failed.
