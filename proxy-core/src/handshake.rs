@@ -248,7 +248,27 @@ impl Guest {
         debug!(proxy = %proxy.name, endpoint = %endpoint.name, user = %key.user, client = handle.number, "client logged in");
         let Some(stream) = self.stream.take() else { return Err(Ended::Silent) };
         let tracker = P::Tracker::new(&key, &greeting);
-        Ok(Session::new(endpoint.clone(), handle, stream, up, down, tracker, key, id, session_functions))
+        let client = stream.peer().map(|peer| peer.ip().to_string()).unwrap_or_default();
+        let names = proxy.plugins.names(
+            handle.number,
+            &key.user,
+            P::database(&key),
+            &endpoint.name,
+            P::application(&key),
+            &client,
+        );
+        Ok(Session::new(
+            endpoint.clone(),
+            handle,
+            stream,
+            up,
+            down,
+            tracker,
+            key,
+            id,
+            session_functions,
+            names,
+        ))
     }
 
     async fn fetch_greeting<P: Protocol>(
@@ -262,7 +282,8 @@ impl Guest {
         let pool = &endpoint.proxy.target.pool;
         let began = Instant::now();
         let Some(client) = &mut self.stream else { return Err(Ended::Silent) };
-        let mut borrower = Borrower { endpoint, handle, key, pool: id, client, up, prefer_own: false };
+        let mut borrower =
+            Borrower { endpoint, handle, key, pool: id, client, up, prefer_own: false, settings: None };
         let acquired = pool.acquire(id, None, began);
         match borrower.wait(acquired, began).await {
             Ok(Ok(connection)) => {

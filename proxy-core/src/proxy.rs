@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use crate::{
     config::{AuthConfig, ClientAuthType, ProxyConfig, SecretSource},
     metrics::{CancelOutcome, EndpointMetrics, ProxyMetrics},
+    plugin::Plugins,
     protocol::{CancelKey, MockKey, Protocol},
     secrets::{SecretError, SecretHandle},
     session::cancel::{Cancellable, UnderWay},
@@ -64,6 +65,8 @@ pub struct Proxy<P: Protocol> {
     pub tls: ArcSwapOption<ClientTls>,
     /// For users that do not exist.
     pub mock: MockKey,
+    /// Policy.
+    pub plugins: Arc<Plugins>,
     /// Counters.
     pub metrics: ProxyMetrics,
     /// Sessions, by the id in their cancel key.
@@ -122,6 +125,7 @@ impl<P: Protocol> Proxy<P> {
             shared,
             tls: ArcSwapOption::new(tls.map(Arc::new)),
             mock: MockKey::random().map_err(|e| SetupError::Random(e.to_string()))?,
+            plugins: Plugins::none(),
             metrics: ProxyMetrics::new(&config.name),
             sessions: Sessions::default(),
             slow_query: ArcSwapOption::new(slow_query.map(Arc::new)),

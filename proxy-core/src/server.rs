@@ -25,6 +25,7 @@ use crate::{
     protocol::{Absorbed, Connect, ConnectError, ConnectStep, PoolKey, Protocol, ProtocolError, ServerState},
     secrets::{Secret, SecretHandle},
     session::cancel::Cancellable,
+    state::{Settings, Worn},
     stream::{Stream, tune},
     target::Target,
     tls::{TargetTls, end_point_of},
@@ -80,6 +81,8 @@ pub struct ServerConnection<P: Protocol> {
     pub cancellable: Arc<Cancellable>,
     /// Another client must not get it before a reset.
     pub tainted: bool,
+    /// Settings of the client it served last.
+    pub worn: Worn,
     target: Arc<Target<P>>,
     slot: Option<Slot<Self>>,
     input: Buffer,
@@ -140,6 +143,7 @@ impl<P: Protocol> ServerConnection<P> {
             state,
             cancellable,
             tainted: false,
+            worn: Worn::Nothing,
             target: target.clone(),
             slot,
             input,
@@ -230,8 +234,25 @@ impl<P: Protocol> ServerConnection<P> {
         self.run_init_query().await?;
         self.target.metrics.reset(cause);
         self.tainted = false;
+        self.worn = Worn::Nothing;
         self.last_client = 0;
         self.users = Users::Nobody;
+        Ok(())
+    }
+
+    /// Makes a connection that wears nothing wear `settings`.
+    pub async fn dress(&mut self, settings: &Arc<Settings>) -> Result<(), ServerError> {
+        let mut request = Vec::new();
+        // Uncertain until all of it is done.
+        self.worn = Worn::Uncertain;
+        for statement in settings.statements() {
+            request.clear();
+            P::write_query(statement, &mut request);
+            if let (_, Some(error)) = self.exchange(&request).await? {
+                return Err(ServerError::Statement { what: "setting session state", error });
+            }
+        }
+        self.worn = Worn::Settings(settings.clone());
         Ok(())
     }
 

@@ -14,6 +14,7 @@
 mod address;
 mod client;
 pub mod foreign;
+mod plugin;
 mod proxy;
 mod raw_client;
 mod raw_server;
@@ -31,6 +32,7 @@ use std::{
 
 pub use address::Address;
 pub use client::Client;
+pub use plugin::{Plugin, replace_file};
 pub use proxy::{Metrics, Proxy, ProxyBuilder, run_pinion};
 pub use raw_client::{Message, RawClient, ServerError, wire};
 pub use raw_server::{Answer, RawServer};

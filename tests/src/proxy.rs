@@ -15,7 +15,9 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{Address, Ca, Client, RawClient, Server, client, free_port, poll, server::RESERVED, target_dir};
+use crate::{
+    Address, Ca, Client, Plugin, RawClient, Server, client, free_port, poll, server::RESERVED, target_dir,
+};
 
 /// The running proxy, stopped when dropped; dropping also asserts that its log tells of no panic.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub struct ProxyBuilder {
     log_level: String,
     tls: bool,
     notify: Option<PathBuf>,
+    plugins: Vec<Plugin>,
 }
 
 impl Proxy {
@@ -72,6 +75,7 @@ impl Proxy {
             log_level: "info".to_owned(),
             tls: false,
             notify: None,
+            plugins: Vec::new(),
         }
     }
 
@@ -332,6 +336,13 @@ impl ProxyBuilder {
         self
     }
 
+    /// One more policy plugin, behind those before it.
+    #[must_use]
+    pub fn plugin(mut self, plugin: Plugin) -> Self {
+        self.plugins.push(plugin);
+        self
+    }
+
     /// `log.level`.
     #[must_use]
     pub fn log_level(mut self, level: &str) -> Self {
@@ -456,6 +467,9 @@ impl ProxyBuilder {
         ];
         section("[[proxy.endpoint]]", &endpoint, &self.endpoint);
         section("[proxy.monitor]", &["username = \"monitor\"".to_owned()], &[]);
+        for plugin in &self.plugins {
+            section("[[proxy.plugin]]", &plugin.install(dir), &[]);
+        }
         text
     }
 }

@@ -141,6 +141,11 @@ impl Plugins {
         false
     }
 
+    /// Whether an observer wants statements' text.
+    pub fn wants_text_in_events(&self) -> bool {
+        false
+    }
+
     /// Goes up with every change of any plugin of the chain.
     pub fn generation(&self) -> u64 {
         0

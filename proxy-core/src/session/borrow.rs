@@ -22,6 +22,7 @@ use crate::{
     protocol::{ConnectError, Fault, FaultKind, PoolKey, Protocol},
     proxy::{CANCEL, Endpoint, STOP, SessionHandle},
     server::{ServerConnection, ServerError},
+    state::{Settings, Worn},
     stream::Stream,
 };
 
@@ -40,6 +41,8 @@ pub(crate) struct Borrower<'a, P: Protocol> {
     pub(crate) up: &'a mut Pipe,
     /// An idle connection that this client used last is better than the most recent one.
     pub(crate) prefer_own: bool,
+    /// What the connection must wear.
+    pub(crate) settings: Option<&'a Arc<Settings>>,
 }
 
 impl<P: Protocol> Session<P> {
@@ -57,6 +60,7 @@ impl<P: Protocol> Session<P> {
             client: &mut self.client,
             up: &mut self.up,
             prefer_own,
+            settings: self.settings.as_ref(),
         };
         let mut acquired = borrower.acquire(now);
         if let Acquired::Connection(connection) = acquired {
@@ -86,7 +90,14 @@ impl<P: Protocol> Borrower<'_, P> {
     }
 
     fn needs_work(&self, connection: &ServerConnection<P>, now: Instant) -> bool {
-        (connection.tainted && connection.is_foreign_to(self.handle.number)) || connection.wants_probe(now)
+        self.needs_reset(connection) || !connection.worn.fits(self.settings) || connection.wants_probe(now)
+    }
+
+    /// True when something lies on it that is not this client's, or not what this client left there.
+    fn needs_reset(&self, connection: &ServerConnection<P>) -> bool {
+        let bare = matches!(connection.worn, Worn::Nothing);
+        (connection.tainted && connection.is_foreign_to(self.handle.number))
+            || (!bare && !connection.worn.fits(self.settings))
     }
 
     /// Waits for a connection until `connection_borrow_timeout` is over.
@@ -102,7 +113,7 @@ impl<P: Protocol> Borrower<'_, P> {
             let fit = match acquired {
                 Acquired::Connection(connection) => self.make_fit(connection, now).await,
                 Acquired::Slot(slot) => match self.open(slot, deadline).await? {
-                    Some(Ok(connection)) => Some(connection),
+                    Some(Ok(connection)) => self.make_fit(connection, now).await,
                     Some(Err(fault)) => break Err(fault),
                     None => None,
                 },
@@ -119,7 +130,8 @@ impl<P: Protocol> Borrower<'_, P> {
                 }
             };
             match fit {
-                Some(connection) => break Ok(connection),
+                Some(Ok(connection)) => break Ok(connection),
+                Some(Err(fault)) => break Err(fault),
                 None if Instant::now() >= deadline => break Err(timed_out()),
                 None => acquired = self.acquire(Instant::now()),
             }
@@ -132,21 +144,33 @@ impl<P: Protocol> Borrower<'_, P> {
         Ok(outcome)
     }
 
-    /// Resets or probes a connection as needed; `None` when it turned out to be of no use.
+    /// Resets, probes and dresses a connection as needed; `None` when it turned out to be of no use. A fault when the
+    /// client's own settings cannot be made.
     async fn make_fit(
         &self,
         mut connection: Box<ServerConnection<P>>,
         now: Instant,
-    ) -> Option<Box<ServerConnection<P>>> {
-        let outcome = if connection.tainted && connection.is_foreign_to(self.handle.number) {
+    ) -> Option<Result<Box<ServerConnection<P>>, Fault>> {
+        let outcome = if self.needs_reset(&connection) {
             connection.reset(ResetCause::Tainted).await
         } else if connection.wants_probe(now) {
             connection.probe().await
         } else {
             Ok(())
         };
+        let outcome = match (outcome, self.settings) {
+            (Ok(()), Some(settings)) if !connection.worn.fits(Some(settings)) => {
+                connection.dress(settings).await
+            }
+            (outcome, _) => outcome,
+        };
         match outcome {
-            Ok(()) => Some(connection),
+            Ok(()) => Some(Ok(connection)),
+            Err(ServerError::Statement { what: "setting session state", error }) => {
+                connection.retire();
+                let message = format!("The settings of this session could not be made again: {error}");
+                Some(Err(Fault::error(FaultKind::StateLost, message)))
+            }
             Err(error) => {
                 debug!(%error, "a server connection was not fit for use");
                 connection.retire();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CancelKey, Fault, Greeting, Protocol, ServerKey};
+use super::{CancelKey, Dialect, Fault, Greeting, PoolKey, Protocol, ServerKey};
 
 pub mod auth;
 pub mod classify;
@@ -34,6 +34,7 @@ const CLASSIFIED_TEXTS: usize = 16_384;
 
 impl Protocol for Postgres {
     const NAME: &'static str = "postgres";
+    const DIALECT: Dialect = Dialect::Postgresql;
     const DIRECT_TLS: bool = true;
     const LIMITS_QUERY: &'static str = "SELECT pg_catalog.current_setting('max_connections'), \
         pg_catalog.current_setting('superuser_reserved_connections')::int \
@@ -59,6 +60,19 @@ impl Protocol for Postgres {
 
     fn write_fault(fault: &Fault, out: &mut Vec<u8>) {
         error::write_error(fault, out);
+    }
+
+    fn fault_code(fault: &Fault) -> Box<str> {
+        error::code(fault).into()
+    }
+
+    fn database(key: &PoolKey) -> &str {
+        // The user's name is the default, as with the server itself.
+        handshake::parameter(key, "database").unwrap_or(&key.user)
+    }
+
+    fn application(key: &PoolKey) -> &str {
+        handshake::parameter(key, "application_name").unwrap_or_default()
     }
 
     fn write_query(sql: &str, out: &mut Vec<u8>) {
