@@ -186,6 +186,11 @@ impl Queue {
         pushed
     }
 
+    /// Counts events that were lost elsewhere.
+    pub(super) fn lose(&self, count: u64) {
+        self.lock().lost += count;
+    }
+
     pub(super) fn emit(&self, event: Event) -> Emitted {
         match self.push(event) {
             Ok(()) => Emitted::Done,

@@ -73,6 +73,7 @@ pub(super) fn hex(hash: &[u8]) -> String {
 }
 
 /// A compiled plugin whose imports are satisfied.
+#[derive(Clone)]
 pub(super) struct Compiled {
     pub(super) pre: wasmtime::component::InstancePre<State>,
     pub(super) exports: Exports,
