@@ -612,7 +612,10 @@ fn run(plugins: &Weak<Plugins>, inbox: &Arc<Inbox>) {
         let Some(host) = plugins.host.clone() else { return };
         match task {
             Task::Look => plugins.look(&mut stamps),
-            Task::Configure(configs) => plugins.configure(&configs),
+            Task::Configure(configs) => {
+                plugins.configure(&configs);
+                plugins.look(&mut stamps);
+            }
             Task::Reload(name, reply) => {
                 let _ = reply.send(plugins.replace(&host, &name, true));
             }

@@ -37,10 +37,8 @@ use arc_swap::ArcSwap;
 
 use self::{
     audit::Audit,
-    cache::Asked,
     engine::Machine,
     events::Queue,
-    generation::Generation,
     manage::Inbox,
     names::{Name, Names},
     slot::{Member, Observer, Verdict},
@@ -101,6 +99,7 @@ pub struct SessionNames {
     /// Client address.
     pub client: u32,
     /// What keeps the numbers valid.
+    #[expect(dead_code, reason = "held for its lifetime")]
     held: Option<Arc<[Name; 5]>>,
 }
 
