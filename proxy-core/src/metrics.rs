@@ -23,7 +23,10 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::protocol::{PinReason, PinReasons, Role};
+use crate::{
+    plugin::UserMetrics,
+    protocol::{PinReason, PinReasons, Role},
+};
 use histogram::BucketHistogram;
 
 /// What a metric's value does.
@@ -75,10 +78,35 @@ const LATENCY: &[f64] = &[
 const PINNED: &[f64] =
     &[0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1_800.0, 3_600.0, 14_400.0, 86_400.0];
 
+/// Bounds of how long a call into a plugin takes, in seconds: from a cached instance's fraction of a microsecond.
+const PLUGIN_CALL: &[f64] = &[
+    0.000_000_2,
+    0.000_000_5,
+    0.000_001,
+    0.000_002,
+    0.000_005,
+    0.000_01,
+    0.000_02,
+    0.000_05,
+    0.000_1,
+    0.000_2,
+    0.000_5,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.05,
+    0.1,
+    1.0,
+];
+
 const OF_ENDPOINT: &[&str] = &["proxy", "endpoint"];
 const OF_TARGET: &[&str] = &["proxy", "target_group", "target", "target_role"];
 /// For what must keep its series when the target's role changes.
 const OF_ADDRESS: &[&str] = &["proxy", "target"];
+
+const OF_PLUGIN: &[&str] = &["proxy", "plugin"];
+const OF_PLUGIN_HOOK: &[&str] = &["proxy", "plugin", "hook"];
 
 const fn rds(
     row: u8,
@@ -209,13 +237,55 @@ mod table {
     pub(super) const RELOADS: Metric = ours(
         "pinion_config_reloads_total", C, &["outcome"], Count,
         "Configuration reloads; outcome is applied, partial (some keys need a restart) or refused.");
+    pub(super) const PLUGIN_CALLS: Metric = ours(
+        "pinion_plugin_calls_total", C, &["proxy", "plugin", "hook", "verdict"], Count,
+        "Answers of a plugin by hook and verdict, kept ones not counted; failed is a call that did not end well or was not made because the plugin is switched off.");
+    pub(super) const PLUGIN_CALL_SECONDS: Metric = ours(
+        "pinion_plugin_call_seconds", H(PLUGIN_CALL), OF_PLUGIN_HOOK, Seconds,
+        "Time that a call into a plugin took, of one call in 16; of on-events, each.");
+    pub(super) const PLUGIN_CACHE_HITS: Metric = ours(
+        "pinion_plugin_cache_hits_total", C, OF_PLUGIN_HOOK, Count,
+        "Verdicts that were kept and given again without a call.");
+    pub(super) const PLUGIN_CACHE_DISAGREEMENTS: Metric = ours(
+        "pinion_plugin_cache_disagreements_total", C, OF_PLUGIN, Count,
+        "Times that a plugin gave another verdict than the one kept for the same fields; nothing is kept of it from then on.");
+    pub(super) const PLUGIN_TRAPS: Metric = ours(
+        "pinion_plugin_traps_total", C, &["proxy", "plugin", "kind"], Count,
+        "Calls that ended in a trap; kind is deadline, memory, panic, stack or other.");
+    pub(super) const PLUGIN_RELOADS: Metric = ours(
+        "pinion_plugin_reloads_total", C, &["proxy", "plugin", "outcome"], Count,
+        "Times that a plugin was loaded; outcome is applied, unchanged (the same file and configuration) or refused.");
+    pub(super) const PLUGIN_STATE: Metric = ours(
+        "pinion_plugin_state", G, &["proxy", "plugin", "state"], Count,
+        "1 for the state that the plugin is in, else 0; state is running, failed (never loaded) or broken (switched off).");
+    pub(super) const PLUGIN_LOG_DROPPED: Metric = ours(
+        "pinion_plugin_log_dropped_total", C, OF_PLUGIN, Count,
+        "Log lines of a plugin beyond its log_lines_per_second.");
+    pub(super) const PLUGIN_MISUSE: Metric = ours(
+        "pinion_plugin_misuse_total", C, OF_PLUGIN, Count,
+        "Changes of a metric that the plugin has not registered, or that is of another kind.");
+    pub(super) const PLUGIN_SHADOW: Metric = ours(
+        "pinion_plugin_shadow_differences_total", C, OF_PLUGIN_HOOK, Count,
+        "Verdicts in which a plugin's shadow differed from it, or failed.");
+    pub(super) const PLUGIN_EVENTS_LOST: Metric = ours(
+        "pinion_plugin_events_lost_total", C, &["proxy"], Count,
+        "Events that no observer saw because the queue was full.");
+    pub(super) const AUDIT_RECORDS: Metric = ours(
+        "pinion_audit_records_total", C, &["sink", "outcome"], Count,
+        "Audit records; outcome is written, dropped (the queue was full) or lost (not written when the process ended).");
+    pub(super) const AUDIT_ERRORS: Metric = ours(
+        "pinion_audit_errors_total", C, &["sink"], Count,
+        "Failed attempts to write to the audit sink; each is tried again.");
+    pub(super) const AUDIT_QUEUE: Metric = ours(
+        "pinion_audit_queue", G, &["sink"], Count,
+        "Audit records that wait to be written.");
     pub(super) const BUILD: Metric = ours(
         "pinion_build_info", G, &["version"], Count,
         "Always 1; the version is in the label.");
 }
 
 /// Every metric there is, RDS Proxy's first and in its order.
-pub const METRICS: [Metric; 34] = {
+pub const METRICS: [Metric; 48] = {
     use table::*;
     [
         AVAILABILITY,
@@ -251,6 +321,20 @@ pub const METRICS: [Metric; 34] = {
         RESETS,
         CANCELS,
         RELOADS,
+        PLUGIN_CALLS,
+        PLUGIN_CALL_SECONDS,
+        PLUGIN_CACHE_HITS,
+        PLUGIN_CACHE_DISAGREEMENTS,
+        PLUGIN_TRAPS,
+        PLUGIN_RELOADS,
+        PLUGIN_STATE,
+        PLUGIN_LOG_DROPPED,
+        PLUGIN_MISUSE,
+        PLUGIN_SHADOW,
+        PLUGIN_EVENTS_LOST,
+        AUDIT_RECORDS,
+        AUDIT_ERRORS,
+        AUDIT_QUEUE,
         BUILD,
     ]
 };
@@ -639,6 +723,154 @@ impl ProxyMetrics {
     }
 }
 
+/// What is counted per plugin.
+#[derive(Debug)]
+pub struct PluginMetrics {
+    /// By hook, then by verdict in the order of [`PluginMetrics::VERDICTS`].
+    calls: [Vec<Counter>; 4],
+    /// By hook.
+    seconds: [Histogram; 4],
+    /// By hook.
+    pub cache_hits: [Counter; 3],
+    /// Kept verdicts that turned out wrong.
+    pub cache_disagreements: Counter,
+    /// In the order of [`PluginMetrics::TRAPS`].
+    pub traps: [Counter; 5],
+    /// In the order of [`PluginMetrics::OUTCOMES`].
+    pub reloads: [Counter; 3],
+    /// In the order of [`PluginMetrics::STATES`].
+    states: [Gauge; 3],
+    /// Log lines beyond the limit.
+    pub log_dropped: Counter,
+    /// Changes of metrics that are not there.
+    pub misuse: Counter,
+    /// By hook.
+    pub shadow_differences: [Counter; 3],
+}
+
+impl PluginMetrics {
+    /// Hooks, in the order of `plugin::Hook`.
+    pub const HOOKS: [&'static str; 4] = ["on-query", "on-route", "on-pin", "on-events"];
+    /// What each hook can come to.
+    pub const VERDICTS: [&'static [&'static str]; 4] = [
+        &["pass", "rewrite", "reject", "failed"],
+        &["pass", "writer", "reader", "target", "reject", "failed"],
+        &["pass", "pin", "replay", "ignore", "reject", "failed"],
+        &["pass", "failed"],
+    ];
+    /// How calls end that do not end well.
+    pub const TRAPS: [&'static str; 5] = ["deadline", "memory", "panic", "stack", "other"];
+    /// What becomes of a file.
+    pub const OUTCOMES: [&'static str; 3] = ["applied", "unchanged", "refused"];
+    /// What a plugin is.
+    pub const STATES: [&'static str; 3] = ["running", "failed", "broken"];
+
+    /// The handles of one plugin; both names are from the configuration.
+    #[must_use]
+    pub fn new(proxy: &str, plugin: &str) -> Self {
+        let of_hook = |at: usize| [proxy, plugin, Self::HOOKS[at]];
+        let calls = |at: usize| {
+            let one =
+                |verdict: &&str| counter(&table::PLUGIN_CALLS, &[proxy, plugin, Self::HOOKS[at], verdict]);
+            Self::VERDICTS[at].iter().map(one).collect()
+        };
+        Self {
+            calls: std::array::from_fn(calls),
+            seconds: std::array::from_fn(|at| histogram(&table::PLUGIN_CALL_SECONDS, &of_hook(at))),
+            cache_hits: std::array::from_fn(|at| counter(&table::PLUGIN_CACHE_HITS, &of_hook(at))),
+            cache_disagreements: counter(&table::PLUGIN_CACHE_DISAGREEMENTS, &[proxy, plugin]),
+            traps: Self::TRAPS.map(|kind| counter(&table::PLUGIN_TRAPS, &[proxy, plugin, kind])),
+            reloads: Self::OUTCOMES.map(|outcome| counter(&table::PLUGIN_RELOADS, &[proxy, plugin, outcome])),
+            states: Self::STATES.map(|state| gauge(&table::PLUGIN_STATE, &[proxy, plugin, state])),
+            log_dropped: counter(&table::PLUGIN_LOG_DROPPED, &[proxy, plugin]),
+            misuse: counter(&table::PLUGIN_MISUSE, &[proxy, plugin]),
+            shadow_differences: std::array::from_fn(|at| counter(&table::PLUGIN_SHADOW, &of_hook(at))),
+        }
+    }
+
+    /// A hook came to a verdict.
+    pub fn answered(&self, hook: usize, verdict: &str) {
+        let at = Self::VERDICTS[hook].iter().position(|known| *known == verdict);
+        debug_assert!(at.is_some(), "{verdict}");
+        if let Some(at) = at {
+            self.calls[hook][at].increment(1);
+        }
+    }
+
+    /// A call took so long.
+    pub fn called(&self, hook: usize, took: Duration) {
+        self.seconds[hook].record(took);
+    }
+
+    /// The plugin is in this state now; `None` when it is gone.
+    pub fn in_state(&self, state: Option<&str>) {
+        for (name, gauge) in Self::STATES.iter().zip(&self.states) {
+            gauge.set(if state == Some(name) { 1.0 } else { 0.0 });
+        }
+    }
+}
+
+/// What is counted for all plugins of one proxy.
+#[derive(Debug)]
+pub struct PluginsMetrics {
+    /// Events that no observer saw.
+    pub events_lost: Counter,
+}
+
+impl PluginsMetrics {
+    /// The handles of one proxy, by its name in the configuration.
+    #[must_use]
+    pub fn new(proxy: &str) -> Self {
+        Self { events_lost: counter(&table::PLUGIN_EVENTS_LOST, &[proxy]) }
+    }
+}
+
+/// What is counted of the audit sink.
+#[derive(Debug)]
+pub struct AuditMetrics {
+    records: [Counter; 3],
+    errors: Counter,
+    queue: Gauge,
+}
+
+impl AuditMetrics {
+    /// The handles of a sink: `file` or `stdout`.
+    #[must_use]
+    pub fn new(sink: &'static str) -> Self {
+        let outcomes = ["written", "dropped", "lost"];
+        Self {
+            records: outcomes.map(|outcome| counter(&table::AUDIT_RECORDS, &[sink, outcome])),
+            errors: counter(&table::AUDIT_ERRORS, &[sink]),
+            queue: gauge(&table::AUDIT_QUEUE, &[sink]),
+        }
+    }
+
+    /// So many records were written.
+    pub fn written(&self, count: usize) {
+        self.records[0].increment(count as u64);
+    }
+
+    /// One found no room.
+    pub fn dropped(&self) {
+        self.records[1].increment(1);
+    }
+
+    /// So many could not be written before the end.
+    pub fn lost(&self, count: usize) {
+        self.records[2].increment(count as u64);
+    }
+
+    /// A write failed.
+    pub fn failed(&self) {
+        self.errors.increment(1);
+    }
+
+    /// So many wait now.
+    pub fn queued(&self, count: usize) {
+        self.queue.set(count as f64);
+    }
+}
+
 /// What became of a new configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReloadOutcome {
@@ -742,6 +974,7 @@ pub struct InstallError;
 pub struct Recorder {
     prometheus: PrometheusHandle,
     histograms: Arc<Histograms>,
+    plugins: Arc<UserMetrics>,
 }
 
 /// Makes the process's recorder, described and empty. Before any handle is made, and once.
@@ -760,7 +993,14 @@ impl Recorder {
     pub fn render(&self) -> String {
         let mut out = self.prometheus.render();
         self.histograms.render(&mut out);
+        self.plugins.render(&mut out);
         out
+    }
+
+    /// Where plugins' own metrics go.
+    #[must_use]
+    pub fn plugins(&self) -> Arc<UserMetrics> {
+        self.plugins.clone()
     }
 
     /// The exporter's housekeeping; call it every 5 s.
@@ -781,8 +1021,11 @@ fn recorder() -> (Recorder, Sink) {
             Kind::Histogram(_) => sink.describe_histogram(name, unit, help),
         }
     }
-    let recorder =
-        Recorder { prometheus: sink.prometheus.handle(), histograms: Arc::clone(&sink.histograms) };
+    let recorder = Recorder {
+        prometheus: sink.prometheus.handle(),
+        histograms: Arc::clone(&sink.histograms),
+        plugins: Arc::default(),
+    };
     (recorder, sink)
 }
 
@@ -910,6 +1153,9 @@ pub(crate) mod tests {
 
     /// Every handle there is.
     fn everything() -> (EndpointMetrics, TargetMetrics, ProxyMetrics, ProcessMetrics) {
+        PluginMetrics::new("p", "x");
+        PluginsMetrics::new("p");
+        AuditMetrics::new("file");
         (
             EndpointMetrics::new("p", "e"),
             TargetMetrics::new("p", "db:5432", Role::ReadWrite),

@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 use crate::{
     config::{AuthConfig, ClientAuthType, ProxyConfig, SecretSource, TargetRole},
     metrics::{CancelOutcome, EndpointMetrics, ProxyMetrics},
-    plugin::Plugins,
+    plugin::{PluginHost, Plugins},
     protocol::{CancelKey, MockKey, Protocol, Role},
     router::{self, NoTarget, Route},
     secrets::{SecretError, SecretHandle},
@@ -127,9 +127,17 @@ impl<P: Protocol> fmt::Debug for Endpoint<P> {
 }
 
 impl<P: Protocol> Proxy<P> {
-    /// A proxy that listens nowhere yet.
-    pub fn new(config: &ProxyConfig, slow_query: Option<Duration>) -> Result<Arc<Self>, SetupError> {
+    /// A proxy that listens nowhere yet. Blocks while its plugins are compiled.
+    pub fn new(
+        config: &ProxyConfig,
+        slow_query: Option<Duration>,
+        plugins: &Arc<PluginHost>,
+    ) -> Result<Arc<Self>, SetupError> {
         let shared = Arc::new(P::shared(config.pool.max_prepared_statements));
+        let know = {
+            let shared = shared.clone();
+            Arc::new(move |text: &[u8]| P::know(&shared, text))
+        };
         let tls = config.tls.as_ref().map(ClientTls::new).transpose()?;
         let targets = config.targets.iter().enumerate();
         let targets =
@@ -140,7 +148,7 @@ impl<P: Protocol> Proxy<P> {
             shared,
             tls: ArcSwapOption::new(tls.map(Arc::new)),
             mock: MockKey::random().map_err(|e| SetupError::Random(e.to_string()))?,
-            plugins: Plugins::none(),
+            plugins: Plugins::start(plugins, &config.name, &config.plugins, know),
             metrics: ProxyMetrics::new(&config.name),
             sessions: Sessions::default(),
             slow_query: ArcSwapOption::new(slow_query.map(Arc::new)),
@@ -236,6 +244,7 @@ impl<P: Protocol> Proxy<P> {
         self.tls.store(tls.map(Arc::new));
         self.users.store(Arc::new(users));
         self.slow_query.store(slow_query.map(Arc::new));
+        self.plugins.reconfigure(&config.plugins);
         self.settings.store(Arc::new(config.clone()));
         Ok(())
     }

@@ -28,6 +28,7 @@ use crate::{
     listener::{accept_loop, listen},
     logging::LevelHandle,
     metrics::{self, EndpointMetrics, ProcessMetrics, Recorder, ReloadOutcome},
+    plugin::PluginHost,
     protocol::{Protocol, postgres::Postgres},
     proxy::{DRAIN, Endpoint, Proxy, STOP, SetupError},
     shutdown::{self, Giver},
@@ -36,6 +37,8 @@ use crate::{
 
 /// For sessions to end after they were told to end now.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// For observers to be told what is still queued.
+const EVENTS_GRACE: Duration = Duration::from_secs(10);
 
 /// Why the process did not start or did not go on.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,7 @@ trait Running: Send + Sync {
     fn clients(&self) -> usize;
     fn close(&self);
     fn emptied(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    fn finish(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
 struct Served<P: Protocol> {
@@ -129,6 +133,10 @@ impl<P: Protocol> Running for Served<P> {
     fn emptied(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(self.proxy.sessions.empty())
     }
+
+    fn finish(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.proxy.plugins.shut_down())
+    }
 }
 
 /// All proxies of the process.
@@ -173,10 +181,16 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
     let mut inherited = Inherited::take();
     let mut tasks: Vec<JoinHandle<()>> = Vec::new();
     let mut fleet: Vec<Box<dyn Running>> = Vec::new();
+    let workers = config
+        .worker_threads
+        .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
+        .unwrap_or(1);
+    let plugins = PluginHost::new(&config.plugins, config.audit.as_ref(), workers, recorder.plugins())
+        .map_err(RunError::System)?;
     for proxy in &config.proxies {
         let served = match proxy.engine_family {
             EngineFamily::Postgresql => {
-                serve::<Postgres>(proxy, &config.log, &mut inherited, &stop_accepting, &mut tasks)?
+                serve::<Postgres>(proxy, &config.log, &plugins, &mut inherited, &stop_accepting, &mut tasks)?
             }
             EngineFamily::Mysql => return Err(RunError::System("MYSQL is not in this build".into())),
         };
@@ -213,6 +227,14 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
 
     wait_for_stop(&path, config, &fleet, &process, &level, &accepting).await?;
 
+    // Sessions have ended: what they told observers goes to plugins, and what those recorded to the audit sink.
+    for proxy in &fleet.proxies {
+        if timeout(EVENTS_GRACE, proxy.finish()).await.is_err() {
+            warn!(proxy = proxy.name(), "observers were not told of everything");
+        }
+    }
+    plugins.shut_down().await;
+
     for task in tasks {
         task.abort();
         let _ = task.await;
@@ -228,11 +250,12 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
 fn serve<P: Protocol>(
     config: &ProxyConfig,
     log: &LogConfig,
+    plugins: &Arc<PluginHost>,
     inherited: &mut Inherited,
     stop: &shutdown::Signal,
     tasks: &mut Vec<JoinHandle<()>>,
 ) -> Result<Box<dyn Running>, RunError> {
-    let proxy = Proxy::<P>::new(config, log.slow_query)
+    let proxy = Proxy::<P>::new(config, log.slow_query, plugins)
         .map_err(|source| RunError::Setup { proxy: config.name.clone(), source: Box::new(source) })?;
     let mut endpoints = Vec::new();
     for endpoint in &config.endpoints {

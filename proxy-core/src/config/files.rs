@@ -110,6 +110,16 @@ pub(super) fn check_roots(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks that there is a regular file that can be opened.
+pub(super) fn check_readable(path: &Path) -> Result<(), String> {
+    let refused = |error: std::io::Error| format!("cannot be read: {error}");
+    // Asked before opening: opening a named pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(refused)?.is_file() {
+        return Err("is not a file".to_owned());
+    }
+    std::fs::File::open(path).map(drop).map_err(refused)
+}
+
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {

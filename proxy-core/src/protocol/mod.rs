@@ -46,6 +46,8 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     fn write_welcome(greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>);
     /// A fault for a client that is between requests, in its login, or not to be kept.
     fn write_fault(fault: &Fault, out: &mut Vec<u8>);
+    /// What a text is, without a session: its digest, its facts, and the hint in its comments.
+    fn know(shared: &Self::Shared, text: &[u8]) -> (u128, Arc<Facts>, String);
     /// The code that [`Self::write_fault`] sends.
     fn fault_code(fault: &Fault) -> Box<str>;
     /// The database that connections of `key` lead to.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CancelKey, Dialect, Fault, Greeting, PoolKey, Protocol, ServerKey};
+use super::{CancelKey, Dialect, Facts, Fault, Greeting, PoolKey, Protocol, ServerKey};
 
 pub mod auth;
 pub mod classify;
@@ -55,6 +55,12 @@ impl Protocol for Postgres {
             statements: Arc::default(),
             max_prepared,
         }
+    }
+
+    fn know(shared: &Shared, text: &[u8]) -> (u128, Arc<Facts>, String) {
+        let mode = classify::LexMode::default();
+        let known = shared.classifier.facts(text, mode);
+        (known.digest, known.facts, classify::hint(text, mode).to_owned())
     }
 
     fn write_welcome(greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>) {
