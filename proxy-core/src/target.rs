@@ -32,7 +32,7 @@ const LIMITS_EVERY: u32 = 30;
 /// One database server.
 pub struct Target<P: Protocol> {
     /// `host:port`, an IPv6 address in brackets; a metric label.
-    pub name: String,
+    pub name: Arc<str>,
     /// Its place in the configuration.
     pub index: usize,
     /// Host name or address.
@@ -108,7 +108,7 @@ impl<P: Protocol> Target<P> {
         };
         Ok(Arc::new(Self {
             metrics: TargetMetrics::new(proxy, &name, Role::Unknown),
-            name,
+            name: name.into(),
             index,
             host: config.host.clone(),
             port: config.port,
@@ -181,8 +181,8 @@ impl<P: Protocol> Target<P> {
         let stats = self.pool.stats();
         serde_json::json!({
             "proxy": proxy,
-            "name": self.name,
-            "address": self.name,
+            "name": &*self.name,
+            "address": &*self.name,
             "role": self.role().name(),
             "state": health.state,
             "reason": health.reason,

@@ -45,7 +45,7 @@ use self::{
     wit::Needs,
 };
 pub use self::{
-    events::{Completion, Emitted, Event, Role, SessionEvent},
+    events::{Completion, Emitted, Event, SessionEvent},
     load::LoadError,
     manage::{PluginStatus, ReloadOutcome},
     user_metrics::UserMetrics,
