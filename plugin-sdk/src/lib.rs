@@ -138,10 +138,13 @@ pub trait Plugin: Sized + 'static {
 pub struct NoConfig {}
 
 /// Makes a type that implements [`Plugin`] the plugin of this crate. Once per crate; does nothing unless the target is
-/// WebAssembly. The plugin's name and version are the crate's.
+/// WebAssembly, but see that the type fits. The plugin's name and version are the crate's.
 #[macro_export]
 macro_rules! export {
     ($plugin:ty) => {
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: fn() = $crate::__private::is_a_plugin::<$plugin>;
+
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             impl $crate::__private::Named for $plugin {
@@ -155,13 +158,17 @@ macro_rules! export {
 }
 
 /// What [`export!`] needs to name.
-#[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub mod __private {
+    #[cfg(target_arch = "wasm32")]
     pub use crate::{
         bindings::__export_component as export_component,
         guest::{Component, Named},
     };
+
+    /// Natively nothing calls a plugin; naming it keeps the compiler from calling all of it dead code.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn is_a_plugin<P: crate::Plugin>() {}
 }
 
 /// Reads a configuration from JSON. The error names the setting by its path, not by a place in JSON that no operator

@@ -1,8 +1,7 @@
 //! A host for `cargo test`: statements to ask a plugin about, and what it logged, counted, stored and recorded.
 //!
 //! It is as strict as the real host where that finds mistakes: a hook that was not subscribed to is not called, what was
-//! not asked for in [`Needs`](crate::Needs) is empty, and a cached hook sees its [`CacheBy`](crate::CacheBy) fields
-//! alone. It knows no SQL, so facts and tables are what the test says; how the real grammar reads a text is a matter for
+//! not asked for in [`Needs`] is empty, and a cached hook sees its [`CacheBy`](crate::CacheBy) fields alone. It knows no SQL, so facts and tables are what the test says; how the real grammar reads a text is a matter for
 //! test vectors (`pinion plugin test`).
 //!
 //! ```

@@ -18,25 +18,21 @@ macro_rules! rejecting {
     ($verdict:ident) => {
         impl $verdict {
             /// Answers with an error that says `message`.
-            #[must_use]
             pub fn reject(message: impl Into<String>) -> Self {
                 Self::Reject(Rejection { message: message.into(), ..Rejection::default() })
             }
 
             /// Gives a rejection its SQLSTATE. Does nothing to any other verdict.
-            #[must_use]
             pub fn sqlstate(self, sqlstate: impl Into<String>) -> Self {
                 self.map(|rejection| rejection.sqlstate = sqlstate.into())
             }
 
             /// Gives a rejection MySQL's error number. Does nothing to any other verdict.
-            #[must_use]
             pub fn code(self, code: u16) -> Self {
                 self.map(|rejection| rejection.code = code)
             }
 
             /// Tells the client what it could do instead. Does nothing to any other verdict.
-            #[must_use]
             pub fn hint(self, hint: impl Into<String>) -> Self {
                 self.map(|rejection| rejection.hint = hint.into())
             }

@@ -1,7 +1,8 @@
 //! Pinion, a database proxy that multiplexes many clients over few server connections.
 //!
 //! Data flows one way: [`listener`] accepts, [`handshake`] finds out who it is, [`session`] serves request after
-//! request, borrowing from the [`pool`] of a [`target`] the [`server`] connection that each one needs. What is
+//! request, borrowing from the [`pool`] of the [`target`] that the [`router`] chooses the [`server`] connection that each one
+//! needs. What is
 //! particular to a database protocol stands behind the seam in [`protocol`].
 #![deny(unsafe_code)]
 

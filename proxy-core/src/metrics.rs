@@ -11,7 +11,10 @@ mod histogram;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,7 +25,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 
 use crate::{
     plugin::UserMetrics,
-    protocol::{PinReason, PinReasons},
+    protocol::{PinReason, PinReasons, Role},
 };
 use histogram::BucketHistogram;
 
@@ -206,6 +209,9 @@ mod table {
     pub(super) const UP: Metric = ours(
         "pinion_target_up", G, OF_ADDRESS, Count,
         "1 when the last health check of the target passed, else 0.");
+    pub(super) const ROLE: Metric = ours(
+        "pinion_target_role", G, &["proxy", "target", "role"], Count,
+        "1 for the role that the target was last found in, 0 for the others.");
     pub(super) const RESETS: Metric = ours(
         "pinion_connection_resets_total", C, &["proxy", "target", "cause"], Count,
         "Server connections reset before another client may have them; cause is pinned or tainted.");
@@ -263,7 +269,7 @@ mod table {
 }
 
 /// Every metric there is, RDS Proxy's first and in its order.
-pub const METRICS: [Metric; 47] = {
+pub const METRICS: [Metric; 48] = {
     use table::*;
     [
         AVAILABILITY,
@@ -295,6 +301,7 @@ pub const METRICS: [Metric; 47] = {
         PINNED_SECONDS,
         WAITING,
         UP,
+        ROLE,
         RESETS,
         CANCELS,
         RELOADS,
@@ -445,11 +452,37 @@ impl EndpointMetrics {
 
 /// What is counted per target.
 ///
-/// Gauges that the pool knows better than any event (borrowed, in transaction, pinned, waiting, allowed) have no
-/// methods: set them before a scrape.
+/// Most series carry the target's role. When it changes, counting goes on in the series of the new role, and the
+/// gauges of the old one go to 0. Gauges that are read rather than counted are set before a scrape.
 #[derive(Debug)]
 pub struct TargetMetrics {
-    /// `AvailabilityPercentage`, row 1; give it to [`Availability::new`].
+    proxy: String,
+    target: String,
+    /// By role, made when the target is first found in it.
+    by_role: [OnceLock<RoleMetrics>; Role::ALL.len()],
+    /// Index into `by_role`.
+    current: AtomicU8,
+    /// Keeps a scrape from setting gauges of a role that is being left.
+    setting: Mutex<()>,
+    /// Server connections open, with TLS and in all.
+    open_tls: AtomicUsize,
+    open: AtomicUsize,
+    /// 1 for the current role.
+    pub target_role: [Gauge; Role::ALL.len()],
+    /// Clients now waiting for a server connection.
+    pub pool_waiting: Gauge,
+    /// 1 when the last health check passed, else 0.
+    pub target_up: Gauge,
+    /// Resets of connections that had been pinned.
+    pub resets_pinned: Counter,
+    /// Resets of connections that were tainted.
+    pub resets_tainted: Counter,
+}
+
+/// What is counted per target and role.
+#[derive(Debug)]
+pub struct RoleMetrics {
+    /// `AvailabilityPercentage`, row 1; give it to [`Availability`].
     pub availability_percentage: Gauge,
     /// `DatabaseConnectionRequests`, row 9.
     pub database_connection_requests: Counter,
@@ -473,32 +506,11 @@ pub struct TargetMetrics {
     pub max_database_connections_allowed: Gauge,
     /// `QueryDatabaseResponseLatency`, row 20, by target; seconds.
     pub target_response_latency: Histogram,
-    /// Clients now waiting for a server connection.
-    pub pool_waiting: Gauge,
-    /// 1 when the last health check passed, else 0.
-    pub target_up: Gauge,
-    /// Resets of connections that had been pinned.
-    pub resets_pinned: Counter,
-    /// Resets of connections that were tainted.
-    pub resets_tainted: Counter,
 }
 
-/// Why a server connection had to be reset before another client may have it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ResetCause {
-    /// It had been pinned.
-    Pinned,
-    /// It might hold state that nobody saw.
-    Tainted,
-}
-
-impl TargetMetrics {
-    /// The handles of one target: `target` is its `host:port` as configured, `role` is `READ_WRITE`, `READ_ONLY` or
-    /// `UNKNOWN`.
-    #[must_use]
-    pub fn new(proxy: &str, target: &str, role: &'static str) -> Self {
-        let labels = [proxy, TARGET_GROUP, target, role];
-        let address = [proxy, target];
+impl RoleMetrics {
+    fn new(proxy: &str, target: &str, role: Role) -> Self {
+        let labels = [proxy, TARGET_GROUP, target, role.name()];
         Self {
             availability_percentage: gauge(&table::AVAILABILITY, &labels),
             database_connection_requests: counter(&table::SERVER_REQUESTS, &labels),
@@ -512,47 +524,143 @@ impl TargetMetrics {
             database_connections_with_tls: gauge(&table::SERVERS_TLS, &labels),
             max_database_connections_allowed: gauge(&table::SERVERS_ALLOWED, &labels),
             target_response_latency: histogram(&table::TARGET_LATENCY, &labels),
+        }
+    }
+
+    /// The target is not in this role any more. Its availability there is not 0 but nothing to be spoken of.
+    fn leave(&self) {
+        self.availability_percentage.set(f64::NAN);
+        for gauge in [
+            &self.database_connections,
+            &self.database_connections_currently_borrowed,
+            &self.database_connections_currently_in_transaction,
+            &self.database_connections_currently_session_pinned,
+            &self.database_connections_with_tls,
+            &self.max_database_connections_allowed,
+        ] {
+            gauge.set(0.0);
+        }
+    }
+}
+
+/// What is read rather than counted, at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TargetGauges {
+    /// Server connections held by a client.
+    pub borrowed: usize,
+    /// Most server connections.
+    pub allowed: usize,
+    /// Clients in line.
+    pub waiting: usize,
+    /// Server connections in a transaction.
+    pub in_transaction: usize,
+    /// Server connections pinned.
+    pub pinned: usize,
+}
+
+/// Why a server connection had to be reset before another client may have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetCause {
+    /// It had been pinned.
+    Pinned,
+    /// It might hold state that nobody saw.
+    Tainted,
+}
+
+impl TargetMetrics {
+    /// The handles of one target: `target` is its `host:port` as configured.
+    #[must_use]
+    pub fn new(proxy: &str, target: &str, role: Role) -> Self {
+        let address = [proxy, target];
+        let metrics = Self {
+            by_role: Default::default(),
+            current: AtomicU8::new(role as u8),
+            setting: Mutex::default(),
+            open_tls: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            target_role: Role::ALL.map(|role| gauge(&table::ROLE, &[proxy, target, role.name()])),
             pool_waiting: gauge(&table::WAITING, &address),
             target_up: gauge(&table::UP, &address),
             resets_pinned: counter(&table::RESETS, &[proxy, target, "pinned"]),
             resets_tainted: counter(&table::RESETS, &[proxy, target, "tainted"]),
+            proxy: proxy.to_owned(),
+            target: target.to_owned(),
+        };
+        metrics.now();
+        metrics
+    }
+
+    /// Those of the role that the target has now.
+    pub fn now(&self) -> &RoleMetrics {
+        self.of(self.current.load(Ordering::Relaxed))
+    }
+
+    fn of(&self, role: u8) -> &RoleMetrics {
+        let role = usize::from(role);
+        self.by_role[role].get_or_init(|| RoleMetrics::new(&self.proxy, &self.target, Role::ALL[role]))
+    }
+
+    /// The target was found in this role.
+    pub fn found(&self, role: Role) {
+        let _setting = self.setting.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.current.swap(role as u8, Ordering::Relaxed);
+        if before != role as u8 {
+            self.of(before).leave();
+            self.of(role as u8);
         }
+        for (known, gauge) in Role::ALL.into_iter().zip(&self.target_role) {
+            gauge.set(f64::from(u8::from(known == role)));
+        }
+    }
+
+    /// Sets the gauges before a scrape.
+    pub fn set(&self, gauges: TargetGauges) {
+        let _setting = self.setting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool_waiting.set(gauges.waiting as f64);
+        let now = self.now();
+        now.database_connections.set(self.open.load(Ordering::Relaxed) as f64);
+        now.database_connections_with_tls.set(self.open_tls.load(Ordering::Relaxed) as f64);
+        now.database_connections_currently_borrowed.set(gauges.borrowed as f64);
+        now.database_connections_currently_in_transaction.set(gauges.in_transaction as f64);
+        now.database_connections_currently_session_pinned.set(gauges.pinned as f64);
+        now.max_database_connections_allowed.set(gauges.allowed as f64);
     }
 
     /// A server connection is being opened, `tls` when it asks for TLS.
     pub fn connecting(&self, tls: bool) {
-        self.database_connection_requests.increment(1);
+        let now = self.now();
+        now.database_connection_requests.increment(1);
         if tls {
-            self.database_connection_requests_with_tls.increment(1);
+            now.database_connection_requests_with_tls.increment(1);
         }
     }
 
     /// It is open and logged in, `tls` when it uses TLS.
     pub fn connected(&self, tls: bool) {
-        self.database_connections_setup_succeeded.increment(1);
-        self.database_connections.increment(1.0);
+        self.now().database_connections_setup_succeeded.increment(1);
+        self.open.fetch_add(1, Ordering::Relaxed);
         if tls {
-            self.database_connections_with_tls.increment(1.0);
+            self.open_tls.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// It could not be opened.
+    /// It could not be opened, or not set up.
     pub fn connect_failed(&self) {
-        self.database_connections_setup_failed.increment(1);
+        self.now().database_connections_setup_failed.increment(1);
     }
 
     /// An open one closed, by either side; once for every [`connected`](Self::connected), with the same `tls`.
     pub fn disconnected(&self, tls: bool) {
-        self.database_connections.decrement(1.0);
+        self.open.fetch_sub(1, Ordering::Relaxed);
         if tls {
-            self.database_connections_with_tls.decrement(1.0);
+            self.open_tls.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// The target answered a request; `database` is what
     /// [`query_finished`](EndpointMetrics::query_finished) was told.
     pub fn responded(&self, database: Duration) {
-        self.target_response_latency.record(database);
+        self.now().target_response_latency.record(database);
     }
 
     /// A server connection was reset.
@@ -813,6 +921,11 @@ impl Availability {
         Self { gauge, started: Instant::now(), slots: [Slot::default(); 60] }
     }
 
+    /// From now on it is `gauge` that is set: the target's role has changed.
+    pub fn shown_by(&mut self, gauge: Gauge) {
+        self.gauge = gauge;
+    }
+
     /// Takes in the outcome of one health check and sets the gauge, 0 to 100.
     pub fn record(&mut self, ok: bool) {
         let percent = self.record_at(self.started.elapsed(), ok);
@@ -1030,7 +1143,7 @@ pub(crate) mod tests {
         AuditMetrics::new("file");
         (
             EndpointMetrics::new("p", "e"),
-            TargetMetrics::new("p", "db:5432", "READ_WRITE"),
+            TargetMetrics::new("p", "db:5432", Role::ReadWrite),
             ProxyMetrics::new("p"),
             ProcessMetrics::new(),
         )
@@ -1187,7 +1300,10 @@ pub(crate) mod tests {
     fn a_target_counts_its_connections_and_resets() {
         let (recorder, (_, target, ..)) = recorded(everything);
         let labels = "{proxy=\"p\",target_group=\"default\",target=\"db:5432\",target_role=\"READ_WRITE\"}";
-        let of_target = |name: &str| value(&recorder.render(), &format!("pinion_{name}{labels}"));
+        let of_target = |name: &str| {
+            target.set(TargetGauges::default());
+            value(&recorder.render(), &format!("pinion_{name}{labels}"))
+        };
         target.connecting(true);
         target.connected(true);
         target.connecting(false);
@@ -1206,6 +1322,38 @@ pub(crate) mod tests {
         let resets = "pinion_connection_resets_total{proxy=\"p\",target=\"db:5432\",cause=";
         assert_eq!(value(&recorder.render(), &format!("{resets}\"tainted\"}}")), 1.0);
         assert_eq!(value(&recorder.render(), &format!("{resets}\"pinned\"}}")), 0.0);
+    }
+
+    #[test]
+    fn a_target_that_changes_its_role_is_counted_on_under_the_new_one() {
+        let ((recorder, sink), target) = (recorder(), std::cell::OnceCell::new());
+        metrics::with_local_recorder(&sink, || {
+            let target = target.get_or_init(|| TargetMetrics::new("p", "db:5432", Role::ReadWrite));
+            target.found(Role::ReadWrite);
+            target.connected(true);
+            target.set(TargetGauges { borrowed: 1, allowed: 9, ..TargetGauges::default() });
+            target.found(Role::ReadOnly);
+            target.connected(false);
+            target.set(TargetGauges { borrowed: 2, allowed: 9, ..TargetGauges::default() });
+        });
+        let text = recorder.render();
+        for (name, before, after) in [
+            ("database_connections", 0.0, 2.0),
+            ("database_connections_with_tls", 0.0, 1.0),
+            ("database_connections_currently_borrowed", 0.0, 2.0),
+            ("max_database_connections_allowed", 0.0, 9.0),
+            ("database_connections_setup_succeeded_total", 1.0, 1.0),
+        ] {
+            for (role, want) in [("READ_WRITE", before), ("READ_ONLY", after)] {
+                let labels =
+                    format!("proxy=\"p\",target_group=\"default\",target=\"db:5432\",target_role=\"{role}\"");
+                assert_eq!(value(&text, &format!("pinion_{name}{{{labels}}}")), want, "{name} {role}");
+            }
+        }
+        for (role, want) in [("READ_WRITE", 0.0), ("READ_ONLY", 1.0), ("UNKNOWN", 0.0)] {
+            let series = format!("pinion_target_role{{proxy=\"p\",target=\"db:5432\",role=\"{role}\"}}");
+            assert_eq!(value(&text, &series), want);
+        }
     }
 
     #[test]
@@ -1274,7 +1422,7 @@ pub(crate) mod tests {
     #[test]
     fn availability_sets_its_gauge() {
         let (recorder, (_, target, ..)) = recorded(everything);
-        let mut availability = Availability::new(target.availability_percentage.clone());
+        let mut availability = Availability::new(target.now().availability_percentage.clone());
         availability.record(true);
         let labels = "proxy=\"p\",target_group=\"default\",target=\"db:5432\",target_role=\"READ_WRITE\"";
         assert_eq!(value(&recorder.render(), &format!("pinion_availability_percentage{{{labels}}}")), 100.0);

@@ -20,7 +20,10 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{self, Readiness},
+    admin::{
+        self, Readiness,
+        api::{self, Control},
+    },
     config::{Config, EngineFamily, LogConfig, ProxyConfig},
     listener::{accept_loop, listen},
     logging::LevelHandle,
@@ -44,7 +47,7 @@ pub enum RunError {
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// As configured.
-        address: SocketAddr,
+        address: String,
         /// The system's word.
         source: std::io::Error,
     },
@@ -67,6 +70,7 @@ trait Running: Send + Sync {
     fn reconfigure(&self, config: &ProxyConfig, log: &LogConfig) -> Result<(), SetupError>;
     fn trouble(&self) -> Option<String>;
     fn before_scrape(&self);
+    fn targets(&self) -> Vec<serde_json::Value>;
     fn every_second(&self, now: Instant);
     fn signal_all(&self, signal: u8);
     fn clients(&self) -> usize;
@@ -96,13 +100,15 @@ impl<P: Protocol> Running for Served<P> {
     }
 
     fn trouble(&self) -> Option<String> {
-        let why = self.proxy.target.trouble()?;
-        Some(format!("proxy {}: target {}: {why}", self.proxy.name, self.proxy.target.name))
+        self.proxy.trouble(self.endpoints.iter().map(|endpoint| endpoint.role))
     }
 
     fn before_scrape(&self) {
-        self.proxy.target.before_scrape();
-        self.proxy.sweep(Instant::now());
+        self.proxy.before_scrape();
+    }
+
+    fn targets(&self) -> Vec<serde_json::Value> {
+        self.proxy.targets.iter().map(|target| target.describe(&self.proxy.name)).collect()
     }
 
     fn every_second(&self, now: Instant) {
@@ -119,7 +125,9 @@ impl<P: Protocol> Running for Served<P> {
     }
 
     fn close(&self) {
-        self.proxy.target.pool.close();
+        for target in &self.proxy.targets {
+            target.pool.close();
+        }
     }
 
     fn emptied(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
@@ -158,6 +166,12 @@ impl Readiness for Fleet {
     }
 }
 
+impl Control for Fleet {
+    fn targets(&self) -> Vec<serde_json::Value> {
+        self.proxies.iter().flat_map(|proxy| proxy.targets()).collect()
+    }
+}
+
 /// Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. SIGHUP reads the configuration again.
 pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<(), RunError> {
     let recorder = Arc::new(metrics::install().map_err(|e| RunError::System(e.to_string()))?);
@@ -184,7 +198,8 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
     let mut metrics_task = None;
     if let Some(metrics) = &config.metrics {
         let address = metrics.listen;
-        let listener = listen(address).map_err(|source| RunError::Listen { address, source })?;
+        let listener =
+            listen(address).map_err(|source| RunError::Listen { address: address.to_string(), source })?;
         info!(address = %listener.local_addr().unwrap_or(address), "metrics listener ready");
         let mut stop = stop_serving.clone();
         let stopped = async move { stop.given().await };
@@ -194,6 +209,15 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
             fleet.clone() as Arc<dyn Readiness>,
             stopped,
         )));
+    }
+    let mut admin_task = None;
+    if let Some(admin) = &config.admin {
+        let listener = api::Listener::open(admin)
+            .map_err(|source| RunError::Listen { address: admin.listen.to_string(), source })?;
+        info!(address = listener.address(), "admin listener ready");
+        let mut stop = stop_serving.clone();
+        let stopped = async move { stop.given().await };
+        admin_task = Some(tokio::spawn(listener.serve(fleet.clone() as Arc<dyn Control>, stopped)));
     }
     tasks.push(tokio::spawn(housekeeping(fleet.clone(), recorder)));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -214,7 +238,7 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
         let _ = task.await;
     }
     serving.give();
-    if let Some(task) = metrics_task {
+    for task in [metrics_task, admin_task].into_iter().flatten() {
         let _ = task.await;
     }
     Ok(())
@@ -236,7 +260,9 @@ fn serve<P: Protocol>(
         let address = endpoint.listen;
         let listener = match inherited.find(address) {
             Some(listener) => listener,
-            None => listen(address).map_err(|source| RunError::Listen { address, source })?,
+            None => {
+                listen(address).map_err(|source| RunError::Listen { address: address.to_string(), source })?
+            }
         };
         let bound = listener.local_addr().unwrap_or(address);
         info!(proxy = %config.name, endpoint = %endpoint.name, address = %bound, protocol = P::NAME, "endpoint ready");
@@ -244,13 +270,16 @@ fn serve<P: Protocol>(
             name: endpoint.name.clone(),
             metrics: EndpointMetrics::new(&config.name, &endpoint.name),
             proxy: proxy.clone(),
+            role: endpoint.target_role,
             allow: arc_swap::ArcSwap::from_pointee(endpoint.allow.clone()),
         });
         tasks.push(tokio::spawn(accept_loop(listener, endpoint.clone(), stop.clone())));
         endpoints.push(endpoint);
     }
-    tasks.push(tokio::spawn(monitor(proxy.clone(), proxy.target.clone())));
-    tasks.push(tokio::spawn(reap(proxy.target.clone())));
+    for target in &proxy.targets {
+        tasks.push(tokio::spawn(monitor(proxy.clone(), target.clone())));
+        tasks.push(tokio::spawn(reap(target.clone())));
+    }
     Ok(Box::new(Served { proxy, endpoints }))
 }
 

@@ -137,7 +137,7 @@ impl<P: Protocol> ServerConnection<P> {
         let now = Instant::now();
         let settings = target.settings();
         let peer = stream.peer();
-        let cancellable = Arc::new(Cancellable::new(state.key().clone(), peer));
+        let cancellable = Arc::new(Cancellable::new(state.key().clone(), target.index, peer));
         let mut connection = Box::new(Self {
             stream,
             state,
@@ -157,7 +157,7 @@ impl<P: Protocol> ServerConnection<P> {
         if connection.slot.is_some()
             && let Err(error) = connection.run_init_query().await
         {
-            target.metrics.database_connections_setup_failed.increment(1);
+            target.metrics.connect_failed();
             connection.retire();
             return Err(error);
         }

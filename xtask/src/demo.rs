@@ -58,6 +58,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
         percent: PERCENT,
         max_clients: 1000,
         certificate: Some((&certificate, &key)),
+        more: String::new(),
     };
     let mut pinion = Pinion::start(&binary, directory.path(), &settings)?;
 

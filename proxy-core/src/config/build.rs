@@ -11,10 +11,10 @@ use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
-    AuditConfig, AuditSink, AuthConfig, ClientAuthType, Config, ConfigErrors, EndpointConfig, EngineFamily,
-    Env, FailureMode, Grants, LogConfig, LogFormat, MetricsConfig, OnFailure, PluginConfig, PluginsConfig,
-    PoolConfig, Profile, ProxyConfig, SecretSource, ServerTlsConfig, TargetConfig, TargetRole, TlsMode,
-    WhenFull,
+    AdminConfig, AdminListen, AuditConfig, AuditSink, AuthConfig, ClientAuthType, Config, ConfigErrors,
+    EndpointConfig, EngineFamily, Env, FailureMode, Grants, LogConfig, LogFormat, MetricsConfig, OnFailure,
+    PluginConfig, PluginsConfig, PoolConfig, Profile, ProxyConfig, SecretSource, ServerTlsConfig,
+    TargetConfig, TargetRole, TlsMode, TokenSource, WhenFull,
     files::{self, TlsFault},
     reader::{Document, Section, boolean, duration, integer, integer_in, json, refuse_repeats, text, word},
     schema::Key,
@@ -44,6 +44,11 @@ fn whole(root: &Section<'_>) -> Option<Config> {
     } else {
         Some(None)
     };
+    let admin = if root.has("admin") {
+        root.table("admin").and_then(|section| admin(&section)).map(Some)
+    } else {
+        Some(None)
+    };
     let plugins = root.table("plugins").and_then(|section| plugins(&section));
     let audit = if root.has("audit") {
         root.table("audit").and_then(|section| audit(&section)).map(Some)
@@ -58,6 +63,7 @@ fn whole(root: &Section<'_>) -> Option<Config> {
         drain_timeout: drain_timeout?,
         log: log?,
         metrics: metrics?,
+        admin: admin?,
         plugins: plugins?,
         audit: audit?,
         proxies: proxies?,
@@ -74,6 +80,65 @@ fn log(section: &Section<'_>) -> Option<LogConfig> {
 fn metrics(section: &Section<'_>) -> Option<MetricsConfig> {
     let listen = listen(section);
     Some(MetricsConfig { listen: listen? })
+}
+
+fn admin(section: &Section<'_>) -> Option<AdminConfig> {
+    let listen = section.get("listen", |key, value| admin_address(section, &text(key, value)?));
+    let token = if section.has("token") {
+        section.table("token").and_then(|section| token(&section)).map(Some)
+    } else {
+        Some(None)
+    };
+    if let Some(AdminListen::Tcp(address)) = listen {
+        section.claim("listen", address);
+        if !section.has("token") {
+            let allowed = "token = { file = \"…\" } or { env = \"…\" }, or a Unix socket";
+            section.refuse("listen", "would let in anyone on this machine, since there is no token", allowed);
+        }
+    }
+    Some(AdminConfig { listen: listen?, token: token? })
+}
+
+fn admin_address(section: &Section<'_>, given: &str) -> Result<AdminListen, String> {
+    match given.strip_prefix("unix:") {
+        Some("") => Err("names no socket".to_owned()),
+        Some(path) if path.contains('\0') => Err("has a NUL".to_owned()),
+        Some(path) => Ok(AdminListen::Unix(section.document.base_dir.join(path))),
+        None => match given.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(AdminListen::Tcp(address)),
+            Ok(_) => Err(format!(
+                "{given:?} is beyond loopback, and TLS for this listener is not in this build yet"
+            )),
+            Err(_) => Err(format!("{given:?} is not an address")),
+        },
+    }
+}
+
+fn token(section: &Section<'_>) -> Option<TokenSource> {
+    match (section.has("file"), section.has("env")) {
+        (true, false) => {
+            let file = path(section, "file")?;
+            if let Err(what) = files::read_token_file(&file) {
+                refuse_file(section, "file", &what);
+            }
+            Some(TokenSource::File(file))
+        }
+        (false, true) => {
+            let variable = section.get("env", |key, value| variable(text(key, value)?))?;
+            let found = (section.document.env)(&variable);
+            let read = found
+                .map_or(Err("is not set".to_owned()), |value| files::read_token(value.as_encoded_bytes()));
+            if let Err(what) = read {
+                refuse_file(section, "env", &what);
+            }
+            Some(TokenSource::Env(variable))
+        }
+        (some, _) => {
+            let what = if some { "names more than one token" } else { "names no token" };
+            section.refuse_table(what, "{ file = \"…\" } or { env = \"…\" }");
+            None
+        }
+    }
 }
 
 fn plugins(section: &Section<'_>) -> Option<PluginsConfig> {
@@ -220,9 +285,7 @@ fn proxy(section: &Section<'_>, has_audit: bool) -> Option<ProxyConfig> {
     let auth = all(&auth_sections, |section| auth(section, require_tls));
     let pool = section.table("pool").and_then(|section| pool(&section));
     let target_sections = section.tables("target");
-    for second in target_sections.iter().skip(1) {
-        second.refuse_table("a second target is not in this build yet", "one [[proxy.target]]");
-    }
+    refuse_repeats(&target_sections, "address");
     let targets = all(&target_sections, target);
     let endpoint_sections = section.tables("endpoint");
     refuse_repeats(&endpoint_sections, "name");

@@ -1,8 +1,8 @@
 //! What a reload changes, and what it has to leave.
 
 use super::{
-    AuditConfig, AuthConfig, ClientAuthType, Config, EndpointConfig, LogConfig, PluginConfig, PluginsConfig,
-    PoolConfig, ProxyConfig, ServerTlsConfig, TargetConfig,
+    AdminConfig, AuditConfig, AuthConfig, ClientAuthType, Config, EndpointConfig, LogConfig, PluginConfig,
+    PluginsConfig, PoolConfig, ProxyConfig, ServerTlsConfig, TargetConfig,
     reader::{join, step},
     schema::{Reload, key},
 };
@@ -22,7 +22,7 @@ impl Config {
     /// their order does not matter; one that comes or goes is named as a whole.
     pub fn changes(&self, new: &Self) -> Changes {
         // Taken apart in full here and below, so that a new field cannot be forgotten.
-        let Self { worker_threads, drain_timeout, log, metrics, plugins, audit, proxies } = self;
+        let Self { worker_threads, drain_timeout, log, metrics, admin, plugins, audit, proxies } = self;
         let LogConfig { format, level, slow_query } = log;
         let mut changes = Changes::default();
         changes.compare("", "", "worker_threads", worker_threads, &new.worker_threads);
@@ -31,6 +31,7 @@ impl Config {
         changes.compare("log", "log", "level", level, &new.log.level);
         changes.compare("log", "log", "slow_query", slow_query, &new.log.slow_query);
         changes.compare("metrics", "metrics", "listen", metrics, &new.metrics);
+        changes.admin(admin.as_ref(), new.admin.as_ref());
         let PluginsConfig { cache_directory, event_queue } = plugins;
         changes.compare("plugins", "plugins", "cache_directory", cache_directory, &new.plugins.cache_directory);
         changes.compare("plugins", "plugins", "event_queue", event_queue, &new.plugins.event_queue);
@@ -56,6 +57,7 @@ impl Config {
             drain_timeout: new.drain_timeout,
             log: LogConfig { format: self.log.format, ..new.log.clone() },
             metrics: self.metrics.clone(),
+            admin: self.admin.clone(),
             plugins: self.plugins.clone(),
             audit: self.audit.clone(),
             proxies: self.proxies.iter().map(reload).collect(),
@@ -188,6 +190,14 @@ impl Changes {
         self.compare("proxy.monitor", &path, "database", monitor_database, &new.monitor_database);
     }
 
+    fn admin(&mut self, old: Option<&AdminConfig>, new: Option<&AdminConfig>) {
+        let listen = |admin: &AdminConfig| admin.listen.clone();
+        self.compare("admin", "admin", "listen", &old.map(listen), &new.map(listen));
+        if let (Some(AdminConfig { listen: _, token }), Some(new)) = (old, new) {
+            self.compare("admin", "admin", "token", token, &new.token);
+        }
+    }
+
     fn pool(&mut self, path: &str, old: &PoolConfig, new: &PoolConfig) {
         let PoolConfig {
             max_connections_percent,
@@ -296,7 +306,11 @@ impl Changes {
         if !same_addresses {
             return self.note("proxy.target", "address", join(&path, "address"));
         }
-        for (TargetConfig { host: _, port: _, tls, ca }, new) in old.iter().zip(&new.targets) {
+        for (at, (TargetConfig { host: _, port: _, tls, ca }, new)) in
+            old.iter().zip(&new.targets).enumerate()
+        {
+            // Counted as the reader's messages do.
+            let path = if at == 0 { path.clone() } else { format!("{path}[{}]", at + 1) };
             self.compare("proxy.target", &path, "tls", tls, &new.tls);
             self.compare("proxy.target", &path, "ca", ca, &new.ca);
         }

@@ -47,6 +47,24 @@ pub(super) fn check_secret(json: &[u8], username: &str) -> Result<(), String> {
     }
 }
 
+/// Reads a file that holds a token and nothing else but white space around it.
+pub(super) fn read_token_file(path: &Path) -> Result<Zeroizing<String>, String> {
+    read_token(&read(path, SECRET_BYTES)?)
+}
+
+/// Takes a token out of a text. The message never shows it.
+pub(super) fn read_token(text: &[u8]) -> Result<Zeroizing<String>, String> {
+    let token = text.trim_ascii();
+    match std::str::from_utf8(token) {
+        Ok(token)
+            if token.bytes().all(|byte| byte.is_ascii_graphic()) && (16..=512).contains(&token.len()) =>
+        {
+            Ok(Zeroizing::new(token.to_owned()))
+        }
+        _ => Err("is no token".to_owned()),
+    }
+}
+
 /// Which of the two files is at fault.
 pub(super) enum TlsFault {
     Certificate(String),

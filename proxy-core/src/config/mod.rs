@@ -33,6 +33,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where Prometheus reads; `None` switches the listener off.
     pub metrics: Option<MetricsConfig>,
+    /// The admin API; `None` switches it off.
+    pub admin: Option<AdminConfig>,
     /// What all plugins share.
     pub plugins: PluginsConfig,
     /// Where audit records of plugins go; `None` is nowhere.
@@ -66,6 +68,55 @@ pub enum LogFormat {
 pub struct MetricsConfig {
     /// `/metrics`, `/healthz`, `/readyz`.
     pub listen: SocketAddr,
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// Where the API listens.
+    pub listen: AdminListen,
+    /// What callers must show; always there with a TCP address.
+    pub token: Option<TokenSource>,
+}
+
+/// An address of the admin API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminListen {
+    /// A Unix socket, for the user that Pinion runs as.
+    Unix(PathBuf),
+    /// On loopback.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for AdminListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
+/// Where the admin API's token is kept: text, white space around it ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    /// A file.
+    File(PathBuf),
+    /// An environment variable.
+    Env(String),
+}
+
+impl TokenSource {
+    /// Reads the token. The error never shows it.
+    pub fn read(&self) -> Result<zeroize::Zeroizing<String>, String> {
+        match self {
+            Self::File(path) => files::read_token_file(path),
+            Self::Env(name) => match std::env::var_os(name) {
+                Some(value) => files::read_token(value.as_encoded_bytes()),
+                None => Err("is not set".to_owned()),
+            },
+        }
+    }
 }
 
 /// The database protocol spoken on both sides of one proxy.

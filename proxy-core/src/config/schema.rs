@@ -103,9 +103,9 @@ impl Word for TlsMode {
 }
 
 impl Word for TargetRole {
-    const WORDS: &'static [(&'static str, Self)] = &[("READ_WRITE", Self::ReadWrite)];
-    const ALLOWED: &'static str = r#""READ_WRITE""#;
-    const LATER: &'static [&'static str] = &["READ_ONLY"];
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("READ_WRITE", Self::ReadWrite), ("READ_ONLY", Self::ReadOnly)];
+    const ALLOWED: &'static str = r#""READ_WRITE" or "READ_ONLY""#;
 }
 
 impl Word for WhenFull {
@@ -141,6 +141,8 @@ pub(super) fn key(section: &str, name: &str) -> &'static Key {
 }
 
 const ADDRESS: &str = r#"an IP address and a port such as "127.0.0.1:6432" or "[::1]:6432""#;
+const ADMIN_ADDRESS: &str =
+    r#""unix:" and the path of a socket, or a loopback address and a port such as "127.0.0.1:9931""#;
 const NAME: &str = "letters and digits with single hyphens between, a letter first, 1 to 63 long";
 const PG_NAME: &str = "1 to 63 bytes, no NUL";
 const COUNT: Kind = Kind::Integer(1, 1_000_000);
@@ -165,16 +167,22 @@ pub(super) const KEYS: &[Key] = {
         key("", "drain_timeout", Duration("0s", "1h"), Value(r#""30s""#), Live),
         key("", "log", Table("a table with format, level, slow_query"), Said("its defaults"), Below),
         key("", "metrics", Table("a table with listen"), Said("no metrics listener"), Below),
+        key("", "admin", Table("a table with listen and token"), Said("no admin API"), Below),
         key("", "plugins", Table("a table with cache_directory, event_queue"), Said("its defaults"), Below),
         key("", "audit", Table("a table with file, rotate_bytes, keep, queue, when_full"), Said("no audit sink"), Below),
         key("", "proxy", Tables("one or more [[proxy]]"), Required, Restart),
-        key("", "admin", Later("the admin API"), Said("none"), Restart),
 
         key("log", "format", Word(allowed_words::<LogFormat>), Value(r#""text""#), Restart),
         key("log", "level", Text("off, error, warn, info, debug or trace, or a list such as \"info,pinion=debug\""), Value(r#""info""#), Live),
         key("log", "slow_query", Duration("0s", "1h"), Said("none is logged"), Live),
 
         key("metrics", "listen", Text(ADDRESS), Required, Restart),
+
+        key("admin", "listen", Text(ADMIN_ADDRESS), Required, Restart),
+        key("admin", "token", Table("{ file = \"…\" } or { env = \"…\" }"), Said("none; a TCP address needs one"), Restart),
+
+        key("admin.token", "file", Text("the path of a file with 16 to 512 printable ASCII characters"), Said("none"), Restart),
+        key("admin.token", "env", Text("the name of an environment variable with 16 to 512 printable ASCII characters"), Said("none"), Restart),
 
         key("plugins", "cache_directory", Text("the path of a directory that is ours alone; made when its parent is there"), Said("plugins are compiled at each start"), Restart),
         key("plugins", "event_queue", Integer(16, 1_000_000), Value("8192"), Restart),
@@ -198,7 +206,7 @@ pub(super) const KEYS: &[Key] = {
         key("proxy", "tls", Table("{ certificate = \"…\", key = \"…\" }"), Said("no TLS is offered"), Live),
         key("proxy", "auth", Tables("one or more [[proxy.auth]]"), Required, Live),
         key("proxy", "pool", Table("a table [proxy.pool]"), Said("its defaults"), Below),
-        key("proxy", "target", Tables("one [[proxy.target]]"), Required, Restart),
+        key("proxy", "target", Tables("one or more [[proxy.target]]"), Required, Restart),
         key("proxy", "endpoint", Tables("one or more [[proxy.endpoint]]"), Required, Restart),
         key("proxy", "monitor", Table("{ username = \"…\", database = \"…\" }"), Said("its defaults"), Below),
         key("proxy", "default_auth_scheme", Later("IAM authentication"), Said("none"), Restart),

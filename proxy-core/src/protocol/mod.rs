@@ -17,7 +17,9 @@ pub mod postgres;
 mod vocabulary;
 
 pub use postgres::scram::MockKey;
-pub use vocabulary::{Dialect, Facts, Fault, FaultKind, PinReason, PinReasons, Severity, StatementKind, Tx};
+pub use vocabulary::{
+    Dialect, Facts, Fault, FaultKind, PinReason, PinReasons, Role, Severity, StatementKind, Tx,
+};
 
 /// One database protocol.
 pub trait Protocol: Sized + Send + Sync + 'static {
@@ -67,6 +69,8 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     /// Reads the server's connection limits: one row of two numbers, `max_connections` and how many of those are
     /// reserved.
     const LIMITS_QUERY: &'static str;
+    /// Asks the server what it is: one row with a [`Role::name`]. Sent every second, so it should be cheap.
+    const ROLE_QUERY: &'static str;
 }
 
 /// What tells server connections apart that may not stand in for each other: user, and everything fixed at login.

@@ -13,6 +13,33 @@ pub enum Tx {
     Failed,
 }
 
+/// What a database server is, as it says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Role {
+    /// It takes writes.
+    ReadWrite = 0,
+    /// It follows another and takes reads only.
+    ReadOnly = 1,
+    /// Not found out yet.
+    Unknown = 2,
+}
+
+impl Role {
+    /// All roles, in declaration order.
+    pub const ALL: [Self; 3] = [Self::ReadWrite, Self::ReadOnly, Self::Unknown];
+
+    /// The stable name: metric label, log field, and what a server's answer is read from.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ReadWrite => "READ_WRITE",
+            Self::ReadOnly => "READ_ONLY",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+}
+
 /// Why a session must keep its server connection. Names are stable: metric labels and log fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]

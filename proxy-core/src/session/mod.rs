@@ -21,7 +21,7 @@ use crate::{
     config::Profile,
     metrics::ResetCause,
     plugin::{Decision, SessionNames},
-    pool::{PoolId, Pooled},
+    pool::Pooled,
     protocol::{
         ClientEvent, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError, ServerEvent,
         ServerState, Severity, Statement, StatementKind, Tracker, Tx,
@@ -35,9 +35,11 @@ use crate::{
 
 pub mod borrow;
 pub mod cancel;
+pub(crate) mod place;
 mod policy;
 
 use crate::buffer::Pipe;
+use place::Places;
 
 /// Answers that may wait for a client to read them before it is read no further.
 const MAX_UNHEARD_BYTES: usize = 64 * 1024;
@@ -115,7 +117,10 @@ pub struct Session<P: Protocol> {
     pub(crate) down: Pipe,
     pub(crate) tracker: P::Tracker,
     pub(crate) key: Arc<PoolKey>,
-    pub(crate) pool: PoolId,
+    /// The pools joined so far, one a target.
+    pub(crate) places: Places,
+    /// Where policy wants the next request to run.
+    pub(crate) route: Route,
     /// `currval` and `lastval` have been seen in this pool.
     pub(crate) session_functions: Arc<AtomicBool>,
     /// The server connection held, be it for a request, a transaction or a pin.
@@ -134,8 +139,6 @@ pub struct Session<P: Protocol> {
     wants_answer: bool,
     /// As plugins know it.
     names: SessionNames,
-    /// Where policy wants the next request to run.
-    pub(crate) route: Route,
     /// For observers; `None` while there are none.
     notes: Option<Box<policy::Notes>>,
     /// What is set again on each connection that serves this client.
@@ -184,7 +187,7 @@ impl<P: Protocol> Session<P> {
         down: Pipe,
         tracker: P::Tracker,
         key: Arc<PoolKey>,
-        pool: PoolId,
+        places: Places,
         session_functions: Arc<AtomicBool>,
         names: SessionNames,
     ) -> Self {
@@ -197,7 +200,8 @@ impl<P: Protocol> Session<P> {
             down,
             tracker,
             key,
-            pool,
+            places,
+            route: Route::Endpoint,
             session_functions,
             link: None,
             forgetting: false,
@@ -209,14 +213,13 @@ impl<P: Protocol> Session<P> {
             sent: None,
             wants_answer: false,
             names,
-            route: Route::Endpoint,
             notes: None,
             settings: None,
         }
     }
 
     /// Serves the client to its end.
-    pub async fn run(mut self) {
+    pub async fn run(mut self: Box<Self>) {
         let ended = self.serve().await;
         // Boxed, as are other rare ways below: what they need should not weigh on an idle client.
         Box::pin(self.finish(ended)).await;
@@ -669,14 +672,16 @@ impl<P: Protocol> Session<P> {
         } else if connection.cancellable.is_under_way() {
             self.release_after_cancel(connection);
         } else {
-            self.endpoint.proxy.target.pool.give_back(self.pool, connection, now);
+            let (pool, id) = self.home_of(&connection);
+            pool.give_back(id, connection, now);
         }
     }
 
     /// A cancel is on its way to this connection and might hit whoever uses it next: wait for it, then make one
     /// round trip, in which the server drops a cancel that found nothing to cancel.
-    fn release_after_cancel(&self, mut connection: Box<ServerConnection<P>>) {
-        give_back_after(&self.endpoint.proxy.target.pool, self.pool, async move {
+    fn release_after_cancel(&mut self, mut connection: Box<ServerConnection<P>>) {
+        let (pool, id) = self.home_of(&connection);
+        give_back_after(pool, id, async move {
             connection.cancellable.clone().over().await;
             match connection.probe().await {
                 Ok(()) if !connection.cancellable.is_doubtful() => Ok(connection),
@@ -786,7 +791,7 @@ impl<P: Protocol> Session<P> {
             let healthy = !matches!(ended, Err(SessionError::Server(_) | SessionError::ServerLost(_)));
             self.part_with(connection, healthy, now);
         }
-        self.endpoint.proxy.target.pool.leave(self.pool);
+        self.places.leave(&self.endpoint.proxy);
         self.endpoint.proxy.sessions.unregister(&self.handle);
         if let Err(error) = &ended {
             debug!(
@@ -803,7 +808,7 @@ impl<P: Protocol> Session<P> {
 
     /// The client is gone and its connection with whatever it left there. Only one that is quiet and outside a
     /// transaction is worth cleaning; any other closes.
-    fn part_with(&self, mut connection: Box<ServerConnection<P>>, healthy: bool, now: Instant) {
+    fn part_with(&mut self, mut connection: Box<ServerConnection<P>>, healthy: bool, now: Instant) {
         let clean = healthy
             && connection.state.is_quiet()
             && connection.state.tx() == Tx::Idle
@@ -817,7 +822,8 @@ impl<P: Protocol> Session<P> {
             return;
         }
         connection.used_by(self.handle.number, now);
-        give_back_after(&self.endpoint.proxy.target.pool, self.pool, async move {
+        let (pool, id) = self.home_of(&connection);
+        give_back_after(pool, id, async move {
             connection.cancellable.clone().over().await;
             match connection.reset(ResetCause::Pinned).await {
                 Ok(()) => Ok(connection),

@@ -7,7 +7,11 @@ use super::{
     report::{Measured, median, one_line},
     settle,
 };
-use crate::{error::Result, pgbench::Load, plugins};
+use crate::{
+    error::{Result, failed},
+    pgbench::Load,
+    plugins,
+};
 
 const MODES: [&str; 2] = ["simple", "prepared"];
 const CLIENTS: u32 = 32;
@@ -31,7 +35,10 @@ pub(super) struct Round {
 
 /// Runs all variants in turn, each round in another order.
 pub(super) fn measure(plan: &Plan, bench: &Bench<'_>) -> Result<Vec<Round>> {
-    let probe = plugins::build()?.join("fixtures/probe.wasm");
+    let built = plugins::build()?;
+    let Some(probe) = built.iter().find(|file| file.ends_with("fixtures/probe.wasm")) else {
+        return failed("the plugin that is measured was not built");
+    };
     let mut rounds = Vec::new();
     for round in 1..=plan.rounds {
         for mode in MODES {

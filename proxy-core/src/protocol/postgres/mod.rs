@@ -39,6 +39,9 @@ impl Protocol for Postgres {
     const LIMITS_QUERY: &'static str = "SELECT pg_catalog.current_setting('max_connections'), \
         pg_catalog.current_setting('superuser_reserved_connections')::int \
         + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int";
+    // A standby is in recovery until it is promoted.
+    const ROLE_QUERY: &'static str =
+        "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'READ_ONLY' ELSE 'READ_WRITE' END";
 
     type Shared = Shared;
     type Accept = handshake::PgAccept;
