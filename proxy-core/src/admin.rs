@@ -1,13 +1,14 @@
-//! The metrics listener: `/metrics`, `/healthz` and `/readyz` over HTTP/1, nothing else.
+//! The metrics listener: `/metrics`, `/healthz` and `/readyz` over HTTP/1, nothing else. The admin API is another
+//! listener, in [`api`].
 //!
 //! It answers anyone who can reach it and changes nothing. Every connection serves one request and lives at most
 //! [`CONNECTION_LIFE`], and at most [`MAX_CONNECTIONS`] are open at once, so that slow or silent clients cost a
 //! bounded amount and go away by themselves.
 
 use std::{
+    fmt,
     future::Future,
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -23,12 +24,14 @@ use axum::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Sleep, sleep},
 };
 
 use crate::metrics::Recorder;
+
+pub mod api;
 
 /// Connections served at once; more wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 32;
@@ -76,15 +79,26 @@ async fn serve_within(
     ready: Arc<dyn Readiness>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) {
+    serve_router_within(limits, listener, router(Answers { recorder, ready }), stop).await;
+}
+
+async fn serve_router_within<L>(
+    limits: Limits,
+    listener: L,
+    router: Router,
+    stop: impl Future<Output = ()> + Send + 'static,
+) where
+    L: axum::serve::Listener<Addr: fmt::Debug>,
+    L::Io: Unpin,
+{
     let permits = Arc::new(Semaphore::new(limits.connections));
     let bounded = Bounded { listener, permits, life: limits.life };
     let (stopped, told) = oneshot::channel();
-    let serving =
-        axum::serve(bounded, router(Answers { recorder, ready })).with_graceful_shutdown(async move {
-            stop.await;
-            // The receiver is gone only when `serving` ended first, and then nobody waits.
-            let _ = stopped.send(());
-        });
+    let serving = axum::serve(bounded, router).with_graceful_shutdown(async move {
+        stop.await;
+        // The receiver is gone only when `serving` ended first, and then nobody waits.
+        let _ = stopped.send(());
+    });
     let grace_over = async {
         if told.await.is_ok() {
             sleep(STOP_GRACE).await;
@@ -153,36 +167,39 @@ fn plain(status: StatusCode, content_type: &'static str, body: String) -> Respon
 }
 
 /// A listener that accepts only when it has room.
-struct Bounded {
-    listener: TcpListener,
+struct Bounded<L> {
+    listener: L,
     permits: Arc<Semaphore>,
     life: Duration,
 }
 
-impl axum::serve::Listener for Bounded {
-    type Io = Mortal;
-    type Addr = SocketAddr;
+impl<L: axum::serve::Listener> axum::serve::Listener for Bounded<L>
+where
+    L::Io: Unpin,
+{
+    type Io = Mortal<L::Io>;
+    type Addr = L::Addr;
 
-    async fn accept(&mut self) -> (Mortal, SocketAddr) {
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let room = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
         // axum's own accept waits a moment and tries again when descriptors run out.
-        let (stream, peer) = axum::serve::Listener::accept(&mut self.listener).await;
+        let (stream, peer) = self.listener.accept().await;
         (Mortal { stream, end: Box::pin(sleep(self.life)), _room: room }, peer)
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
+    fn local_addr(&self) -> io::Result<Self::Addr> {
         self.listener.local_addr()
     }
 }
 
 /// A connection that fails every read and write once its time is over.
-struct Mortal {
-    stream: TcpStream,
+struct Mortal<S> {
+    stream: S,
     end: Pin<Box<Sleep>>,
     _room: OwnedSemaphorePermit,
 }
 
-impl Mortal {
+impl<S> Mortal<S> {
     /// Also asks to be woken at the end, which is what ends a wait for a silent peer.
     fn alive(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.end.as_mut().poll(cx) {
@@ -192,7 +209,7 @@ impl Mortal {
     }
 }
 
-impl AsyncRead for Mortal {
+impl<S: AsyncRead + Unpin> AsyncRead for Mortal<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -203,7 +220,7 @@ impl AsyncRead for Mortal {
     }
 }
 
-impl AsyncWrite for Mortal {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Mortal<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.alive(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
@@ -235,10 +252,14 @@ impl AsyncWrite for Mortal {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        net::SocketAddr,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
         task::JoinHandle,
         time::timeout,
     };

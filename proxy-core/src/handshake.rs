@@ -18,7 +18,8 @@ use crate::{
         ServerState, Severity, Tracker,
     },
     proxy::{Endpoint, SessionHandle},
-    session::{Session, SessionError, borrow::Borrower},
+    router::Route,
+    session::{Session, SessionError, borrow::Borrower, place::Places},
     stream::{Stream, tune},
 };
 
@@ -68,7 +69,8 @@ pub async fn serve_client<P: Protocol>(endpoint: Arc<Endpoint<P>>, tcp: TcpStrea
     let max = endpoint.proxy.settings().max_client_connections;
     let within = endpoint.proxy.sessions.entered(max);
     let mut counted = Counted { endpoint: endpoint.clone(), tls: false };
-    // Boxed, and gone before the session begins: what a login needs should not weigh on an idle client.
+    // Boxed, and gone before the session begins: what a login needs should not weigh on an idle client. So is the
+    // session, of which the task would otherwise have a copy for each function that takes it.
     let welcomed = Box::pin(welcome(&mut counted, tcp, peer, (!within).then_some(max))).await;
     if let Some(session) = welcomed {
         session.run().await;
@@ -80,7 +82,7 @@ async fn welcome<P: Protocol>(
     tcp: TcpStream,
     peer: IpAddr,
     too_many: Option<usize>,
-) -> Option<Session<P>> {
+) -> Option<Box<Session<P>>> {
     let endpoint = counted.endpoint.clone();
     let proxy = &endpoint.proxy;
     tune(&tcp).ok()?;
@@ -112,7 +114,7 @@ async fn welcome<P: Protocol>(
         Err(ended) => Err(ended),
     };
     match outcome {
-        Ok(session) => Some(session),
+        Ok(session) => Some(Box::new(session)),
         Err(Ended::Cancel(key)) => {
             // The answer to a cancel is the close of the connection, once it has been dealt with.
             proxy.cancel(key).await;
@@ -222,22 +224,18 @@ impl Guest {
         key: PoolKey,
     ) -> Result<Session<P>, Ended> {
         let proxy = &endpoint.proxy;
-        let pool = &proxy.target.pool;
         let now = Instant::now();
         let Some(handle) = proxy.sessions.register(now) else {
             return Err(Ended::Fault(Fault::fatal(FaultKind::Internal, "Unknown error.")));
         };
         let key = Arc::new(key);
-        let (id, session_functions) = pool.join(&key);
+        let (mut places, session_functions) = Places::join(proxy, &key);
         let mut up = Pipe::with_input(std::mem::take(&mut self.input));
-        let greeting = match pool.greeting(id) {
-            Some(greeting) => Ok(greeting),
-            None => self.fetch_greeting(endpoint, &handle, &key, id, &mut up).await,
-        };
+        let greeting = self.greeting(endpoint, &handle, &key, &mut places, &mut up).await;
         let greeting = match greeting {
             Ok(greeting) => greeting,
             Err(ended) => {
-                pool.leave(id);
+                places.leave(proxy);
                 proxy.sessions.unregister(&handle);
                 return Err(ended);
             }
@@ -248,27 +246,60 @@ impl Guest {
         debug!(proxy = %proxy.name, endpoint = %endpoint.name, user = %key.user, client = handle.number, "client logged in");
         let Some(stream) = self.stream.take() else { return Err(Ended::Silent) };
         let tracker = P::Tracker::new(&key, &greeting);
-        Ok(Session::new(endpoint.clone(), handle, stream, up, down, tracker, key, id, session_functions))
+        let client = stream.peer().map(|peer| peer.ip().to_string()).unwrap_or_default();
+        let names = proxy.plugins.names(
+            handle.number,
+            &key.user,
+            P::database(&key),
+            &endpoint.name,
+            P::application(&key),
+            &client,
+        );
+        Ok(Session::new(
+            endpoint.clone(),
+            handle,
+            stream,
+            up,
+            down,
+            tracker,
+            key,
+            places,
+            session_functions,
+            names,
+        ))
     }
 
-    async fn fetch_greeting<P: Protocol>(
+    /// What a target of the endpoint's role says at login: a writer and a reader say different things.
+    async fn greeting<P: Protocol>(
         &mut self,
         endpoint: &Arc<Endpoint<P>>,
         handle: &Arc<SessionHandle>,
         key: &Arc<PoolKey>,
-        id: crate::pool::PoolId,
+        places: &mut Places,
         up: &mut Pipe,
     ) -> Result<Arc<Greeting>, Ended> {
-        let pool = &endpoint.proxy.target.pool;
+        let targets = &endpoint.proxy.targets;
         let began = Instant::now();
         let Some(client) = &mut self.stream else { return Err(Ended::Silent) };
-        let mut borrower = Borrower { endpoint, handle, key, pool: id, client, up, prefer_own: false };
-        let acquired = pool.acquire(id, None, began);
-        match borrower.wait(acquired, began).await {
+        let route = &Route::Endpoint;
+        let mut borrower =
+            Borrower { endpoint, handle, key, places, route, client, up, prefer_own: false, settings: None };
+        let first = match borrower.place() {
+            Ok(place) => {
+                if let Some(greeting) = targets[place.target].pool.greeting(place.pool) {
+                    return Ok(greeting);
+                }
+                Some((place, borrower.acquire(place, began)))
+            }
+            Err(_) => None,
+        };
+        match Box::pin(borrower.wait(first, began)).await {
             Ok(Ok(connection)) => {
+                let place = places.at(&endpoint.proxy, key, connection.target().index);
+                let pool = &targets[place.target].pool;
                 let greeting = connection.state.greeting();
-                pool.set_greeting(id, greeting.clone());
-                pool.give_back(id, connection, Instant::now());
+                pool.set_greeting(place.pool, greeting.clone());
+                pool.give_back(place.pool, connection, Instant::now());
                 Ok(greeting)
             }
             Ok(Err(mut fault)) => {
@@ -368,13 +399,13 @@ mod tests {
         size_of::<F>()
     }
 
-    /// What an idle client costs in its task, buffers and sockets aside: each byte counts ten thousand times.
+    /// What an idle client costs in its task and its session, buffers and sockets aside: each byte counts ten thousand times.
     #[test]
     fn a_session_is_small() {
         let task = size(serve_client::<Postgres>);
         let session = size_of::<Session<Postgres>>();
         let tracker = size_of::<<Postgres as Protocol>::Tracker>();
         println!("task {task}, session {session}, tracker {tracker}, pipe {}", size_of::<Pipe>());
-        assert!(task <= 2048, "task {task}, session {session}, tracker {tracker}");
+        assert!(task + session <= 1280, "task {task}, session {session}, tracker {tracker}");
     }
 }

@@ -11,7 +11,10 @@ mod histogram;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,7 +23,10 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::protocol::{PinReason, PinReasons};
+use crate::{
+    plugin::UserMetrics,
+    protocol::{PinReason, PinReasons, Role},
+};
 use histogram::BucketHistogram;
 
 /// What a metric's value does.
@@ -72,10 +78,35 @@ const LATENCY: &[f64] = &[
 const PINNED: &[f64] =
     &[0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1_800.0, 3_600.0, 14_400.0, 86_400.0];
 
+/// Bounds of how long a call into a plugin takes, in seconds: from a cached instance's fraction of a microsecond.
+const PLUGIN_CALL: &[f64] = &[
+    0.000_000_2,
+    0.000_000_5,
+    0.000_001,
+    0.000_002,
+    0.000_005,
+    0.000_01,
+    0.000_02,
+    0.000_05,
+    0.000_1,
+    0.000_2,
+    0.000_5,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.05,
+    0.1,
+    1.0,
+];
+
 const OF_ENDPOINT: &[&str] = &["proxy", "endpoint"];
 const OF_TARGET: &[&str] = &["proxy", "target_group", "target", "target_role"];
 /// For what must keep its series when the target's role changes.
 const OF_ADDRESS: &[&str] = &["proxy", "target"];
+
+const OF_PLUGIN: &[&str] = &["proxy", "plugin"];
+const OF_PLUGIN_HOOK: &[&str] = &["proxy", "plugin", "hook"];
 
 const fn rds(
     row: u8,
@@ -194,6 +225,9 @@ mod table {
     pub(super) const UP: Metric = ours(
         "pinion_target_up", G, OF_ADDRESS, Count,
         "1 when the last health check of the target passed, else 0.");
+    pub(super) const ROLE: Metric = ours(
+        "pinion_target_role", G, &["proxy", "target", "role"], Count,
+        "1 for the role that the target was last found in, 0 for the others.");
     pub(super) const RESETS: Metric = ours(
         "pinion_connection_resets_total", C, &["proxy", "target", "cause"], Count,
         "Server connections reset before another client may have them; cause is pinned or tainted.");
@@ -203,13 +237,55 @@ mod table {
     pub(super) const RELOADS: Metric = ours(
         "pinion_config_reloads_total", C, &["outcome"], Count,
         "Configuration reloads; outcome is applied, partial (some keys need a restart) or refused.");
+    pub(super) const PLUGIN_CALLS: Metric = ours(
+        "pinion_plugin_calls_total", C, &["proxy", "plugin", "hook", "verdict"], Count,
+        "Answers of a plugin by hook and verdict, kept ones not counted; failed is a call that did not end well or was not made because the plugin is switched off.");
+    pub(super) const PLUGIN_CALL_SECONDS: Metric = ours(
+        "pinion_plugin_call_seconds", H(PLUGIN_CALL), OF_PLUGIN_HOOK, Seconds,
+        "Time that a call into a plugin took, of one call in 16; of on-events, each.");
+    pub(super) const PLUGIN_CACHE_HITS: Metric = ours(
+        "pinion_plugin_cache_hits_total", C, OF_PLUGIN_HOOK, Count,
+        "Verdicts that were kept and given again without a call.");
+    pub(super) const PLUGIN_CACHE_DISAGREEMENTS: Metric = ours(
+        "pinion_plugin_cache_disagreements_total", C, OF_PLUGIN, Count,
+        "Times that a plugin gave another verdict than the one kept for the same fields; nothing is kept of it from then on.");
+    pub(super) const PLUGIN_TRAPS: Metric = ours(
+        "pinion_plugin_traps_total", C, &["proxy", "plugin", "kind"], Count,
+        "Calls that ended in a trap; kind is deadline, memory, panic, stack or other.");
+    pub(super) const PLUGIN_RELOADS: Metric = ours(
+        "pinion_plugin_reloads_total", C, &["proxy", "plugin", "outcome"], Count,
+        "Times that a plugin was loaded; outcome is applied, unchanged (the same file and configuration) or refused.");
+    pub(super) const PLUGIN_STATE: Metric = ours(
+        "pinion_plugin_state", G, &["proxy", "plugin", "state"], Count,
+        "1 for the state that the plugin is in, else 0; state is running, failed (never loaded) or broken (switched off).");
+    pub(super) const PLUGIN_LOG_DROPPED: Metric = ours(
+        "pinion_plugin_log_dropped_total", C, OF_PLUGIN, Count,
+        "Log lines of a plugin beyond its log_lines_per_second.");
+    pub(super) const PLUGIN_MISUSE: Metric = ours(
+        "pinion_plugin_misuse_total", C, OF_PLUGIN, Count,
+        "Changes of a metric that the plugin has not registered, or that is of another kind.");
+    pub(super) const PLUGIN_SHADOW: Metric = ours(
+        "pinion_plugin_shadow_differences_total", C, OF_PLUGIN_HOOK, Count,
+        "Verdicts in which a plugin's shadow differed from it, or failed.");
+    pub(super) const PLUGIN_EVENTS_LOST: Metric = ours(
+        "pinion_plugin_events_lost_total", C, &["proxy"], Count,
+        "Events that no observer saw because the queue was full.");
+    pub(super) const AUDIT_RECORDS: Metric = ours(
+        "pinion_audit_records_total", C, &["sink", "outcome"], Count,
+        "Audit records; outcome is written, dropped (the queue was full) or lost (not written when the process ended).");
+    pub(super) const AUDIT_ERRORS: Metric = ours(
+        "pinion_audit_errors_total", C, &["sink"], Count,
+        "Failed attempts to write to the audit sink; each is tried again.");
+    pub(super) const AUDIT_QUEUE: Metric = ours(
+        "pinion_audit_queue", G, &["sink"], Count,
+        "Audit records that wait to be written.");
     pub(super) const BUILD: Metric = ours(
         "pinion_build_info", G, &["version"], Count,
         "Always 1; the version is in the label.");
 }
 
 /// Every metric there is, RDS Proxy's first and in its order.
-pub const METRICS: [Metric; 33] = {
+pub const METRICS: [Metric; 48] = {
     use table::*;
     [
         AVAILABILITY,
@@ -241,9 +317,24 @@ pub const METRICS: [Metric; 33] = {
         PINNED_SECONDS,
         WAITING,
         UP,
+        ROLE,
         RESETS,
         CANCELS,
         RELOADS,
+        PLUGIN_CALLS,
+        PLUGIN_CALL_SECONDS,
+        PLUGIN_CACHE_HITS,
+        PLUGIN_CACHE_DISAGREEMENTS,
+        PLUGIN_TRAPS,
+        PLUGIN_RELOADS,
+        PLUGIN_STATE,
+        PLUGIN_LOG_DROPPED,
+        PLUGIN_MISUSE,
+        PLUGIN_SHADOW,
+        PLUGIN_EVENTS_LOST,
+        AUDIT_RECORDS,
+        AUDIT_ERRORS,
+        AUDIT_QUEUE,
         BUILD,
     ]
 };
@@ -377,11 +468,37 @@ impl EndpointMetrics {
 
 /// What is counted per target.
 ///
-/// Gauges that the pool knows better than any event (borrowed, in transaction, pinned, waiting, allowed) have no
-/// methods: set them before a scrape.
+/// Most series carry the target's role. When it changes, counting goes on in the series of the new role, and the
+/// gauges of the old one go to 0. Gauges that are read rather than counted are set before a scrape.
 #[derive(Debug)]
 pub struct TargetMetrics {
-    /// `AvailabilityPercentage`, row 1; give it to [`Availability::new`].
+    proxy: String,
+    target: String,
+    /// By role, made when the target is first found in it.
+    by_role: [OnceLock<RoleMetrics>; Role::ALL.len()],
+    /// Index into `by_role`.
+    current: AtomicU8,
+    /// Keeps a scrape from setting gauges of a role that is being left.
+    setting: Mutex<()>,
+    /// Server connections open, with TLS and in all.
+    open_tls: AtomicUsize,
+    open: AtomicUsize,
+    /// 1 for the current role.
+    pub target_role: [Gauge; Role::ALL.len()],
+    /// Clients now waiting for a server connection.
+    pub pool_waiting: Gauge,
+    /// 1 when the last health check passed, else 0.
+    pub target_up: Gauge,
+    /// Resets of connections that had been pinned.
+    pub resets_pinned: Counter,
+    /// Resets of connections that were tainted.
+    pub resets_tainted: Counter,
+}
+
+/// What is counted per target and role.
+#[derive(Debug)]
+pub struct RoleMetrics {
+    /// `AvailabilityPercentage`, row 1; give it to [`Availability`].
     pub availability_percentage: Gauge,
     /// `DatabaseConnectionRequests`, row 9.
     pub database_connection_requests: Counter,
@@ -405,32 +522,11 @@ pub struct TargetMetrics {
     pub max_database_connections_allowed: Gauge,
     /// `QueryDatabaseResponseLatency`, row 20, by target; seconds.
     pub target_response_latency: Histogram,
-    /// Clients now waiting for a server connection.
-    pub pool_waiting: Gauge,
-    /// 1 when the last health check passed, else 0.
-    pub target_up: Gauge,
-    /// Resets of connections that had been pinned.
-    pub resets_pinned: Counter,
-    /// Resets of connections that were tainted.
-    pub resets_tainted: Counter,
 }
 
-/// Why a server connection had to be reset before another client may have it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ResetCause {
-    /// It had been pinned.
-    Pinned,
-    /// It might hold state that nobody saw.
-    Tainted,
-}
-
-impl TargetMetrics {
-    /// The handles of one target: `target` is its `host:port` as configured, `role` is `READ_WRITE`, `READ_ONLY` or
-    /// `UNKNOWN`.
-    #[must_use]
-    pub fn new(proxy: &str, target: &str, role: &'static str) -> Self {
-        let labels = [proxy, TARGET_GROUP, target, role];
-        let address = [proxy, target];
+impl RoleMetrics {
+    fn new(proxy: &str, target: &str, role: Role) -> Self {
+        let labels = [proxy, TARGET_GROUP, target, role.name()];
         Self {
             availability_percentage: gauge(&table::AVAILABILITY, &labels),
             database_connection_requests: counter(&table::SERVER_REQUESTS, &labels),
@@ -444,47 +540,143 @@ impl TargetMetrics {
             database_connections_with_tls: gauge(&table::SERVERS_TLS, &labels),
             max_database_connections_allowed: gauge(&table::SERVERS_ALLOWED, &labels),
             target_response_latency: histogram(&table::TARGET_LATENCY, &labels),
+        }
+    }
+
+    /// The target is not in this role any more. Its availability there is not 0 but nothing to be spoken of.
+    fn leave(&self) {
+        self.availability_percentage.set(f64::NAN);
+        for gauge in [
+            &self.database_connections,
+            &self.database_connections_currently_borrowed,
+            &self.database_connections_currently_in_transaction,
+            &self.database_connections_currently_session_pinned,
+            &self.database_connections_with_tls,
+            &self.max_database_connections_allowed,
+        ] {
+            gauge.set(0.0);
+        }
+    }
+}
+
+/// What is read rather than counted, at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TargetGauges {
+    /// Server connections held by a client.
+    pub borrowed: usize,
+    /// Most server connections.
+    pub allowed: usize,
+    /// Clients in line.
+    pub waiting: usize,
+    /// Server connections in a transaction.
+    pub in_transaction: usize,
+    /// Server connections pinned.
+    pub pinned: usize,
+}
+
+/// Why a server connection had to be reset before another client may have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetCause {
+    /// It had been pinned.
+    Pinned,
+    /// It might hold state that nobody saw.
+    Tainted,
+}
+
+impl TargetMetrics {
+    /// The handles of one target: `target` is its `host:port` as configured.
+    #[must_use]
+    pub fn new(proxy: &str, target: &str, role: Role) -> Self {
+        let address = [proxy, target];
+        let metrics = Self {
+            by_role: Default::default(),
+            current: AtomicU8::new(role as u8),
+            setting: Mutex::default(),
+            open_tls: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            target_role: Role::ALL.map(|role| gauge(&table::ROLE, &[proxy, target, role.name()])),
             pool_waiting: gauge(&table::WAITING, &address),
             target_up: gauge(&table::UP, &address),
             resets_pinned: counter(&table::RESETS, &[proxy, target, "pinned"]),
             resets_tainted: counter(&table::RESETS, &[proxy, target, "tainted"]),
+            proxy: proxy.to_owned(),
+            target: target.to_owned(),
+        };
+        metrics.now();
+        metrics
+    }
+
+    /// Those of the role that the target has now.
+    pub fn now(&self) -> &RoleMetrics {
+        self.of(self.current.load(Ordering::Relaxed))
+    }
+
+    fn of(&self, role: u8) -> &RoleMetrics {
+        let role = usize::from(role);
+        self.by_role[role].get_or_init(|| RoleMetrics::new(&self.proxy, &self.target, Role::ALL[role]))
+    }
+
+    /// The target was found in this role.
+    pub fn found(&self, role: Role) {
+        let _setting = self.setting.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.current.swap(role as u8, Ordering::Relaxed);
+        if before != role as u8 {
+            self.of(before).leave();
+            self.of(role as u8);
         }
+        for (known, gauge) in Role::ALL.into_iter().zip(&self.target_role) {
+            gauge.set(f64::from(u8::from(known == role)));
+        }
+    }
+
+    /// Sets the gauges before a scrape.
+    pub fn set(&self, gauges: TargetGauges) {
+        let _setting = self.setting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool_waiting.set(gauges.waiting as f64);
+        let now = self.now();
+        now.database_connections.set(self.open.load(Ordering::Relaxed) as f64);
+        now.database_connections_with_tls.set(self.open_tls.load(Ordering::Relaxed) as f64);
+        now.database_connections_currently_borrowed.set(gauges.borrowed as f64);
+        now.database_connections_currently_in_transaction.set(gauges.in_transaction as f64);
+        now.database_connections_currently_session_pinned.set(gauges.pinned as f64);
+        now.max_database_connections_allowed.set(gauges.allowed as f64);
     }
 
     /// A server connection is being opened, `tls` when it asks for TLS.
     pub fn connecting(&self, tls: bool) {
-        self.database_connection_requests.increment(1);
+        let now = self.now();
+        now.database_connection_requests.increment(1);
         if tls {
-            self.database_connection_requests_with_tls.increment(1);
+            now.database_connection_requests_with_tls.increment(1);
         }
     }
 
     /// It is open and logged in, `tls` when it uses TLS.
     pub fn connected(&self, tls: bool) {
-        self.database_connections_setup_succeeded.increment(1);
-        self.database_connections.increment(1.0);
+        self.now().database_connections_setup_succeeded.increment(1);
+        self.open.fetch_add(1, Ordering::Relaxed);
         if tls {
-            self.database_connections_with_tls.increment(1.0);
+            self.open_tls.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// It could not be opened.
+    /// It could not be opened, or not set up.
     pub fn connect_failed(&self) {
-        self.database_connections_setup_failed.increment(1);
+        self.now().database_connections_setup_failed.increment(1);
     }
 
     /// An open one closed, by either side; once for every [`connected`](Self::connected), with the same `tls`.
     pub fn disconnected(&self, tls: bool) {
-        self.database_connections.decrement(1.0);
+        self.open.fetch_sub(1, Ordering::Relaxed);
         if tls {
-            self.database_connections_with_tls.decrement(1.0);
+            self.open_tls.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// The target answered a request; `database` is what
     /// [`query_finished`](EndpointMetrics::query_finished) was told.
     pub fn responded(&self, database: Duration) {
-        self.target_response_latency.record(database);
+        self.now().target_response_latency.record(database);
     }
 
     /// A server connection was reset.
@@ -528,6 +720,154 @@ impl ProxyMetrics {
     /// A cancel request was dealt with.
     pub fn cancelled(&self, outcome: CancelOutcome) {
         self.cancel_requests[outcome as usize].increment(1);
+    }
+}
+
+/// What is counted per plugin.
+#[derive(Debug)]
+pub struct PluginMetrics {
+    /// By hook, then by verdict in the order of [`PluginMetrics::VERDICTS`].
+    calls: [Vec<Counter>; 4],
+    /// By hook.
+    seconds: [Histogram; 4],
+    /// By hook.
+    pub cache_hits: [Counter; 3],
+    /// Kept verdicts that turned out wrong.
+    pub cache_disagreements: Counter,
+    /// In the order of [`PluginMetrics::TRAPS`].
+    pub traps: [Counter; 5],
+    /// In the order of [`PluginMetrics::OUTCOMES`].
+    pub reloads: [Counter; 3],
+    /// In the order of [`PluginMetrics::STATES`].
+    states: [Gauge; 3],
+    /// Log lines beyond the limit.
+    pub log_dropped: Counter,
+    /// Changes of metrics that are not there.
+    pub misuse: Counter,
+    /// By hook.
+    pub shadow_differences: [Counter; 3],
+}
+
+impl PluginMetrics {
+    /// Hooks, in the order of `plugin::Hook`.
+    pub const HOOKS: [&'static str; 4] = ["on-query", "on-route", "on-pin", "on-events"];
+    /// What each hook can come to.
+    pub const VERDICTS: [&'static [&'static str]; 4] = [
+        &["pass", "rewrite", "reject", "failed"],
+        &["pass", "writer", "reader", "target", "reject", "failed"],
+        &["pass", "pin", "replay", "ignore", "reject", "failed"],
+        &["pass", "failed"],
+    ];
+    /// How calls end that do not end well.
+    pub const TRAPS: [&'static str; 5] = ["deadline", "memory", "panic", "stack", "other"];
+    /// What becomes of a file.
+    pub const OUTCOMES: [&'static str; 3] = ["applied", "unchanged", "refused"];
+    /// What a plugin is.
+    pub const STATES: [&'static str; 3] = ["running", "failed", "broken"];
+
+    /// The handles of one plugin; both names are from the configuration.
+    #[must_use]
+    pub fn new(proxy: &str, plugin: &str) -> Self {
+        let of_hook = |at: usize| [proxy, plugin, Self::HOOKS[at]];
+        let calls = |at: usize| {
+            let one =
+                |verdict: &&str| counter(&table::PLUGIN_CALLS, &[proxy, plugin, Self::HOOKS[at], verdict]);
+            Self::VERDICTS[at].iter().map(one).collect()
+        };
+        Self {
+            calls: std::array::from_fn(calls),
+            seconds: std::array::from_fn(|at| histogram(&table::PLUGIN_CALL_SECONDS, &of_hook(at))),
+            cache_hits: std::array::from_fn(|at| counter(&table::PLUGIN_CACHE_HITS, &of_hook(at))),
+            cache_disagreements: counter(&table::PLUGIN_CACHE_DISAGREEMENTS, &[proxy, plugin]),
+            traps: Self::TRAPS.map(|kind| counter(&table::PLUGIN_TRAPS, &[proxy, plugin, kind])),
+            reloads: Self::OUTCOMES.map(|outcome| counter(&table::PLUGIN_RELOADS, &[proxy, plugin, outcome])),
+            states: Self::STATES.map(|state| gauge(&table::PLUGIN_STATE, &[proxy, plugin, state])),
+            log_dropped: counter(&table::PLUGIN_LOG_DROPPED, &[proxy, plugin]),
+            misuse: counter(&table::PLUGIN_MISUSE, &[proxy, plugin]),
+            shadow_differences: std::array::from_fn(|at| counter(&table::PLUGIN_SHADOW, &of_hook(at))),
+        }
+    }
+
+    /// A hook came to a verdict.
+    pub fn answered(&self, hook: usize, verdict: &str) {
+        let at = Self::VERDICTS[hook].iter().position(|known| *known == verdict);
+        debug_assert!(at.is_some(), "{verdict}");
+        if let Some(at) = at {
+            self.calls[hook][at].increment(1);
+        }
+    }
+
+    /// A call took so long.
+    pub fn called(&self, hook: usize, took: Duration) {
+        self.seconds[hook].record(took);
+    }
+
+    /// The plugin is in this state now; `None` when it is gone.
+    pub fn in_state(&self, state: Option<&str>) {
+        for (name, gauge) in Self::STATES.iter().zip(&self.states) {
+            gauge.set(if state == Some(name) { 1.0 } else { 0.0 });
+        }
+    }
+}
+
+/// What is counted for all plugins of one proxy.
+#[derive(Debug)]
+pub struct PluginsMetrics {
+    /// Events that no observer saw.
+    pub events_lost: Counter,
+}
+
+impl PluginsMetrics {
+    /// The handles of one proxy, by its name in the configuration.
+    #[must_use]
+    pub fn new(proxy: &str) -> Self {
+        Self { events_lost: counter(&table::PLUGIN_EVENTS_LOST, &[proxy]) }
+    }
+}
+
+/// What is counted of the audit sink.
+#[derive(Debug)]
+pub struct AuditMetrics {
+    records: [Counter; 3],
+    errors: Counter,
+    queue: Gauge,
+}
+
+impl AuditMetrics {
+    /// The handles of a sink: `file` or `stdout`.
+    #[must_use]
+    pub fn new(sink: &'static str) -> Self {
+        let outcomes = ["written", "dropped", "lost"];
+        Self {
+            records: outcomes.map(|outcome| counter(&table::AUDIT_RECORDS, &[sink, outcome])),
+            errors: counter(&table::AUDIT_ERRORS, &[sink]),
+            queue: gauge(&table::AUDIT_QUEUE, &[sink]),
+        }
+    }
+
+    /// So many records were written.
+    pub fn written(&self, count: usize) {
+        self.records[0].increment(count as u64);
+    }
+
+    /// One found no room.
+    pub fn dropped(&self) {
+        self.records[1].increment(1);
+    }
+
+    /// So many could not be written before the end.
+    pub fn lost(&self, count: usize) {
+        self.records[2].increment(count as u64);
+    }
+
+    /// A write failed.
+    pub fn failed(&self) {
+        self.errors.increment(1);
+    }
+
+    /// So many wait now.
+    pub fn queued(&self, count: usize) {
+        self.queue.set(count as f64);
     }
 }
 
@@ -596,6 +936,11 @@ impl Availability {
         Self { gauge, started: Instant::now(), slots: [Slot::default(); 60] }
     }
 
+    /// From now on it is `gauge` that is set: the target's role has changed.
+    pub fn shown_by(&mut self, gauge: Gauge) {
+        self.gauge = gauge;
+    }
+
     /// Takes in the outcome of one health check and sets the gauge, 0 to 100.
     pub fn record(&mut self, ok: bool) {
         let percent = self.record_at(self.started.elapsed(), ok);
@@ -629,6 +974,7 @@ pub struct InstallError;
 pub struct Recorder {
     prometheus: PrometheusHandle,
     histograms: Arc<Histograms>,
+    plugins: Arc<UserMetrics>,
 }
 
 /// Makes the process's recorder, described and empty. Before any handle is made, and once.
@@ -647,7 +993,14 @@ impl Recorder {
     pub fn render(&self) -> String {
         let mut out = self.prometheus.render();
         self.histograms.render(&mut out);
+        self.plugins.render(&mut out);
         out
+    }
+
+    /// Where plugins' own metrics go.
+    #[must_use]
+    pub fn plugins(&self) -> Arc<UserMetrics> {
+        self.plugins.clone()
     }
 
     /// The exporter's housekeeping; call it every 5 s.
@@ -668,8 +1021,11 @@ fn recorder() -> (Recorder, Sink) {
             Kind::Histogram(_) => sink.describe_histogram(name, unit, help),
         }
     }
-    let recorder =
-        Recorder { prometheus: sink.prometheus.handle(), histograms: Arc::clone(&sink.histograms) };
+    let recorder = Recorder {
+        prometheus: sink.prometheus.handle(),
+        histograms: Arc::clone(&sink.histograms),
+        plugins: Arc::default(),
+    };
     (recorder, sink)
 }
 
@@ -797,9 +1153,12 @@ pub(crate) mod tests {
 
     /// Every handle there is.
     fn everything() -> (EndpointMetrics, TargetMetrics, ProxyMetrics, ProcessMetrics) {
+        PluginMetrics::new("p", "x");
+        PluginsMetrics::new("p");
+        AuditMetrics::new("file");
         (
             EndpointMetrics::new("p", "e"),
-            TargetMetrics::new("p", "db:5432", "READ_WRITE"),
+            TargetMetrics::new("p", "db:5432", Role::ReadWrite),
             ProxyMetrics::new("p"),
             ProcessMetrics::new(),
         )
@@ -956,7 +1315,10 @@ pub(crate) mod tests {
     fn a_target_counts_its_connections_and_resets() {
         let (recorder, (_, target, ..)) = recorded(everything);
         let labels = "{proxy=\"p\",target_group=\"default\",target=\"db:5432\",target_role=\"READ_WRITE\"}";
-        let of_target = |name: &str| value(&recorder.render(), &format!("pinion_{name}{labels}"));
+        let of_target = |name: &str| {
+            target.set(TargetGauges::default());
+            value(&recorder.render(), &format!("pinion_{name}{labels}"))
+        };
         target.connecting(true);
         target.connected(true);
         target.connecting(false);
@@ -975,6 +1337,38 @@ pub(crate) mod tests {
         let resets = "pinion_connection_resets_total{proxy=\"p\",target=\"db:5432\",cause=";
         assert_eq!(value(&recorder.render(), &format!("{resets}\"tainted\"}}")), 1.0);
         assert_eq!(value(&recorder.render(), &format!("{resets}\"pinned\"}}")), 0.0);
+    }
+
+    #[test]
+    fn a_target_that_changes_its_role_is_counted_on_under_the_new_one() {
+        let ((recorder, sink), target) = (recorder(), std::cell::OnceCell::new());
+        metrics::with_local_recorder(&sink, || {
+            let target = target.get_or_init(|| TargetMetrics::new("p", "db:5432", Role::ReadWrite));
+            target.found(Role::ReadWrite);
+            target.connected(true);
+            target.set(TargetGauges { borrowed: 1, allowed: 9, ..TargetGauges::default() });
+            target.found(Role::ReadOnly);
+            target.connected(false);
+            target.set(TargetGauges { borrowed: 2, allowed: 9, ..TargetGauges::default() });
+        });
+        let text = recorder.render();
+        for (name, before, after) in [
+            ("database_connections", 0.0, 2.0),
+            ("database_connections_with_tls", 0.0, 1.0),
+            ("database_connections_currently_borrowed", 0.0, 2.0),
+            ("max_database_connections_allowed", 0.0, 9.0),
+            ("database_connections_setup_succeeded_total", 1.0, 1.0),
+        ] {
+            for (role, want) in [("READ_WRITE", before), ("READ_ONLY", after)] {
+                let labels =
+                    format!("proxy=\"p\",target_group=\"default\",target=\"db:5432\",target_role=\"{role}\"");
+                assert_eq!(value(&text, &format!("pinion_{name}{{{labels}}}")), want, "{name} {role}");
+            }
+        }
+        for (role, want) in [("READ_WRITE", 0.0), ("READ_ONLY", 1.0), ("UNKNOWN", 0.0)] {
+            let series = format!("pinion_target_role{{proxy=\"p\",target=\"db:5432\",role=\"{role}\"}}");
+            assert_eq!(value(&text, &series), want);
+        }
     }
 
     #[test]
@@ -1043,7 +1437,7 @@ pub(crate) mod tests {
     #[test]
     fn availability_sets_its_gauge() {
         let (recorder, (_, target, ..)) = recorded(everything);
-        let mut availability = Availability::new(target.availability_percentage.clone());
+        let mut availability = Availability::new(target.now().availability_percentage.clone());
         availability.record(true);
         let labels = "proxy=\"p\",target_group=\"default\",target=\"db:5432\",target_role=\"READ_WRITE\"";
         assert_eq!(value(&recorder.render(), &format!("pinion_availability_percentage{{{labels}}}")), 100.0);

@@ -15,17 +15,19 @@ use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use atomic_waker::AtomicWaker;
 use ipnet::IpNet;
 use subtle::ConstantTimeEq as _;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{AuthConfig, ClientAuthType, ProxyConfig, SecretSource},
+    config::{AuthConfig, ClientAuthType, ProxyConfig, SecretSource, TargetRole},
     metrics::{CancelOutcome, EndpointMetrics, ProxyMetrics},
-    protocol::{CancelKey, MockKey, Protocol},
+    plugin::{PluginHost, Plugins},
+    protocol::{CancelKey, MockKey, Protocol, Role},
+    router::{self, NoTarget, Route},
     secrets::{SecretError, SecretHandle},
     session::cancel::{Cancellable, UnderWay},
     target::Target,
-    tls::{ClientTls, TlsError},
+    tls::{ClientTls, TargetTls, TlsError},
 };
 
 /// Cancel requests served at once; each is a connection to the database.
@@ -58,12 +60,14 @@ pub struct Proxy<P: Protocol> {
     pub name: String,
     /// Statement facts and the like.
     pub shared: Arc<P::Shared>,
-    /// The database server.
-    pub target: Arc<Target<P>>,
+    /// The database servers, in the order of the configuration; at least one.
+    pub targets: Vec<Arc<Target<P>>>,
     /// Certificate shown to clients.
     pub tls: ArcSwapOption<ClientTls>,
     /// For users that do not exist.
     pub mock: MockKey,
+    /// Policy.
+    pub plugins: Arc<Plugins>,
     /// Counters.
     pub metrics: ProxyMetrics,
     /// Sessions, by the id in their cancel key.
@@ -75,7 +79,16 @@ pub struct Proxy<P: Protocol> {
     cancels: Semaphore,
     failed_logins: Mutex<FailedLogins>,
     unauthenticated: AtomicUsize,
+    /// Where writes go now: an index into `targets`, or `NO_WRITER`.
+    writer: AtomicUsize,
+    /// Whether several targets said that they are the writer; held while `writer` is found out.
+    several_writers: Mutex<bool>,
+    /// Goes up with each change of a target's role or usability.
+    changes: watch::Sender<u64>,
 }
+
+/// No target is the writer, and none may be.
+const NO_WRITER: usize = usize::MAX;
 
 /// A database user that may log in.
 #[derive(Debug, Clone)]
@@ -93,6 +106,8 @@ pub struct Endpoint<P: Protocol> {
     pub name: String,
     /// Whose.
     pub proxy: Arc<Proxy<P>>,
+    /// What its clients are here for.
+    pub role: TargetRole,
     /// Counters.
     pub metrics: EndpointMetrics,
     /// Networks that may connect; empty is everyone.
@@ -112,16 +127,28 @@ impl<P: Protocol> fmt::Debug for Endpoint<P> {
 }
 
 impl<P: Protocol> Proxy<P> {
-    /// A proxy that listens nowhere yet.
-    pub fn new(config: &ProxyConfig, slow_query: Option<Duration>) -> Result<Arc<Self>, SetupError> {
+    /// A proxy that listens nowhere yet. Blocks while its plugins are compiled.
+    pub fn new(
+        config: &ProxyConfig,
+        slow_query: Option<Duration>,
+        plugins: &Arc<PluginHost>,
+    ) -> Result<Arc<Self>, SetupError> {
         let shared = Arc::new(P::shared(config.pool.max_prepared_statements));
+        let know = {
+            let shared = shared.clone();
+            Arc::new(move |text: &[u8]| P::know(&shared, text))
+        };
         let tls = config.tls.as_ref().map(ClientTls::new).transpose()?;
-        Ok(Arc::new(Self {
+        let targets = config.targets.iter().enumerate();
+        let targets =
+            targets.map(|(at, target)| Target::new(&config.name, at, target, &config.pool, shared.clone()));
+        let proxy = Arc::new(Self {
             name: config.name.clone(),
-            target: Target::new(&config.name, &config.targets[0], &config.pool, shared.clone())?,
+            targets: targets.collect::<Result<_, _>>()?,
             shared,
             tls: ArcSwapOption::new(tls.map(Arc::new)),
             mock: MockKey::random().map_err(|e| SetupError::Random(e.to_string()))?,
+            plugins: Plugins::start(plugins, &config.name, &config.plugins, know),
             metrics: ProxyMetrics::new(&config.name),
             sessions: Sessions::default(),
             slow_query: ArcSwapOption::new(slow_query.map(Arc::new)),
@@ -130,7 +157,74 @@ impl<P: Protocol> Proxy<P> {
             cancels: Semaphore::new(MAX_CANCELS),
             failed_logins: Mutex::default(),
             unauthenticated: AtomicUsize::new(0),
-        }))
+            writer: AtomicUsize::new(NO_WRITER),
+            several_writers: Mutex::new(false),
+            changes: watch::channel(0).0,
+        });
+        proxy.targets_changed();
+        Ok(proxy)
+    }
+
+    /// Chooses the target for a request. `turn` is what tells clients apart, see [`router::choose`].
+    pub fn choose(&self, endpoint: TargetRole, route: &Route, turn: u64) -> Result<usize, NoTarget> {
+        if endpoint == TargetRole::ReadWrite && matches!(route, Route::Endpoint | Route::Writer) {
+            // The usual way, without a look at every target.
+            return match self.writer.load(Ordering::Relaxed) {
+                NO_WRITER => Err(NoTarget::Wait(Role::ReadWrite)),
+                at => Ok(at),
+            };
+        }
+        let several = self.targets.len() > 1;
+        let snapshots: Vec<_> = self.targets.iter().map(|target| target.snapshot(several)).collect();
+        router::choose(&snapshots, endpoint, route, turn)
+    }
+
+    /// To be told of every change of a target's role or usability.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// A target's role or usability has changed: finds out where writes go, and tells those who wait.
+    pub fn targets_changed(&self) {
+        let mut several = self.several_writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshots: Vec<_> = self.targets.iter().map(|target| target.snapshot(false)).collect();
+        let chosen = router::choose(&snapshots, TargetRole::ReadWrite, &Route::Writer, 0);
+        let now = chosen.unwrap_or(NO_WRITER);
+        let before = self.writer.swap(now, Ordering::Relaxed);
+        if before != now
+            && let Some(writer) = self.targets.get(now).filter(|writer| writer.role() == Role::ReadWrite)
+        {
+            info!(proxy = %self.name, target = %writer.name, "writes go to this target");
+        }
+        let writers = self.targets.iter().filter(|t| t.is_usable() && t.role() == Role::ReadWrite);
+        let names: Vec<_> = writers.map(|target| target.name.as_str()).collect();
+        if names.len() > 1 && !*several {
+            warn!(
+                proxy = %self.name, targets = names.join(", "), used = names[0],
+                "several targets say that they are the writer; the first is used"
+            );
+        }
+        *several = names.len() > 1;
+        drop(several);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Why an endpoint has no target that can be used; `None` when all have one.
+    pub fn trouble(&self, endpoints: impl IntoIterator<Item = TargetRole>) -> Option<String> {
+        let snapshots: Vec<_> = self.targets.iter().map(|target| target.snapshot(false)).collect();
+        let lacking = endpoints
+            .into_iter()
+            .find(|role| !snapshots.iter().any(|target| router::is_fit(target, *role, &Route::Endpoint)))?;
+        let role = match lacking {
+            TargetRole::ReadWrite => Role::ReadWrite,
+            TargetRole::ReadOnly => Role::ReadOnly,
+        };
+        let each = self.targets.iter().map(|target| {
+            let why = target.trouble().unwrap_or_else(|| format!("is {}", target.role().name()));
+            format!("target {}: {why}", target.name)
+        });
+        let each = each.collect::<Vec<_>>().join("; ");
+        Some(format!("proxy {}: no {} target: {each}", self.name, role.name()))
     }
 
     /// Settings as configured now.
@@ -142,10 +236,15 @@ impl<P: Protocol> Proxy<P> {
     pub fn reconfigure(&self, config: &ProxyConfig, slow_query: Option<Duration>) -> Result<(), SetupError> {
         let tls = config.tls.as_ref().map(ClientTls::new).transpose()?;
         let users = users(&config.auth, &self.users.load())?;
-        self.target.reconfigure(&config.targets[0], &config.pool)?;
+        // What can fail comes first, so that a refusal changes nothing.
+        let target_tls: Vec<_> = config.targets.iter().map(TargetTls::new).collect::<Result<_, _>>()?;
+        for (target, tls) in self.targets.iter().zip(target_tls) {
+            target.reconfigure(tls, &config.pool);
+        }
         self.tls.store(tls.map(Arc::new));
         self.users.store(Arc::new(users));
         self.slow_query.store(slow_query.map(Arc::new));
+        self.plugins.reconfigure(&config.plugins);
         self.settings.store(Arc::new(config.clone()));
         Ok(())
     }
@@ -206,7 +305,11 @@ impl<P: Protocol> Proxy<P> {
             Cancel::Signalled => return self.metrics.cancelled(CancelOutcome::Forwarded),
             Cancel::NothingRunning => return self.metrics.cancelled(CancelOutcome::NothingRunning),
         };
-        let sent = under_way.cancellable().send(&self.target).await;
+        let cancellable = under_way.cancellable();
+        let sent = match self.targets.get(cancellable.target()) {
+            Some(target) => cancellable.send(target).await,
+            None => false,
+        };
         self.metrics.cancelled(if sent { CancelOutcome::Forwarded } else { CancelOutcome::Failed });
     }
 
@@ -226,22 +329,32 @@ impl<P: Protocol> Proxy<P> {
     /// Wakes the sessions that have been idle for too long or have lived long enough.
     pub fn sweep(&self, now: Instant) {
         let settings = self.settings();
-        let mut in_transaction = 0;
-        let mut pinned = 0;
         self.sessions.for_each(|handle| {
-            match handle.activity() {
-                Activity::InTransaction => in_transaction += 1,
-                Activity::Pinned => pinned += 1,
-                Activity::Other => {}
-            }
             if handle.idle_for(now) >= settings.idle_client_timeout
                 || now.saturating_duration_since(handle.since) >= settings.max_client_lifetime
             {
                 handle.signal(CHECK);
             }
         });
-        self.target.metrics.database_connections_currently_in_transaction.set(f64::from(in_transaction));
-        self.target.metrics.database_connections_currently_session_pinned.set(f64::from(pinned));
+    }
+
+    /// Sets the gauges that are read rather than counted.
+    pub fn before_scrape(&self) {
+        let mut in_transaction = vec![0; self.targets.len()];
+        let mut pinned = vec![0; self.targets.len()];
+        self.sessions.for_each(|handle| {
+            let counts = match handle.activity() {
+                Activity::InTransaction => &mut in_transaction,
+                Activity::Pinned => &mut pinned,
+                Activity::Other => return,
+            };
+            if let Some(count) = handle.target().and_then(|target| counts.get_mut(target)) {
+                *count += 1;
+            }
+        });
+        for ((target, in_transaction), pinned) in self.targets.iter().zip(in_transaction).zip(pinned) {
+            target.before_scrape(in_transaction, pinned);
+        }
     }
 }
 
@@ -424,6 +537,14 @@ impl SessionHandle {
     pub fn let_go(&self) {
         *self.request() = Request::None;
         self.clear(CANCEL);
+    }
+
+    /// The target whose connection it holds.
+    fn target(&self) -> Option<usize> {
+        match &*self.request() {
+            Request::Held(cancellable) => Some(cancellable.target()),
+            Request::Waiting | Request::None => None,
+        }
     }
 
     /// Begins a cancel while the request cannot move on.

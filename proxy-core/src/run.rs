@@ -20,11 +20,15 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{self, Readiness},
+    admin::{
+        self, Readiness,
+        api::{self, Control},
+    },
     config::{Config, EngineFamily, LogConfig, ProxyConfig},
     listener::{accept_loop, listen},
     logging::LevelHandle,
     metrics::{self, EndpointMetrics, ProcessMetrics, Recorder, ReloadOutcome},
+    plugin::PluginHost,
     protocol::{Protocol, postgres::Postgres},
     proxy::{DRAIN, Endpoint, Proxy, STOP, SetupError},
     shutdown::{self, Giver},
@@ -33,6 +37,8 @@ use crate::{
 
 /// For sessions to end after they were told to end now.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// For observers to be told what is still queued.
+const EVENTS_GRACE: Duration = Duration::from_secs(10);
 
 /// Why the process did not start or did not go on.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +47,7 @@ pub enum RunError {
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// As configured.
-        address: SocketAddr,
+        address: String,
         /// The system's word.
         source: std::io::Error,
     },
@@ -64,11 +70,13 @@ trait Running: Send + Sync {
     fn reconfigure(&self, config: &ProxyConfig, log: &LogConfig) -> Result<(), SetupError>;
     fn trouble(&self) -> Option<String>;
     fn before_scrape(&self);
+    fn targets(&self) -> Vec<serde_json::Value>;
     fn every_second(&self, now: Instant);
     fn signal_all(&self, signal: u8);
     fn clients(&self) -> usize;
     fn close(&self);
     fn emptied(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    fn finish(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
 struct Served<P: Protocol> {
@@ -92,13 +100,15 @@ impl<P: Protocol> Running for Served<P> {
     }
 
     fn trouble(&self) -> Option<String> {
-        let why = self.proxy.target.trouble()?;
-        Some(format!("proxy {}: target {}: {why}", self.proxy.name, self.proxy.target.name))
+        self.proxy.trouble(self.endpoints.iter().map(|endpoint| endpoint.role))
     }
 
     fn before_scrape(&self) {
-        self.proxy.target.before_scrape();
-        self.proxy.sweep(Instant::now());
+        self.proxy.before_scrape();
+    }
+
+    fn targets(&self) -> Vec<serde_json::Value> {
+        self.proxy.targets.iter().map(|target| target.describe(&self.proxy.name)).collect()
     }
 
     fn every_second(&self, now: Instant) {
@@ -115,11 +125,17 @@ impl<P: Protocol> Running for Served<P> {
     }
 
     fn close(&self) {
-        self.proxy.target.pool.close();
+        for target in &self.proxy.targets {
+            target.pool.close();
+        }
     }
 
     fn emptied(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(self.proxy.sessions.empty())
+    }
+
+    fn finish(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.proxy.plugins.shut_down())
     }
 }
 
@@ -150,6 +166,12 @@ impl Readiness for Fleet {
     }
 }
 
+impl Control for Fleet {
+    fn targets(&self) -> Vec<serde_json::Value> {
+        self.proxies.iter().flat_map(|proxy| proxy.targets()).collect()
+    }
+}
+
 /// Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. SIGHUP reads the configuration again.
 pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<(), RunError> {
     let recorder = Arc::new(metrics::install().map_err(|e| RunError::System(e.to_string()))?);
@@ -159,10 +181,16 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
     let mut inherited = Inherited::take();
     let mut tasks: Vec<JoinHandle<()>> = Vec::new();
     let mut fleet: Vec<Box<dyn Running>> = Vec::new();
+    let workers = config
+        .worker_threads
+        .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
+        .unwrap_or(1);
+    let plugins = PluginHost::new(&config.plugins, config.audit.as_ref(), workers, recorder.plugins())
+        .map_err(RunError::System)?;
     for proxy in &config.proxies {
         let served = match proxy.engine_family {
             EngineFamily::Postgresql => {
-                serve::<Postgres>(proxy, &config.log, &mut inherited, &stop_accepting, &mut tasks)?
+                serve::<Postgres>(proxy, &config.log, &plugins, &mut inherited, &stop_accepting, &mut tasks)?
             }
             EngineFamily::Mysql => return Err(RunError::System("MYSQL is not in this build".into())),
         };
@@ -172,7 +200,8 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
     let mut metrics_task = None;
     if let Some(metrics) = &config.metrics {
         let address = metrics.listen;
-        let listener = listen(address).map_err(|source| RunError::Listen { address, source })?;
+        let listener =
+            listen(address).map_err(|source| RunError::Listen { address: address.to_string(), source })?;
         info!(address = %listener.local_addr().unwrap_or(address), "metrics listener ready");
         let mut stop = stop_serving.clone();
         let stopped = async move { stop.given().await };
@@ -183,18 +212,35 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
             stopped,
         )));
     }
+    let mut admin_task = None;
+    if let Some(admin) = &config.admin {
+        let listener = api::Listener::open(admin)
+            .map_err(|source| RunError::Listen { address: admin.listen.to_string(), source })?;
+        info!(address = listener.address(), "admin listener ready");
+        let mut stop = stop_serving.clone();
+        let stopped = async move { stop.given().await };
+        admin_task = Some(tokio::spawn(listener.serve(fleet.clone() as Arc<dyn Control>, stopped)));
+    }
     tasks.push(tokio::spawn(housekeeping(fleet.clone(), recorder)));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "pinion is ready");
 
     wait_for_stop(&path, config, &fleet, &process, &level, &accepting).await?;
 
+    // Sessions have ended: what they told observers goes to plugins, and what those recorded to the audit sink.
+    for proxy in &fleet.proxies {
+        if timeout(EVENTS_GRACE, proxy.finish()).await.is_err() {
+            warn!(proxy = proxy.name(), "observers were not told of everything");
+        }
+    }
+    plugins.shut_down().await;
+
     for task in tasks {
         task.abort();
         let _ = task.await;
     }
     serving.give();
-    if let Some(task) = metrics_task {
+    for task in [metrics_task, admin_task].into_iter().flatten() {
         let _ = task.await;
     }
     Ok(())
@@ -204,18 +250,21 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
 fn serve<P: Protocol>(
     config: &ProxyConfig,
     log: &LogConfig,
+    plugins: &Arc<PluginHost>,
     inherited: &mut Inherited,
     stop: &shutdown::Signal,
     tasks: &mut Vec<JoinHandle<()>>,
 ) -> Result<Box<dyn Running>, RunError> {
-    let proxy = Proxy::<P>::new(config, log.slow_query)
+    let proxy = Proxy::<P>::new(config, log.slow_query, plugins)
         .map_err(|source| RunError::Setup { proxy: config.name.clone(), source: Box::new(source) })?;
     let mut endpoints = Vec::new();
     for endpoint in &config.endpoints {
         let address = endpoint.listen;
         let listener = match inherited.find(address) {
             Some(listener) => listener,
-            None => listen(address).map_err(|source| RunError::Listen { address, source })?,
+            None => {
+                listen(address).map_err(|source| RunError::Listen { address: address.to_string(), source })?
+            }
         };
         let bound = listener.local_addr().unwrap_or(address);
         info!(proxy = %config.name, endpoint = %endpoint.name, address = %bound, protocol = P::NAME, "endpoint ready");
@@ -223,13 +272,16 @@ fn serve<P: Protocol>(
             name: endpoint.name.clone(),
             metrics: EndpointMetrics::new(&config.name, &endpoint.name),
             proxy: proxy.clone(),
+            role: endpoint.target_role,
             allow: arc_swap::ArcSwap::from_pointee(endpoint.allow.clone()),
         });
         tasks.push(tokio::spawn(accept_loop(listener, endpoint.clone(), stop.clone())));
         endpoints.push(endpoint);
     }
-    tasks.push(tokio::spawn(monitor(proxy.clone(), proxy.target.clone())));
-    tasks.push(tokio::spawn(reap(proxy.target.clone())));
+    for target in &proxy.targets {
+        tasks.push(tokio::spawn(monitor(proxy.clone(), target.clone())));
+        tasks.push(tokio::spawn(reap(target.clone())));
+    }
     Ok(Box::new(Served { proxy, endpoints }))
 }
 

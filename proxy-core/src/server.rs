@@ -25,6 +25,7 @@ use crate::{
     protocol::{Absorbed, Connect, ConnectError, ConnectStep, PoolKey, Protocol, ProtocolError, ServerState},
     secrets::{Secret, SecretHandle},
     session::cancel::Cancellable,
+    state::{Settings, Worn},
     stream::{Stream, tune},
     target::Target,
     tls::{TargetTls, end_point_of},
@@ -80,6 +81,8 @@ pub struct ServerConnection<P: Protocol> {
     pub cancellable: Arc<Cancellable>,
     /// Another client must not get it before a reset.
     pub tainted: bool,
+    /// Settings of the client it served last.
+    pub worn: Worn,
     target: Arc<Target<P>>,
     slot: Option<Slot<Self>>,
     input: Buffer,
@@ -134,12 +137,13 @@ impl<P: Protocol> ServerConnection<P> {
         let now = Instant::now();
         let settings = target.settings();
         let peer = stream.peer();
-        let cancellable = Arc::new(Cancellable::new(state.key().clone(), peer));
+        let cancellable = Arc::new(Cancellable::new(state.key().clone(), target.index, peer));
         let mut connection = Box::new(Self {
             stream,
             state,
             cancellable,
             tainted: false,
+            worn: Worn::Nothing,
             target: target.clone(),
             slot,
             input,
@@ -153,7 +157,7 @@ impl<P: Protocol> ServerConnection<P> {
         if connection.slot.is_some()
             && let Err(error) = connection.run_init_query().await
         {
-            target.metrics.database_connections_setup_failed.increment(1);
+            target.metrics.connect_failed();
             connection.retire();
             return Err(error);
         }
@@ -230,8 +234,25 @@ impl<P: Protocol> ServerConnection<P> {
         self.run_init_query().await?;
         self.target.metrics.reset(cause);
         self.tainted = false;
+        self.worn = Worn::Nothing;
         self.last_client = 0;
         self.users = Users::Nobody;
+        Ok(())
+    }
+
+    /// Makes a connection that wears nothing wear `settings`.
+    pub async fn dress(&mut self, settings: &Arc<Settings>) -> Result<(), ServerError> {
+        let mut request = Vec::new();
+        // Uncertain until all of it is done.
+        self.worn = Worn::Uncertain;
+        for statement in settings.statements() {
+            request.clear();
+            P::write_query(statement, &mut request);
+            if let (_, Some(error)) = self.exchange(&request).await? {
+                return Err(ServerError::Statement { what: "setting session state", error });
+            }
+        }
+        self.worn = Worn::Settings(settings.clone());
         Ok(())
     }
 

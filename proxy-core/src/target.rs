@@ -1,12 +1,12 @@
-//! One database server: its pool, what it allows, whether it answers.
+//! One database server: its pool, what it allows, whether it answers, whether it is the writer.
 
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -15,23 +15,26 @@ use tracing::{error, info, warn};
 
 use crate::{
     config::{PoolConfig, TargetConfig},
-    metrics::{Availability, TargetMetrics},
+    metrics::{Availability, TargetGauges, TargetMetrics},
     pool::{Pool, Pooled},
-    protocol::{PoolKey, Protocol},
+    protocol::{ConnectError, PoolKey, Protocol, Role},
     proxy::Proxy,
+    router::Snapshot,
     server::{ServerConnection, ServerError},
     tls::{TargetTls, TlsError},
 };
 
-/// How often a target is asked whether it answers.
+/// How often a target is asked what it is.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is asked what it allows; changes there need a restart of the server anyway.
 const LIMITS_EVERY: u32 = 30;
 
 /// One database server.
 pub struct Target<P: Protocol> {
-    /// `host:port`; a metric label.
+    /// `host:port`, an IPv6 address in brackets; a metric label.
     pub name: String,
+    /// Its place in the configuration.
+    pub index: usize,
     /// Host name or address.
     pub host: String,
     /// TCP port.
@@ -46,8 +49,42 @@ pub struct Target<P: Protocol> {
     settings: ArcSwap<PoolConfig>,
     /// `max_connections` less the reserved ones, as last read; 0 before.
     capacity: AtomicUsize,
+    /// A [`Role`], as last found.
+    role: AtomicU8,
     usable: AtomicBool,
-    trouble: Mutex<String>,
+    health: Mutex<Health>,
+}
+
+/// What the last check came to, for people.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// RDS Proxy's word: `REGISTERING`, `AVAILABLE` or `UNAVAILABLE`.
+    pub state: &'static str,
+    /// RDS Proxy's word for why it cannot be used: `UNREACHABLE`, `CONNECTION_FAILED` or `AUTH_FAILURE`.
+    pub reason: Option<&'static str>,
+    /// The same in full.
+    pub description: Option<String>,
+    /// Of state and role.
+    pub since: SystemTime,
+}
+
+impl Health {
+    fn is(&self, error: &ServerError) -> bool {
+        self.reason == Some(reason(error)) && self.description.as_deref() == Some(&error.to_string())
+    }
+}
+
+fn reason(error: &ServerError) -> &'static str {
+    match error {
+        ServerError::Io(_) | ServerError::Timeout => "UNREACHABLE",
+        ServerError::Secret(_) | ServerError::Connect(ConnectError::Refused { bad_secret: true, .. }) => {
+            "AUTH_FAILURE"
+        }
+        ServerError::Protocol(_)
+        | ServerError::Connect(_)
+        | ServerError::Tls(_)
+        | ServerError::Statement { .. } => "CONNECTION_FAILED",
+    }
 }
 
 impl<P: Protocol> fmt::Debug for Target<P> {
@@ -60,14 +97,19 @@ impl<P: Protocol> Target<P> {
     /// A target not yet asked anything.
     pub fn new(
         proxy: &str,
+        index: usize,
         config: &TargetConfig,
         pool: &PoolConfig,
         shared: Arc<P::Shared>,
     ) -> Result<Arc<Self>, TlsError> {
-        let name = format!("{}:{}", config.host, config.port);
+        let name = match config.host.contains(':') {
+            true => format!("[{}]:{}", config.host, config.port),
+            false => format!("{}:{}", config.host, config.port),
+        };
         Ok(Arc::new(Self {
-            metrics: TargetMetrics::new(proxy, &name, "READ_WRITE"),
+            metrics: TargetMetrics::new(proxy, &name, Role::Unknown),
             name,
+            index,
             host: config.host.clone(),
             port: config.port,
             pool: Pool::new(),
@@ -75,8 +117,14 @@ impl<P: Protocol> Target<P> {
             tls: ArcSwap::from_pointee(TargetTls::new(config)?),
             settings: ArcSwap::from_pointee(pool.clone()),
             capacity: AtomicUsize::new(0),
+            role: AtomicU8::new(Role::Unknown as u8),
             usable: AtomicBool::new(false),
-            trouble: Mutex::new("not asked yet".into()),
+            health: Mutex::new(Health {
+                state: "REGISTERING",
+                reason: None,
+                description: Some("not asked yet".into()),
+                since: SystemTime::now(),
+            }),
         }))
     }
 
@@ -90,9 +138,8 @@ impl<P: Protocol> Target<P> {
         self.settings.load_full()
     }
 
-    /// Takes over what can change live.
-    pub fn reconfigure(&self, config: &TargetConfig, pool: &PoolConfig) -> Result<(), TlsError> {
-        let tls = TargetTls::new(config)?;
+    /// Takes over what can change live: the pool's settings, and TLS as [`TargetTls::new`] has made it.
+    pub fn reconfigure(&self, tls: TargetTls, pool: &PoolConfig) {
         let renew = tls.mode() != self.tls().mode() || pool.init_query != self.settings().init_query;
         self.tls.store(Arc::new(tls));
         self.settings.store(Arc::new(pool.clone()));
@@ -100,25 +147,68 @@ impl<P: Protocol> Target<P> {
             self.pool.renew();
         }
         self.apply_budget();
-        Ok(())
+    }
+
+    /// What it was when last asked.
+    pub fn role(&self) -> Role {
+        Role::ALL[usize::from(self.role.load(Ordering::Relaxed))]
+    }
+
+    /// True when it answered when last asked.
+    pub fn is_usable(&self) -> bool {
+        self.usable.load(Ordering::Relaxed)
     }
 
     /// Why the target cannot be used; `None` when it can.
     pub fn trouble(&self) -> Option<String> {
-        if self.usable.load(Ordering::Relaxed) {
-            return None;
-        }
-        Some(self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        if self.is_usable() { None } else { self.health().description }
+    }
+
+    /// What the last check came to.
+    pub fn health(&self) -> Health {
+        self.lock_health().clone()
+    }
+
+    /// As the choice between targets sees it, without its load where nobody asks for that.
+    pub fn snapshot(&self, with_load: bool) -> Snapshot<'_> {
+        let (outstanding, capacity) = if with_load { self.pool.load() } else { (0, 0) };
+        Snapshot { name: &self.name, role: self.role(), usable: self.is_usable(), outstanding, capacity }
+    }
+
+    /// For `GET /targets`.
+    pub fn describe(&self, proxy: &str) -> serde_json::Value {
+        let health = self.health();
+        let stats = self.pool.stats();
+        serde_json::json!({
+            "proxy": proxy,
+            "name": self.name,
+            "address": self.name,
+            "role": self.role().name(),
+            "state": health.state,
+            "reason": health.reason,
+            "description": health.description,
+            "since": humantime::format_rfc3339_millis(health.since).to_string(),
+            "connections": {
+                "open": stats.open,
+                "idle": stats.idle,
+                "borrowed": stats.open.saturating_sub(stats.idle),
+                "waiting": stats.waiting,
+            },
+            "budget": stats.budget,
+            "capacity": self.capacity.load(Ordering::Relaxed),
+        })
     }
 
     /// Sets the gauges that are read rather than counted.
-    pub fn before_scrape(&self) {
+    pub fn before_scrape(&self, in_transaction: usize, pinned: usize) {
         let stats = self.pool.stats();
-        self.metrics.pool_waiting.set(stats.waiting as f64);
-        self.metrics
-            .database_connections_currently_borrowed
-            .set(stats.open.saturating_sub(stats.idle) as f64);
-        self.metrics.max_database_connections_allowed.set(stats.budget as f64);
+        self.metrics.set(TargetGauges {
+            borrowed: stats.open.saturating_sub(stats.idle),
+            allowed: stats.budget,
+            waiting: stats.waiting,
+            in_transaction,
+            pinned,
+        });
     }
 
     /// The budget: the configured share of what the target allows, less the monitor's own connection.
@@ -129,22 +219,51 @@ impl<P: Protocol> Target<P> {
         }
     }
 
-    fn note(&self, health: &mut Availability, outcome: Result<(), &ServerError>) {
-        health.record(outcome.is_ok());
+    /// Takes in what a check came to; true when role or usability is another than before.
+    fn note(&self, availability: &mut Availability, outcome: Result<Role, &ServerError>) -> bool {
+        let mut health = self.lock_health();
+        let mut changed = false;
+        if let Ok(role) = outcome {
+            let before = self.role();
+            if role != before {
+                changed = true;
+                self.role.store(role as u8, Ordering::Relaxed);
+                self.metrics.found(role);
+                availability.shown_by(self.metrics.now().availability_percentage.clone());
+                if before == Role::Unknown {
+                    info!(target = %self.name, role = role.name(), "target has a role");
+                } else {
+                    warn!(target = %self.name, role = role.name(), before = before.name(), "target changed its role");
+                    // What was said at login (`in_hot_standby`, for one) holds no more.
+                    self.pool.renew();
+                }
+            }
+        }
+        availability.record(outcome.is_ok());
         self.metrics.target_up.set(f64::from(u8::from(outcome.is_ok())));
         let was_usable = self.usable.swap(outcome.is_ok(), Ordering::Relaxed);
+        changed |= was_usable != outcome.is_ok();
         match outcome {
-            Ok(()) if !was_usable => info!(target = %self.name, "target is available"),
-            Err(error) => {
-                let text = error.to_string();
-                let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-                if was_usable || *trouble != text {
-                    error!(target = %self.name, reason = %text, "target is unavailable");
-                }
-                *trouble = text;
+            Ok(role) if !was_usable => info!(target = %self.name, role = role.name(), "target is available"),
+            Err(error) if was_usable || !health.is(error) => {
+                error!(target = %self.name, reason = %error, "target is unavailable");
+                health.state = "UNAVAILABLE";
+                health.reason = Some(reason(error));
+                health.description = Some(error.to_string());
             }
-            Ok(()) => {}
+            _ => {}
         }
+        if outcome.is_ok() {
+            (health.state, health.reason, health.description) = ("AVAILABLE", None, None);
+        }
+        if changed {
+            health.since = SystemTime::now();
+        }
+        changed
+    }
+
+    fn lock_health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -154,14 +273,16 @@ fn budget(capacity: usize, percent: u8) -> usize {
     (capacity * usize::from(percent) / 100).saturating_sub(1).max(1)
 }
 
-/// Asks the target every second whether it answers, and now and then what it allows, on a connection of its own.
+/// Asks the target every second what it is, and now and then what it allows, on a connection of its own.
 pub async fn monitor<P: Protocol>(proxy: Arc<Proxy<P>>, target: Arc<Target<P>>) {
-    let mut health = Availability::new(target.metrics.availability_percentage.clone());
+    let mut availability = Availability::new(target.metrics.now().availability_percentage.clone());
     let mut ticks = interval(HEALTH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let outcome = watch(&proxy, &target, &mut health, &mut ticks).await;
-        target.note(&mut health, Err(&outcome));
+        let outcome = watch(&proxy, &target, &mut availability, &mut ticks).await;
+        if target.note(&mut availability, Err(&outcome)) {
+            proxy.targets_changed();
+        }
         sleep(HEALTH_INTERVAL).await;
     }
 }
@@ -169,7 +290,7 @@ pub async fn monitor<P: Protocol>(proxy: Arc<Proxy<P>>, target: Arc<Target<P>>) 
 async fn watch<P: Protocol>(
     proxy: &Arc<Proxy<P>>,
     target: &Arc<Target<P>>,
-    health: &mut Availability,
+    availability: &mut Availability,
     ticks: &mut tokio::time::Interval,
 ) -> ServerError {
     let (user, database) = proxy.monitor();
@@ -186,31 +307,58 @@ async fn watch<P: Protocol>(
         Ok(connection) => connection,
         Err(error) => return error,
     };
-    let mut request = Vec::new();
-    P::write_query(P::LIMITS_QUERY, &mut request);
     for tick in 0_u32.. {
-        let asked = if tick % LIMITS_EVERY == 0 {
-            connection.exchange(&request).await.and_then(|answer| read_limits(&answer))
-        } else {
-            connection.probe().await.map(|()| 0)
-        };
-        match asked {
-            Ok(capacity) => {
-                if capacity > 0 && target.capacity.swap(capacity, Ordering::Relaxed) != capacity {
-                    target.apply_budget();
-                    let budget = target.pool.stats().budget;
-                    info!(target = %target.name, capacity, budget, "server connections allowed");
-                }
-                target.note(health, Ok(()));
-            }
+        let asked = ask(&mut connection, tick % LIMITS_EVERY == 0).await;
+        let (role, capacity) = match asked {
+            Ok(asked) => asked,
             Err(error) => {
                 connection.retire();
                 return error;
             }
+        };
+        // The role first: who waits for a connection must not get one of a server that is not what it waits for.
+        if target.note(availability, Ok(role)) {
+            proxy.targets_changed();
+        }
+        if let Some(capacity) = capacity
+            && target.capacity.swap(capacity, Ordering::Relaxed) != capacity
+        {
+            target.apply_budget();
+            let budget = target.pool.stats().budget;
+            info!(target = %target.name, capacity, budget, "server connections allowed");
         }
         ticks.tick().await;
     }
     ServerError::Timeout
+}
+
+/// One check: the role, and the capacity where wanted.
+async fn ask<P: Protocol>(
+    connection: &mut ServerConnection<P>,
+    limits: bool,
+) -> Result<(Role, Option<usize>), ServerError> {
+    let mut request = Vec::new();
+    P::write_query(P::ROLE_QUERY, &mut request);
+    let role = connection.exchange(&request).await.and_then(|answer| read_role(&answer))?;
+    if !limits {
+        return Ok((role, None));
+    }
+    request.clear();
+    P::write_query(P::LIMITS_QUERY, &mut request);
+    let capacity = connection.exchange(&request).await.and_then(|answer| read_limits(&answer))?;
+    Ok((role, Some(capacity)))
+}
+
+fn read_role((row, error): &(Vec<String>, Option<String>)) -> Result<Role, ServerError> {
+    let what = "reading the role";
+    if let Some(error) = error {
+        return Err(ServerError::Statement { what, error: error.clone() });
+    }
+    let named = |role: &Role| matches!(row.as_slice(), [name] if name == role.name());
+    Role::ALL
+        .into_iter()
+        .find(named)
+        .ok_or_else(|| ServerError::Statement { what, error: format!("{row:?} is no role") })
 }
 
 fn read_limits((row, error): &(Vec<String>, Option<String>)) -> Result<usize, ServerError> {
@@ -259,6 +407,17 @@ pub async fn reap<P: Protocol>(target: Arc<Target<P>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_role_is_read_by_its_name_and_nothing_else() {
+        let read = |row: &[&str]| read_role(&(row.iter().map(ToString::to_string).collect(), None));
+        assert_eq!(read(&["READ_WRITE"]).ok(), Some(Role::ReadWrite));
+        assert_eq!(read(&["READ_ONLY"]).ok(), Some(Role::ReadOnly));
+        for row in [&["t"][..], &[], &["READ_ONLY", "READ_ONLY"]] {
+            assert!(read(row).is_err(), "{row:?}");
+        }
+        assert!(read_role(&(vec!["READ_WRITE".into()], Some("no".into()))).is_err());
+    }
 
     #[test]
     fn the_budget_is_a_share_less_the_monitor_and_never_none() {

@@ -1,6 +1,7 @@
 //! Harness for end-to-end tests: real servers, the real proxy binary, real clients.
 //!
 //! - [`Server`]: a private PostgreSQL on a free port, started from a template and stopped on drop.
+//! - [`Cluster`]: a primary with streaming standbys.
 //! - [`Proxy`]: the `pinion` binary with a configuration written for it, in front of a server.
 //! - [`Client`]: `tokio-postgres` with the helpers that tests read well with.
 //! - [`RawClient`]: one message at a time, for what no driver would send.
@@ -13,7 +14,9 @@
 
 mod address;
 mod client;
+mod cluster;
 pub mod foreign;
+mod plugin;
 mod proxy;
 mod raw_client;
 mod raw_server;
@@ -31,7 +34,9 @@ use std::{
 
 pub use address::Address;
 pub use client::Client;
-pub use proxy::{Metrics, Proxy, ProxyBuilder, run_pinion};
+pub use cluster::Cluster;
+pub use plugin::{Plugin, replace_file};
+pub use proxy::{Metrics, Proxy, ProxyBuilder, request, run_pinion};
 pub use raw_client::{Message, RawClient, ServerError, wire};
 pub use raw_server::{Answer, RawServer};
 pub use server::{Server, ServerBuilder, Template};

@@ -11,17 +11,22 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
 };
 
-use crate::{Address, Ca, Client, RawClient, Server, client, free_port, poll, server::RESERVED, target_dir};
+use crate::{
+    Address, Ca, Client, Cluster, Plugin, RawClient, Server, client, free_port, poll, server::RESERVED,
+    target_dir, until,
+};
 
 /// The running proxy, stopped when dropped; dropping also asserts that its log tells of no panic.
 #[derive(Debug)]
 pub struct Proxy {
     dir: TempDir,
     port: u16,
+    /// Endpoints beside the default one.
+    endpoints: Vec<(String, u16)>,
     metrics_port: u16,
     ca: Option<Ca>,
     process: Child,
@@ -31,13 +36,15 @@ pub struct Proxy {
 /// How a [`Proxy`] will be started.
 #[derive(Debug)]
 pub struct ProxyBuilder {
-    target: String,
+    targets: Vec<String>,
     server_max_connections: u32,
     percent: u32,
     top: Vec<String>,
     proxy: Vec<String>,
     pool: Vec<String>,
     endpoint: Vec<String>,
+    endpoints: Vec<(String, &'static str)>,
+    admin: Vec<String>,
     target_settings: Vec<String>,
     target_ca: Option<Ca>,
     auth: Vec<(String, String, &'static str)>,
@@ -45,6 +52,7 @@ pub struct ProxyBuilder {
     log_level: String,
     tls: bool,
     notify: Option<PathBuf>,
+    plugins: Vec<Plugin>,
 }
 
 impl Proxy {
@@ -53,13 +61,15 @@ impl Proxy {
     pub fn in_front_of(server: &Server) -> ProxyBuilder {
         let scram = "POSTGRES_SCRAM_SHA_256";
         ProxyBuilder {
-            target: format!("127.0.0.1:{}", server.port()),
+            targets: vec![server.name()],
             server_max_connections: server.max_connections(),
             percent: 75,
             top: Vec::new(),
             proxy: Vec::new(),
             pool: Vec::new(),
             endpoint: Vec::new(),
+            endpoints: Vec::new(),
+            admin: Vec::new(),
             target_settings: Vec::new(),
             target_ca: None,
             auth: vec![
@@ -72,7 +82,16 @@ impl Proxy {
             log_level: "info".to_owned(),
             tls: false,
             notify: None,
+            plugins: Vec::new(),
         }
+    }
+
+    /// A proxy whose targets are all servers of a cluster, the primary first, with a `READ_ONLY` endpoint `reader`
+    /// beside the default one and with the admin API.
+    #[must_use]
+    pub fn in_front_of_cluster(cluster: &Cluster) -> ProxyBuilder {
+        let builder = Self::in_front_of(&cluster.primary).endpoint("reader", "READ_ONLY").admin();
+        cluster.standbys.iter().fold(builder, ProxyBuilder::also_target)
     }
 
     /// Where `app` finds its database through the proxy.
@@ -85,6 +104,18 @@ impl Proxy {
             password: "app-password".to_owned(),
             ca: self.ca.clone(),
         }
+    }
+
+    /// Where `app` finds its database through another endpoint.
+    #[must_use]
+    pub fn address_of(&self, endpoint: &str) -> Address {
+        let (_, port) = self.endpoints.iter().find(|(name, _)| name == endpoint).expect("such an endpoint");
+        Address { port: *port, ..self.address() }
+    }
+
+    /// A client logged in as `app` at another endpoint.
+    pub async fn connect_to(&self, endpoint: &str) -> Client {
+        Client::connect(&self.address_of(endpoint)).await.unwrap_or_else(|e| panic!("connecting: {e:?}"))
     }
 
     /// A client logged in as `app`.
@@ -137,17 +168,34 @@ impl Proxy {
         self.metrics().await.sum(name, labels)
     }
 
+    /// Status and JSON that the admin API answers; see [`ProxyBuilder::admin`].
+    pub async fn admin(&self, method: &str, path: &str) -> (u16, serde_json::Value) {
+        let socket = UnixStream::connect(self.dir.path().join("admin.sock")).await.unwrap();
+        let (status, body) = request(socket, method, path, "").await.expect("the admin API answers");
+        (status, serde_json::from_str(&body).unwrap_or_else(|e| panic!("{body}: {e}")))
+    }
+
+    /// The entry of `GET /targets` for a server.
+    pub async fn target(&self, server: &Server) -> serde_json::Value {
+        let (status, body) = self.admin("GET", "/targets").await;
+        assert_eq!(status, 200, "{body}");
+        let targets = body["targets"].as_array().unwrap();
+        targets.iter().find(|target| target["name"] == *server.name()).expect("such a target").clone()
+    }
+
+    /// Waits until `GET /targets` says of a server that it is in `state` and has `role`.
+    pub async fn target_is(&self, server: &Server, state: &str, role: &str) {
+        until(&format!("{} is {state} and {role}", server.name()), async || {
+            let target = self.target(server).await;
+            target["state"] == state && target["role"] == role
+        })
+        .await;
+    }
+
     /// Status and body of a GET from the metrics listener; `None` if nothing answers.
     pub async fn http(&self, path: &str) -> Option<(u16, String)> {
-        let mut socket = TcpStream::connect(("127.0.0.1", self.metrics_port)).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).await.ok()?;
-        let status = answer.split(' ').nth(1)?.parse().ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-        Some((status, if chunked { dechunk(body) } else { body.to_owned() }))
+        let socket = TcpStream::connect(("127.0.0.1", self.metrics_port)).await.ok()?;
+        request(socket, "GET", path, "").await
     }
 
     /// Process id.
@@ -332,6 +380,13 @@ impl ProxyBuilder {
         self
     }
 
+    /// One more policy plugin, behind those before it.
+    #[must_use]
+    pub fn plugin(mut self, plugin: Plugin) -> Self {
+        self.plugins.push(plugin);
+        self
+    }
+
     /// `log.level`.
     #[must_use]
     pub fn log_level(mut self, level: &str) -> Self {
@@ -347,10 +402,37 @@ impl ProxyBuilder {
         self
     }
 
+    /// One more target.
+    #[must_use]
+    pub fn also_target(mut self, server: &Server) -> Self {
+        self.targets.push(server.name());
+        self
+    }
+
+    /// One more endpoint, see [`Proxy::address_of`].
+    #[must_use]
+    pub fn endpoint(mut self, name: &str, role: &'static str) -> Self {
+        self.endpoints.push((name.to_owned(), role));
+        self
+    }
+
+    /// With the admin API on a Unix socket, see [`Proxy::admin`].
+    #[must_use]
+    pub fn admin(self) -> Self {
+        self.admin_setting("listen = \"unix:admin.sock\"")
+    }
+
+    /// A line of `[admin]`.
+    #[must_use]
+    pub fn admin_setting(mut self, line: &str) -> Self {
+        self.admin.push(line.to_owned());
+        self
+    }
+
     /// Another target port on loopback, such as a [`crate::RawServer`]'s.
     #[must_use]
     pub fn target_port(mut self, port: u16) -> Self {
-        self.target = format!("127.0.0.1:{port}");
+        self.targets = vec![format!("127.0.0.1:{port}")];
         self
     }
 
@@ -381,7 +463,9 @@ impl ProxyBuilder {
             fs::create_dir(dir.path().join("target")).unwrap();
             ca.issue_into(&dir.path().join("target"));
         }
-        fs::write(dir.path().join("pinion.toml"), self.config(dir.path(), port, metrics_port)).unwrap();
+        let endpoints: Vec<_> = self.endpoints.iter().map(|(name, _)| (name.clone(), free_port())).collect();
+        let config = self.config(dir.path(), port, &endpoints, metrics_port);
+        fs::write(dir.path().join("pinion.toml"), config).unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
         let mut command = if let Some(notify) = &self.notify {
             let mut python = Command::new("python3");
@@ -400,10 +484,10 @@ impl ProxyBuilder {
             .stderr(log)
             .spawn()
             .unwrap();
-        Proxy { dir, port, metrics_port, ca, process, exited: None }
+        Proxy { dir, port, endpoints, metrics_port, ca, process, exited: None }
     }
 
-    fn config(&self, dir: &Path, port: u16, metrics_port: u16) -> String {
+    fn config(&self, dir: &Path, port: u16, endpoints: &[(String, u16)], metrics_port: u16) -> String {
         let mut text = String::new();
         let mut section = |header: &str, defaults: &[String], lines: &[String]| {
             let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
@@ -418,6 +502,9 @@ impl ProxyBuilder {
         section("", &[], &self.top);
         section("[log]", &["format = \"json\"".to_owned(), format!("level = \"{}\"", self.log_level)], &[]);
         section("[metrics]", &[format!("listen = \"127.0.0.1:{metrics_port}\"")], &[]);
+        if !self.admin.is_empty() {
+            section("[admin]", &[], &self.admin);
+        }
         let mut defaults = vec![
             "name = \"test\"".to_owned(),
             "engine_family = \"POSTGRESQL\"".to_owned(),
@@ -448,14 +535,27 @@ impl ProxyBuilder {
             "connection_borrow_timeout = \"20s\"".to_owned(),
         ];
         section("[proxy.pool]", &pool, &self.pool);
-        section("[[proxy.target]]", &[format!("address = \"{}\"", self.target)], &self.target_settings);
+        for target in &self.targets {
+            section("[[proxy.target]]", &[format!("address = \"{target}\"")], &self.target_settings);
+        }
         let endpoint = [
             "name = \"default\"".to_owned(),
             format!("listen = \"127.0.0.1:{port}\""),
             "target_role = \"READ_WRITE\"".to_owned(),
         ];
         section("[[proxy.endpoint]]", &endpoint, &self.endpoint);
+        for ((name, role), (_, port)) in self.endpoints.iter().zip(endpoints) {
+            let lines = [
+                format!("name = \"{name}\""),
+                format!("listen = \"127.0.0.1:{port}\""),
+                format!("target_role = \"{role}\""),
+            ];
+            section("[[proxy.endpoint]]", &lines, &[]);
+        }
         section("[proxy.monitor]", &["username = \"monitor\"".to_owned()], &[]);
+        for plugin in &self.plugins {
+            section("[[proxy.plugin]]", &plugin.install(dir), &[]);
+        }
         text
     }
 }
@@ -537,6 +637,24 @@ fn write_secret(dir: &Path, user: &str, password: &str) {
     let fresh = file.with_extension("new");
     fs::write(&fresh, secret.to_string()).unwrap();
     fs::rename(fresh, file).unwrap();
+}
+
+/// Status and body of an HTTP request without a body; `headers` are whole lines.
+pub async fn request(
+    mut socket: impl AsyncRead + AsyncWrite + Unpin,
+    method: &str,
+    path: &str,
+    headers: &str,
+) -> Option<(u16, String)> {
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
+    socket.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.ok()?;
+    let status = answer.split(' ').nth(1)?.parse().ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    Some((status, if chunked { dechunk(body) } else { body.to_owned() }))
 }
 
 fn dechunk(body: &str) -> String {

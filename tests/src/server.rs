@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio_postgres::NoTls;
 
-use crate::{Address, Ca, Client, SOON, free_port, poll};
+use crate::{Address, Ca, Client, SOON, free_port, poll, until};
 
 /// `superuser_reserved_connections` of every [`Server`].
 pub(crate) const RESERVED: u32 = 3;
@@ -78,6 +78,56 @@ impl Server {
     #[must_use]
     pub fn postgres() -> ServerBuilder {
         ServerBuilder { max_connections: 100 + RESERVED, settings: Vec::new(), hba: Vec::new(), tls: false }
+    }
+
+    /// A standby of `primary`, which must be [`ServerBuilder::replicating`]; waits until it answers and streams.
+    pub async fn standby_of(primary: &Self, max_connections: u32) -> Self {
+        let dir = tempfile::Builder::new().prefix("pinion-pg-").tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        give_to_postgres(dir.path());
+        let data = dir.path().join("data");
+        let port = free_port();
+        // By name, so that the primary can say of each one how far it is.
+        let source =
+            format!("host=127.0.0.1 port={} user=postgres application_name=standby-{port}", primary.port);
+        let mut backup = as_postgres("pg_basebackup");
+        backup.args(["--dbname", &source, "--wal-method=stream", "--checkpoint=fast", "--no-sync"]);
+        run(backup.arg("--write-recovery-conf").arg("--pgdata").arg(&data));
+        let conf = format!(
+            "unix_socket_directories = '{}'\nmax_connections = {max_connections}\nhot_standby = on\n",
+            dir.path().display()
+        );
+        let file = data.join("postgresql.conf");
+        fs::OpenOptions::new().append(true).open(file).unwrap().write_all(conf.as_bytes()).unwrap();
+        let process = spawn(dir.path(), port);
+        let mut server = Self { dir, port, max_connections, ca: None, process };
+        server.wait_ready().await;
+        let direct = primary.direct().await;
+        let streams = format!(
+            "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'standby-{port}' AND state = 'streaming'"
+        );
+        until("the standby streams", async || direct.scalar::<u32>(&streams).await == 1).await;
+        server
+    }
+
+    /// Makes a standby a primary, and waits until it is one.
+    pub async fn promote(&self) {
+        let promoted: String = self.direct().await.scalar("SELECT pg_promote(true, 30)").await;
+        assert_eq!(promoted, "t", "{}", self.log());
+    }
+
+    /// Waits until this standby has replayed all that `primary` has written so far.
+    pub async fn caught_up_with(&self, primary: &Self) {
+        let lsn: String = primary.direct().await.scalar("SELECT pg_current_wal_insert_lsn()").await;
+        let direct = self.direct().await;
+        let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'");
+        until("the standby has caught up", async || direct.scalar::<String>(&replayed).await == "t").await;
+    }
+
+    /// `host:port`, as a proxy's configuration and its metrics name this server.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// TCP port on 127.0.0.1.
@@ -196,6 +246,12 @@ impl ServerBuilder {
         self
     }
 
+    /// `max_connections` as it stands.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        self.max_connections
+    }
+
     /// One line of `postgresql.conf`.
     #[must_use]
     pub fn setting(mut self, key: &str, value: &str) -> Self {
@@ -208,6 +264,15 @@ impl ServerBuilder {
     pub fn hba(mut self, line: &str) -> Self {
         self.hba.push(line.to_owned());
         self
+    }
+
+    /// One that standbys may follow.
+    #[must_use]
+    pub fn replicating(self) -> Self {
+        self.setting("wal_level", "replica")
+            .setting("max_wal_senders", "10")
+            .setting("wal_keep_size", "'64MB'")
+            .hba("host replication postgres 127.0.0.1/32 trust")
     }
 
     /// With a certificate for `localhost`, signed by an authority of its own.

@@ -38,7 +38,7 @@ cargo xtask COMMAND
       --seconds N       length of one run, default 10
       --idle N          idle clients, default 5000
       --only LIST       of direct,pgbouncer,pinion; default all three
-      --cases LIST      of tps,idle,value,syscalls; default all four
+      --cases LIST      of tps,idle,value,syscalls,plugins; default all five
       --pgbouncer PATH  use this PgBouncer; default Debian trixie's, unpacked to target/bench
       --pinion PATH     use this Pinion; default a release build
   idle-clients --port N --user NAME --database NAME --clients N [--query]

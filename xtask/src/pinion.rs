@@ -34,6 +34,8 @@ pub(crate) struct Settings<'a> {
     pub(crate) max_clients: u32,
     /// Certificate and key; with them clients have to use TLS, without there is no TLS on either side.
     pub(crate) certificate: Option<(&'a Path, &'a Path)>,
+    /// Sections to come last, such as `[[proxy.plugin]]`.
+    pub(crate) more: String,
 }
 
 /// A running proxy.
@@ -165,7 +167,9 @@ tls = "{target_tls}"
 name = "default"
 listen = "127.0.0.1:{port}"
 target_role = "READ_WRITE"
-"#
+
+{more}"#,
+        more = settings.more
     )
 }
 

@@ -11,11 +11,12 @@ use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
-    AuthConfig, ClientAuthType, Config, ConfigErrors, EndpointConfig, EngineFamily, Env, LogConfig,
-    LogFormat, MetricsConfig, PoolConfig, Profile, ProxyConfig, SecretSource, ServerTlsConfig, TargetConfig,
-    TargetRole, TlsMode,
+    AdminConfig, AdminListen, AuditConfig, AuditSink, AuthConfig, ClientAuthType, Config, ConfigErrors,
+    EndpointConfig, EngineFamily, Env, FailureMode, Grants, LogConfig, LogFormat, MetricsConfig, OnFailure,
+    PluginConfig, PluginsConfig, PoolConfig, Profile, ProxyConfig, SecretSource, ServerTlsConfig,
+    TargetConfig, TargetRole, TlsMode, TokenSource, WhenFull,
     files::{self, TlsFault},
-    reader::{Document, Section, boolean, duration, integer, integer_in, refuse_repeats, text, word},
+    reader::{Document, Section, boolean, duration, integer, integer_in, json, refuse_repeats, text, word},
     schema::Key,
 };
 
@@ -43,14 +44,28 @@ fn whole(root: &Section<'_>) -> Option<Config> {
     } else {
         Some(None)
     };
+    let admin = if root.has("admin") {
+        root.table("admin").and_then(|section| admin(&section)).map(Some)
+    } else {
+        Some(None)
+    };
+    let plugins = root.table("plugins").and_then(|section| plugins(&section));
+    let audit = if root.has("audit") {
+        root.table("audit").and_then(|section| audit(&section)).map(Some)
+    } else {
+        Some(None)
+    };
     let sections = root.tables("proxy");
     refuse_repeats(&sections, "name");
-    let proxies = all(&sections, proxy);
+    let proxies = all(&sections, |section| proxy(section, root.has("audit")));
     Some(Config {
         worker_threads: worker_threads?,
         drain_timeout: drain_timeout?,
         log: log?,
         metrics: metrics?,
+        admin: admin?,
+        plugins: plugins?,
+        audit: audit?,
         proxies: proxies?,
     })
 }
@@ -67,7 +82,186 @@ fn metrics(section: &Section<'_>) -> Option<MetricsConfig> {
     Some(MetricsConfig { listen: listen? })
 }
 
-fn proxy(section: &Section<'_>) -> Option<ProxyConfig> {
+fn admin(section: &Section<'_>) -> Option<AdminConfig> {
+    let listen = section.get("listen", |key, value| admin_address(section, &text(key, value)?));
+    let token = if section.has("token") {
+        section.table("token").and_then(|section| token(&section)).map(Some)
+    } else {
+        Some(None)
+    };
+    if let Some(AdminListen::Tcp(address)) = listen {
+        section.claim("listen", address);
+        if !section.has("token") {
+            let allowed = "token = { file = \"…\" } or { env = \"…\" }, or a Unix socket";
+            section.refuse("listen", "would let in anyone on this machine, since there is no token", allowed);
+        }
+    }
+    Some(AdminConfig { listen: listen?, token: token? })
+}
+
+fn admin_address(section: &Section<'_>, given: &str) -> Result<AdminListen, String> {
+    match given.strip_prefix("unix:") {
+        Some("") => Err("names no socket".to_owned()),
+        Some(path) if path.contains('\0') => Err("has a NUL".to_owned()),
+        Some(path) => Ok(AdminListen::Unix(section.document.base_dir.join(path))),
+        None => match given.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(AdminListen::Tcp(address)),
+            Ok(_) => Err(format!(
+                "{given:?} is beyond loopback, and TLS for this listener is not in this build yet"
+            )),
+            Err(_) => Err(format!("{given:?} is not an address")),
+        },
+    }
+}
+
+fn token(section: &Section<'_>) -> Option<TokenSource> {
+    match (section.has("file"), section.has("env")) {
+        (true, false) => {
+            let file = path(section, "file")?;
+            if let Err(what) = files::read_token_file(&file) {
+                refuse_file(section, "file", &what);
+            }
+            Some(TokenSource::File(file))
+        }
+        (false, true) => {
+            let variable = section.get("env", |key, value| variable(text(key, value)?))?;
+            let found = (section.document.env)(&variable);
+            let read = found
+                .map_or(Err("is not set".to_owned()), |value| files::read_token(value.as_encoded_bytes()));
+            if let Err(what) = read {
+                refuse_file(section, "env", &what);
+            }
+            Some(TokenSource::Env(variable))
+        }
+        (some, _) => {
+            let what = if some { "names more than one token" } else { "names no token" };
+            section.refuse_table(what, "{ file = \"…\" } or { env = \"…\" }");
+            None
+        }
+    }
+}
+
+fn plugins(section: &Section<'_>) -> Option<PluginsConfig> {
+    let cache_directory = optional_path(section, "cache_directory");
+    let event_queue = section.get("event_queue", integer);
+    Some(PluginsConfig { cache_directory: cache_directory?, event_queue: event_queue? })
+}
+
+fn audit(section: &Section<'_>) -> Option<AuditConfig> {
+    let file = section.get("file", text);
+    let sink = match file.as_deref() {
+        Some("stdout") => Some(AuditSink::Stdout),
+        Some(_) => path(section, "file").map(AuditSink::File),
+        None => None,
+    };
+    let rotate_bytes = section.get("rotate_bytes", integer);
+    let keep = section.get("keep", integer);
+    let queue = section.get("queue", integer);
+    let when_full = section.get("when_full", word::<WhenFull>);
+    Some(AuditConfig {
+        sink: sink?,
+        rotate_bytes: rotate_bytes?,
+        keep: keep?,
+        queue: queue?,
+        when_full: when_full?,
+    })
+}
+
+fn plugin(section: &Section<'_>, has_audit: bool) -> Option<PluginConfig> {
+    let name = section.get("name", name);
+    let wasm = plugin_file(section, "wasm");
+    let sha256 = section.optional("sha256", |key, value| sha256(&text(key, value)?));
+    let grants = grants(section, has_audit);
+    let on_failure = section.get("on_failure", |_, value| on_failure(value));
+    let config = section.get("config", json);
+    let deadline = section.get("deadline", duration);
+    let events_deadline = section.get("events_deadline", duration);
+    let memory_bytes = section.get("memory_bytes", integer);
+    let store_bytes = section.get("store_bytes", integer);
+    let log_lines_per_second = section.get("log_lines_per_second", integer);
+    let retry_after = section.get("retry_after", duration);
+    let file = |key| if section.has(key) { plugin_file(section, key).map(Some) } else { Some(None) };
+    let (vectors, shadow) = (file("vectors"), file("shadow"));
+    Some(PluginConfig {
+        name: name?,
+        wasm: wasm?,
+        sha256: sha256?,
+        grants: grants?,
+        on_failure: on_failure?,
+        config: config?,
+        deadline: deadline?,
+        events_deadline: events_deadline?,
+        memory_bytes: memory_bytes?,
+        store_bytes: store_bytes?,
+        log_lines_per_second: log_lines_per_second?,
+        retry_after: retry_after?,
+        vectors: vectors?,
+        shadow: shadow?,
+    })
+}
+
+/// A path that leads to a file that can be read. What is in it is found out when it is loaded.
+fn plugin_file(section: &Section<'_>, key: &str) -> Option<PathBuf> {
+    let path = path(section, key)?;
+    if let Err(what) = files::check_readable(&path) {
+        refuse_file(section, key, &what);
+    }
+    Some(path)
+}
+
+fn sha256(given: &str) -> Result<[u8; 32], String> {
+    let mut hash = [0; 32];
+    let digits = given.len() == 64 && given.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !digits {
+        return Err(format!("{given:?} is not a SHA-256"));
+    }
+    for (at, byte) in hash.iter_mut().enumerate() {
+        *byte =
+            u8::from_str_radix(&given[2 * at..2 * at + 2], 16).expect("hexadecimal digits, looked at above");
+    }
+    Ok(hash)
+}
+
+fn grants(section: &Section<'_>, has_audit: bool) -> Option<Grants> {
+    let mut grants = Grants::default();
+    for grant in section.list("grants", |grant| match grant {
+        "audit" if !has_audit => Err("\"audit\" has no use without [audit]".to_owned()),
+        "log" | "metrics" | "store" | "clock" | "audit" => Ok(grant.to_owned()),
+        other => Err(format!("{other:?} is not known")),
+    })? {
+        match grant.as_str() {
+            "log" => grants.log = true,
+            "metrics" => grants.metrics = true,
+            "store" => grants.store = true,
+            "clock" => grants.clock = true,
+            _ => grants.audit = true,
+        }
+    }
+    Some(grants)
+}
+
+fn on_failure(value: &DeValue<'_>) -> Result<OnFailure, String> {
+    let mode = |value: &DeValue<'_>| match value.as_str() {
+        Some("open") => Ok(FailureMode::Open),
+        Some("closed") => Ok(FailureMode::Closed),
+        Some(other) => Err(format!("{other:?} is not known")),
+        None => Err(format!("is a {}, not a string or a table of strings", value.type_str())),
+    };
+    let Some(table) = value.as_table() else { return mode(value).map(OnFailure::all) };
+    let mut modes = OnFailure::all(FailureMode::Open);
+    for (hook, value) in table.iter() {
+        let of_hook = match hook.get_ref().as_ref() {
+            "on-query" => &mut modes.query,
+            "on-route" => &mut modes.route,
+            "on-pin" => &mut modes.pin,
+            other => return Err(format!("{other:?} is not a hook that can fail")),
+        };
+        *of_hook = mode(value.get_ref())?;
+    }
+    Ok(modes)
+}
+
+fn proxy(section: &Section<'_>, has_audit: bool) -> Option<ProxyConfig> {
     let name = section.get("name", name);
     let engine_family = section.get("engine_family", word::<EngineFamily>);
     let require_tls = section.get("require_tls", boolean);
@@ -92,15 +286,16 @@ fn proxy(section: &Section<'_>) -> Option<ProxyConfig> {
     let auth = all(&auth_sections, |section| auth(section, require_tls));
     let pool = section.table("pool").and_then(|section| pool(&section));
     let target_sections = section.tables("target");
-    for second in target_sections.iter().skip(1) {
-        second.refuse_table("a second target is not in this build yet", "one [[proxy.target]]");
-    }
+    refuse_repeats(&target_sections, "address");
     let targets = all(&target_sections, target);
     let endpoint_sections = section.tables("endpoint");
     refuse_repeats(&endpoint_sections, "name");
     let endpoints = all(&endpoint_sections, endpoint);
     let monitor = section.table("monitor").and_then(|section| monitor(&section, &auth_sections));
     let (monitor, monitor_database) = monitor.unzip();
+    let plugin_sections = if section.has("plugin") { section.tables("plugin") } else { Vec::new() };
+    refuse_repeats(&plugin_sections, "name");
+    let plugins = all(&plugin_sections, |section| plugin(section, has_audit));
     Some(ProxyConfig {
         name: name?,
         engine_family: engine_family?,
@@ -119,6 +314,7 @@ fn proxy(section: &Section<'_>) -> Option<ProxyConfig> {
         endpoints: endpoints?,
         monitor: monitor?,
         monitor_database: monitor_database?,
+        plugins: plugins?,
     })
 }
 
@@ -285,6 +481,11 @@ fn listen(section: &Section<'_>) -> Option<SocketAddr> {
     })?;
     section.claim("listen", address);
     Some(address)
+}
+
+/// A path that may be left out.
+fn optional_path(section: &Section<'_>, key: &str) -> Option<Option<PathBuf>> {
+    if section.has(key) { path(section, key).map(Some) } else { Some(None) }
 }
 
 /// A path, made relative to the file's directory.

@@ -1,8 +1,8 @@
 //! What a reload changes, and what it has to leave.
 
 use super::{
-    AuthConfig, ClientAuthType, Config, EndpointConfig, LogConfig, PoolConfig, ProxyConfig, ServerTlsConfig,
-    TargetConfig,
+    AdminConfig, AuditConfig, AuthConfig, ClientAuthType, Config, EndpointConfig, LogConfig, PluginConfig,
+    PluginsConfig, PoolConfig, ProxyConfig, ServerTlsConfig, TargetConfig,
     reader::{join, step},
     schema::{Reload, key},
 };
@@ -22,7 +22,7 @@ impl Config {
     /// their order does not matter; one that comes or goes is named as a whole.
     pub fn changes(&self, new: &Self) -> Changes {
         // Taken apart in full here and below, so that a new field cannot be forgotten.
-        let Self { worker_threads, drain_timeout, log, metrics, proxies } = self;
+        let Self { worker_threads, drain_timeout, log, metrics, admin, plugins, audit, proxies } = self;
         let LogConfig { format, level, slow_query } = log;
         let mut changes = Changes::default();
         changes.compare("", "", "worker_threads", worker_threads, &new.worker_threads);
@@ -31,6 +31,17 @@ impl Config {
         changes.compare("log", "log", "level", level, &new.log.level);
         changes.compare("log", "log", "slow_query", slow_query, &new.log.slow_query);
         changes.compare("metrics", "metrics", "listen", metrics, &new.metrics);
+        changes.admin(admin.as_ref(), new.admin.as_ref());
+        let PluginsConfig { cache_directory, event_queue } = plugins;
+        changes.compare(
+            "plugins",
+            "plugins",
+            "cache_directory",
+            cache_directory,
+            &new.plugins.cache_directory,
+        );
+        changes.compare("plugins", "plugins", "event_queue", event_queue, &new.plugins.event_queue);
+        changes.audit(audit.as_ref(), new.audit.as_ref());
         for (path, old, new) in matched("proxy", proxies, &new.proxies, |proxy| &proxy.name) {
             match (old, new) {
                 (Some(old), Some(new)) => changes.proxy(&path, old, new),
@@ -52,6 +63,9 @@ impl Config {
             drain_timeout: new.drain_timeout,
             log: LogConfig { format: self.log.format, ..new.log.clone() },
             metrics: self.metrics.clone(),
+            admin: self.admin.clone(),
+            plugins: self.plugins.clone(),
+            audit: self.audit.clone(),
             proxies: self.proxies.iter().map(reload).collect(),
         }
     }
@@ -110,6 +124,7 @@ impl Changes {
             endpoints,
             monitor,
             monitor_database,
+            plugins,
         } = old;
         let section = "proxy";
         self.compare(section, path, "engine_family", engine_family, &new.engine_family);
@@ -175,9 +190,18 @@ impl Changes {
                 _ => self.note("proxy", "endpoint", path),
             }
         }
+        self.plugins(&join(path, "plugin"), plugins, &new.plugins);
         let path = join(path, "monitor");
         self.compare("proxy.monitor", &path, "username", old_monitor, &new.auth[new.monitor].username);
         self.compare("proxy.monitor", &path, "database", monitor_database, &new.monitor_database);
+    }
+
+    fn admin(&mut self, old: Option<&AdminConfig>, new: Option<&AdminConfig>) {
+        let listen = |admin: &AdminConfig| admin.listen.clone();
+        self.compare("admin", "admin", "listen", &old.map(listen), &new.map(listen));
+        if let (Some(AdminConfig { listen: _, token }), Some(new)) = (old, new) {
+            self.compare("admin", "admin", "token", token, &new.token);
+        }
     }
 
     fn pool(&mut self, path: &str, old: &PoolConfig, new: &PoolConfig) {
@@ -222,12 +246,77 @@ impl Changes {
         );
     }
 
+    fn audit(&mut self, old: Option<&AuditConfig>, new: Option<&AuditConfig>) {
+        let (old, new) = match (old, new) {
+            (None, None) => return,
+            (Some(old), Some(new)) => (old, new),
+            _ => return self.note("audit", "file", "audit".to_owned()),
+        };
+        let AuditConfig { sink, rotate_bytes, keep, queue, when_full } = old;
+        self.compare("audit", "audit", "file", sink, &new.sink);
+        self.compare("audit", "audit", "rotate_bytes", rotate_bytes, &new.rotate_bytes);
+        self.compare("audit", "audit", "keep", keep, &new.keep);
+        self.compare("audit", "audit", "queue", queue, &new.queue);
+        self.compare("audit", "audit", "when_full", when_full, &new.when_full);
+    }
+
+    fn plugins(&mut self, path: &str, old: &[PluginConfig], new: &[PluginConfig]) {
+        let pairs = matched(path, old, new, |plugin| &plugin.name);
+        let came_or_went = pairs.iter().any(|(_, old, new)| old.is_none() || new.is_none());
+        for (path, old, new) in pairs {
+            let (Some(old), Some(new)) = (old, new) else {
+                self.note("proxy", "plugin", path);
+                continue;
+            };
+            let PluginConfig {
+                name: _,
+                wasm,
+                sha256,
+                grants,
+                on_failure,
+                config,
+                deadline,
+                events_deadline,
+                memory_bytes,
+                store_bytes,
+                log_lines_per_second,
+                retry_after,
+                vectors,
+                shadow,
+            } = old;
+            let section = "proxy.plugin";
+            self.compare(section, &path, "wasm", wasm, &new.wasm);
+            self.compare(section, &path, "sha256", sha256, &new.sha256);
+            self.compare(section, &path, "grants", grants, &new.grants);
+            self.compare(section, &path, "on_failure", on_failure, &new.on_failure);
+            self.compare(section, &path, "config", config, &new.config);
+            self.compare(section, &path, "deadline", deadline, &new.deadline);
+            self.compare(section, &path, "events_deadline", events_deadline, &new.events_deadline);
+            self.compare(section, &path, "memory_bytes", memory_bytes, &new.memory_bytes);
+            self.compare(section, &path, "store_bytes", store_bytes, &new.store_bytes);
+            let lines = "log_lines_per_second";
+            self.compare(section, &path, lines, log_lines_per_second, &new.log_lines_per_second);
+            self.compare(section, &path, "retry_after", retry_after, &new.retry_after);
+            self.compare(section, &path, "vectors", vectors, &new.vectors);
+            self.compare(section, &path, "shadow", shadow, &new.shadow);
+        }
+        // Unlike users and endpoints, plugins are asked in their order.
+        let names = |plugins: &[PluginConfig]| plugins.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+        if !came_or_went && names(old) != names(new) {
+            self.note("proxy", "plugin", path.to_owned());
+        }
+    }
+
     fn targets(&mut self, path: &str, old: &[TargetConfig], new: &ProxyConfig, same_addresses: bool) {
         let path = join(path, "target");
         if !same_addresses {
             return self.note("proxy.target", "address", join(&path, "address"));
         }
-        for (TargetConfig { host: _, port: _, tls, ca }, new) in old.iter().zip(&new.targets) {
+        for (at, (TargetConfig { host: _, port: _, tls, ca }, new)) in
+            old.iter().zip(&new.targets).enumerate()
+        {
+            // Counted as the reader's messages do.
+            let path = if at == 0 { path.clone() } else { format!("{path}[{}]", at + 1) };
             self.compare("proxy.target", &path, "tls", tls, &new.tls);
             self.compare("proxy.target", &path, "ca", ca, &new.ca);
         }

@@ -47,6 +47,24 @@ pub(super) fn check_secret(json: &[u8], username: &str) -> Result<(), String> {
     }
 }
 
+/// Reads a file that holds a token and nothing else but white space around it.
+pub(super) fn read_token_file(path: &Path) -> Result<Zeroizing<String>, String> {
+    read_token(&read(path, SECRET_BYTES)?)
+}
+
+/// Takes a token out of a text. The message never shows it.
+pub(super) fn read_token(text: &[u8]) -> Result<Zeroizing<String>, String> {
+    let token = text.trim_ascii();
+    match std::str::from_utf8(token) {
+        Ok(token)
+            if token.bytes().all(|byte| byte.is_ascii_graphic()) && (16..=512).contains(&token.len()) =>
+        {
+            Ok(Zeroizing::new(token.to_owned()))
+        }
+        _ => Err("is no token".to_owned()),
+    }
+}
+
 /// Which of the two files is at fault.
 pub(super) enum TlsFault {
     Certificate(String),
@@ -90,6 +108,16 @@ pub(super) fn check_roots(path: &Path) -> Result<(), String> {
         roots.add(certificate).map_err(|_| "has a certificate that cannot be parsed".to_owned())?;
     }
     Ok(())
+}
+
+/// Checks that there is a regular file that can be opened.
+pub(super) fn check_readable(path: &Path) -> Result<(), String> {
+    let refused = |error: std::io::Error| format!("cannot be read: {error}");
+    // Asked before opening: opening a named pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(refused)?.is_file() {
+        return Err("is not a file".to_owned());
+    }
+    std::fs::File::open(path).map(drop).map_err(refused)
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {

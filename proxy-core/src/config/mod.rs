@@ -33,6 +33,12 @@ pub struct Config {
     pub log: LogConfig,
     /// Where Prometheus reads; `None` switches the listener off.
     pub metrics: Option<MetricsConfig>,
+    /// The admin API; `None` switches it off.
+    pub admin: Option<AdminConfig>,
+    /// What all plugins share.
+    pub plugins: PluginsConfig,
+    /// Where audit records of plugins go; `None` is nowhere.
+    pub audit: Option<AuditConfig>,
     /// One per `[[proxy]]`.
     pub proxies: Vec<ProxyConfig>,
 }
@@ -62,6 +68,55 @@ pub enum LogFormat {
 pub struct MetricsConfig {
     /// `/metrics`, `/healthz`, `/readyz`.
     pub listen: SocketAddr,
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// Where the API listens.
+    pub listen: AdminListen,
+    /// What callers must show; always there with a TCP address.
+    pub token: Option<TokenSource>,
+}
+
+/// An address of the admin API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminListen {
+    /// A Unix socket, for the user that Pinion runs as.
+    Unix(PathBuf),
+    /// On loopback.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for AdminListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
+/// Where the admin API's token is kept: text, white space around it ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    /// A file.
+    File(PathBuf),
+    /// An environment variable.
+    Env(String),
+}
+
+impl TokenSource {
+    /// Reads the token. The error never shows it.
+    pub fn read(&self) -> Result<zeroize::Zeroizing<String>, String> {
+        match self {
+            Self::File(path) => files::read_token_file(path),
+            Self::Env(name) => match std::env::var_os(name) {
+                Some(value) => files::read_token(value.as_encoded_bytes()),
+                None => Err("is not set".to_owned()),
+            },
+        }
+    }
 }
 
 /// The database protocol spoken on both sides of one proxy.
@@ -119,6 +174,126 @@ pub struct ProxyConfig {
     pub monitor: usize,
     /// Database the monitor connects to.
     pub monitor_database: String,
+    /// Policy plugins, in the order in which they are asked.
+    pub plugins: Vec<PluginConfig>,
+}
+
+/// `[plugins]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginsConfig {
+    /// Where compiled code is kept; `None` compiles at each start.
+    pub cache_directory: Option<PathBuf>,
+    /// Events that may wait for a proxy's observers.
+    pub event_queue: usize,
+}
+
+/// `[audit]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// Where records go.
+    pub sink: AuditSink,
+    /// A file that would grow beyond this is rotated.
+    pub rotate_bytes: u64,
+    /// Rotated files that are kept.
+    pub keep: u32,
+    /// Records that may wait to be written.
+    pub queue: usize,
+    /// What happens when more would wait.
+    pub when_full: WhenFull,
+}
+
+/// Where audit records go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditSink {
+    /// Standard output.
+    Stdout,
+    /// A file.
+    File(PathBuf),
+}
+
+/// What becomes of an audit record that finds no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It is taken, and the session waits until there is room.
+    Block,
+    /// It is counted and lost.
+    Drop,
+}
+
+/// One `[[proxy.plugin]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginConfig {
+    /// Unique within the proxy; a metric label.
+    pub name: String,
+    /// The plugin's file.
+    pub wasm: PathBuf,
+    /// What the file's SHA-256 must be; `None` takes any.
+    pub sha256: Option<[u8; 32]>,
+    /// Imports that it may use.
+    pub grants: Grants,
+    /// What becomes of a statement when the plugin fails, by hook.
+    pub on_failure: OnFailure,
+    /// The plugin's own configuration, a JSON object.
+    pub config: String,
+    /// Longest call.
+    pub deadline: Duration,
+    /// Longest call of `on-events`.
+    pub events_deadline: Duration,
+    /// Of one instance; there is one a worker thread.
+    pub memory_bytes: u64,
+    /// Of its store, shared by all instances.
+    pub store_bytes: u64,
+    /// Lines that it may log in a second.
+    pub log_lines_per_second: u32,
+    /// How long it stays switched off after it failed too often.
+    pub retry_after: Duration,
+    /// Test vectors that a file must pass before it is put to work.
+    pub vectors: Option<PathBuf>,
+    /// A candidate that is asked beside it and decides nothing.
+    pub shadow: Option<PathBuf>,
+}
+
+/// Imports that a plugin may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Grants {
+    /// `log`.
+    pub log: bool,
+    /// `metrics`.
+    pub metrics: bool,
+    /// `store`.
+    pub store: bool,
+    /// `clock`.
+    pub clock: bool,
+    /// `audit`.
+    pub audit: bool,
+}
+
+/// What becomes of a statement when a plugin fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureMode {
+    /// As if it had said `pass`.
+    Open,
+    /// The client gets an error.
+    Closed,
+}
+
+/// [`FailureMode`] by hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnFailure {
+    /// `on-query`.
+    pub query: FailureMode,
+    /// `on-route`.
+    pub route: FailureMode,
+    /// `on-pin`.
+    pub pin: FailureMode,
+}
+
+impl OnFailure {
+    /// The same for all hooks.
+    #[must_use]
+    pub const fn all(mode: FailureMode) -> Self {
+        Self { query: mode, route: mode, pin: mode }
+    }
 }
 
 /// Certificate chain and key, PEM.

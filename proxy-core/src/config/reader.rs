@@ -92,7 +92,7 @@ pub(super) fn join(path: &str, name: &str) -> String {
 /// The key by which people tell the tables of a list apart.
 fn label_of(section: &str) -> Option<&'static str> {
     match section {
-        "proxy" | "proxy.endpoint" => Some("name"),
+        "proxy" | "proxy.endpoint" | "proxy.plugin" => Some("name"),
         "proxy.auth" => Some("username"),
         _ => None,
     }
@@ -352,6 +352,41 @@ fn wrong_type(value: &DeValue<'_>, wanted: &str) -> String {
         kind => format!("a {kind}"),
     };
     format!("is {found}, not {wanted}")
+}
+
+/// A table as JSON: what plugins take their configuration as. Dates become text.
+pub(super) fn json(_: &Key, value: &DeValue<'_>) -> Result<String, String> {
+    if value.as_table().is_none() {
+        return Err(wrong_type(value, "a table"));
+    }
+    Ok(json_value(value)?.to_string())
+}
+
+fn json_value(value: &DeValue<'_>) -> Result<serde_json::Value, String> {
+    Ok(match value {
+        DeValue::String(text) => serde_json::Value::from(text.as_ref()),
+        DeValue::Boolean(boolean) => (*boolean).into(),
+        DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix())
+            .map_err(|_| format!("{integer} is out of range"))?
+            .into(),
+        DeValue::Float(float) => float
+            .as_str()
+            .parse()
+            .ok()
+            .and_then(serde_json::Number::from_f64)
+            .ok_or_else(|| format!("{float} is no number that JSON has"))?
+            .into(),
+        DeValue::Datetime(datetime) => datetime.to_string().into(),
+        DeValue::Array(items) => {
+            items.iter().map(|item| json_value(item.get_ref())).collect::<Result<Vec<_>, _>>()?.into()
+        }
+        DeValue::Table(table) => {
+            let pairs = table
+                .iter()
+                .map(|(name, value)| Ok((name.get_ref().to_string(), json_value(value.get_ref())?)));
+            serde_json::Value::Object(pairs.collect::<Result<_, String>>()?)
+        }
+    })
 }
 
 pub(super) fn boolean(_: &Key, value: &DeValue<'_>) -> Result<bool, String> {

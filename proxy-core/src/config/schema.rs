@@ -3,7 +3,7 @@
 //! The reader takes defaults and ranges from here, messages say what is allowed from here, `changes` sorts
 //! by it, and a test holds `docs/configuration.md` against it.
 
-use super::{ClientAuthType, EngineFamily, LogFormat, Profile, TargetRole, TlsMode};
+use super::{ClientAuthType, EngineFamily, LogFormat, Profile, TargetRole, TlsMode, WhenFull};
 
 /// One key of one section.
 pub(super) struct Key {
@@ -27,6 +27,8 @@ pub(super) enum Kind {
     Text(&'static str),
     /// A table of its own section; the text says what is allowed.
     Table(&'static str),
+    /// A table that somebody else reads; the text says what is allowed.
+    Free(&'static str),
     /// Any number of tables of their own section; the text says what is allowed.
     Tables(&'static str),
     /// Known, but not in this build; the text names the feature.
@@ -101,9 +103,14 @@ impl Word for TlsMode {
 }
 
 impl Word for TargetRole {
-    const WORDS: &'static [(&'static str, Self)] = &[("READ_WRITE", Self::ReadWrite)];
-    const ALLOWED: &'static str = r#""READ_WRITE""#;
-    const LATER: &'static [&'static str] = &["READ_ONLY"];
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("READ_WRITE", Self::ReadWrite), ("READ_ONLY", Self::ReadOnly)];
+    const ALLOWED: &'static str = r#""READ_WRITE" or "READ_ONLY""#;
+}
+
+impl Word for WhenFull {
+    const WORDS: &'static [(&'static str, Self)] = &[("block", Self::Block), ("drop", Self::Drop)];
+    const ALLOWED: &'static str = r#""block" or "drop""#;
 }
 
 fn allowed_words<W: Word>() -> &'static str {
@@ -118,7 +125,9 @@ impl Key {
             Kind::Duration(least, most) => format!(r#""{least}" to "{most}" (units ms, s, m, h, d)"#),
             Kind::Integer(least, most) => format!("{least} to {most}"),
             Kind::Word(allowed) => allowed().into(),
-            Kind::Text(allowed) | Kind::Table(allowed) | Kind::Tables(allowed) => allowed.into(),
+            Kind::Text(allowed) | Kind::Table(allowed) | Kind::Free(allowed) | Kind::Tables(allowed) => {
+                allowed.into()
+            }
             Kind::Later(_) => "leave it out".into(),
         }
     }
@@ -132,13 +141,15 @@ pub(super) fn key(section: &str, name: &str) -> &'static Key {
 }
 
 const ADDRESS: &str = r#"an IP address and a port such as "127.0.0.1:6432" or "[::1]:6432""#;
+const ADMIN_ADDRESS: &str =
+    r#""unix:" and the path of a socket, or a loopback address and a port such as "127.0.0.1:9931""#;
 const NAME: &str = "letters and digits with single hyphens between, a letter first, 1 to 63 long";
 const PG_NAME: &str = "1 to 63 bytes, no NUL";
 const COUNT: Kind = Kind::Integer(1, 1_000_000);
 
 /// Every key there is.
 pub(super) const KEYS: &[Key] = {
-    use Kind::{Boolean, Duration, Integer, Later, Table, Tables, Text, Word};
+    use Kind::{Boolean, Duration, Free, Integer, Later, Table, Tables, Text, Word};
     use Reload::{Below, Live, Restart};
     use WhenAbsent::{Required, Said, Value};
     const fn key(
@@ -156,14 +167,31 @@ pub(super) const KEYS: &[Key] = {
         key("", "drain_timeout", Duration("0s", "1h"), Value(r#""30s""#), Live),
         key("", "log", Table("a table with format, level, slow_query"), Said("its defaults"), Below),
         key("", "metrics", Table("a table with listen"), Said("no metrics listener"), Below),
+        key("", "admin", Table("a table with listen and token"), Said("no admin API"), Below),
+        key("", "plugins", Table("a table with cache_directory, event_queue"), Said("its defaults"), Below),
+        key("", "audit", Table("a table with file, rotate_bytes, keep, queue, when_full"), Said("no audit sink"), Below),
         key("", "proxy", Tables("one or more [[proxy]]"), Required, Restart),
-        key("", "admin", Later("the admin API"), Said("none"), Restart),
 
         key("log", "format", Word(allowed_words::<LogFormat>), Value(r#""text""#), Restart),
         key("log", "level", Text("off, error, warn, info, debug or trace, or a list such as \"info,pinion=debug\""), Value(r#""info""#), Live),
         key("log", "slow_query", Duration("0s", "1h"), Said("none is logged"), Live),
 
         key("metrics", "listen", Text(ADDRESS), Required, Restart),
+
+        key("admin", "listen", Text(ADMIN_ADDRESS), Required, Restart),
+        key("admin", "token", Table("{ file = \"…\" } or { env = \"…\" }"), Said("none; a TCP address needs one"), Restart),
+
+        key("admin.token", "file", Text("the path of a file with 16 to 512 printable ASCII characters"), Said("none"), Restart),
+        key("admin.token", "env", Text("the name of an environment variable with 16 to 512 printable ASCII characters"), Said("none"), Restart),
+
+        key("plugins", "cache_directory", Text("the path of a directory that is ours alone; made when its parent is there"), Said("plugins are compiled at each start"), Restart),
+        key("plugins", "event_queue", Integer(16, 1_000_000), Value("8192"), Restart),
+
+        key("audit", "file", Text("the path of a file, or \"stdout\""), Required, Restart),
+        key("audit", "rotate_bytes", Integer(65_536, 1 << 40), Value("104857600"), Restart),
+        key("audit", "keep", Integer(0, 1_000), Value("10"), Restart),
+        key("audit", "queue", Integer(1, 1_000_000), Value("10000"), Restart),
+        key("audit", "when_full", Word(allowed_words::<WhenFull>), Value(r#""block""#), Restart),
 
         key("proxy", "name", Text(NAME), Required, Restart),
         key("proxy", "engine_family", Word(allowed_words::<EngineFamily>), Required, Restart),
@@ -178,11 +206,11 @@ pub(super) const KEYS: &[Key] = {
         key("proxy", "tls", Table("{ certificate = \"…\", key = \"…\" }"), Said("no TLS is offered"), Live),
         key("proxy", "auth", Tables("one or more [[proxy.auth]]"), Required, Live),
         key("proxy", "pool", Table("a table [proxy.pool]"), Said("its defaults"), Below),
-        key("proxy", "target", Tables("one [[proxy.target]]"), Required, Restart),
+        key("proxy", "target", Tables("one or more [[proxy.target]]"), Required, Restart),
         key("proxy", "endpoint", Tables("one or more [[proxy.endpoint]]"), Required, Restart),
         key("proxy", "monitor", Table("{ username = \"…\", database = \"…\" }"), Said("its defaults"), Below),
         key("proxy", "default_auth_scheme", Later("IAM authentication"), Said("none"), Restart),
-        key("proxy", "plugin", Later("the plugin host"), Said("none"), Restart),
+        key("proxy", "plugin", Tables("any number of [[proxy.plugin]]"), Said("none"), Live),
 
         key("proxy.tls", "certificate", Text("the path of a PEM file with the chain, leaf first"), Required, Live),
         key("proxy.tls", "key", Text("the path of a PEM file with the certificate's private key"), Required, Live),
@@ -214,6 +242,21 @@ pub(super) const KEYS: &[Key] = {
         key("proxy.endpoint", "listen", Text(ADDRESS), Required, Restart),
         key("proxy.endpoint", "target_role", Word(allowed_words::<TargetRole>), Value(r#""READ_WRITE""#), Restart),
         key("proxy.endpoint", "allow", Text("a list of networks or addresses such as \"10.0.0.0/8\", \"2001:db8::1\""), Value("[]"), Live),
+
+        key("proxy.plugin", "name", Text(NAME), Required, Live),
+        key("proxy.plugin", "wasm", Text("the path of a WebAssembly file"), Required, Live),
+        key("proxy.plugin", "sha256", Text("64 hexadecimal digits"), Said("any file is taken"), Live),
+        key("proxy.plugin", "grants", Text("a list of \"log\", \"metrics\", \"store\", \"clock\" and, with [audit], \"audit\""), Value("[]"), Live),
+        key("proxy.plugin", "on_failure", Text("\"open\" or \"closed\", or a table of those by hook such as { on-query = \"closed\" }"), Value(r#""open""#), Live),
+        key("proxy.plugin", "config", Free("a table; what may stand in it is the plugin's affair"), Value("{}"), Live),
+        key("proxy.plugin", "deadline", Duration("1ms", "1s"), Value(r#""5ms""#), Live),
+        key("proxy.plugin", "events_deadline", Duration("10ms", "1m"), Value(r#""1s""#), Live),
+        key("proxy.plugin", "memory_bytes", Integer(1 << 20, crate::plugin::MAX_MEMORY_BYTES), Value("16777216"), Live),
+        key("proxy.plugin", "store_bytes", Integer(1_024, 1 << 30), Value("1048576"), Live),
+        key("proxy.plugin", "log_lines_per_second", Integer(0, 100_000), Value("100"), Live),
+        key("proxy.plugin", "retry_after", Duration("1s", "1d"), Value(r#""60s""#), Live),
+        key("proxy.plugin", "vectors", Text("the path of a TOML file with test vectors"), Said("the plugin's own alone"), Live),
+        key("proxy.plugin", "shadow", Text("the path of a WebAssembly file"), Said("none"), Live),
 
         key("proxy.monitor", "username", Text("the username of one [[proxy.auth]]"), Said("the first [[proxy.auth]]"), Restart),
         key("proxy.monitor", "database", Text(PG_NAME), Value(r#""postgres""#), Restart),

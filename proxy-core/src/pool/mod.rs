@@ -318,6 +318,12 @@ impl<C: Pooled> Pool<C> {
         PoolStats { open: inner.open, idle: inner.idle, waiting: inner.waiters.len(), budget: inner.budget }
     }
 
+    /// Connections borrowed or being opened and clients in line, and the budget: what a choice between pools goes by.
+    pub fn load(&self) -> (usize, usize) {
+        let inner = self.lock();
+        (inner.open.saturating_sub(inner.idle) + inner.waiters.len(), inner.budget)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner<C>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

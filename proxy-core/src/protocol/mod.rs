@@ -17,12 +17,16 @@ pub mod postgres;
 mod vocabulary;
 
 pub use postgres::scram::MockKey;
-pub use vocabulary::{Dialect, Facts, Fault, FaultKind, PinReason, PinReasons, Severity, StatementKind, Tx};
+pub use vocabulary::{
+    Dialect, Facts, Fault, FaultKind, PinReason, PinReasons, Role, Severity, StatementKind, Tx,
+};
 
 /// One database protocol.
 pub trait Protocol: Sized + Send + Sync + 'static {
     /// Metric label and config value.
     const NAME: &'static str;
+    /// Of its statements.
+    const DIALECT: Dialect;
     /// A client may begin with a TLS handshake at once.
     const DIRECT_TLS: bool;
     /// What all connections of one proxy share: statement facts, texts of prepared statements.
@@ -42,6 +46,14 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     fn write_welcome(greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>);
     /// A fault for a client that is between requests, in its login, or not to be kept.
     fn write_fault(fault: &Fault, out: &mut Vec<u8>);
+    /// What a text is, without a session: its digest, its facts, and the hint in its comments.
+    fn know(shared: &Self::Shared, text: &[u8]) -> (u128, Arc<Facts>, String);
+    /// The code that [`Self::write_fault`] sends.
+    fn fault_code(fault: &Fault) -> Box<str>;
+    /// The database that connections of `key` lead to.
+    fn database(key: &PoolKey) -> &str;
+    /// What clients of `key` call themselves; empty for nothing.
+    fn application(key: &PoolKey) -> &str;
     /// A statement of our own, to be sent alone; the answer is read by [`ServerState::absorb`].
     fn write_query(sql: &str, out: &mut Vec<u8>);
     /// Puts a server connection's session back to what it was after login.
@@ -57,6 +69,8 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     /// Reads the server's connection limits: one row of two numbers, `max_connections` and how many of those are
     /// reserved.
     const LIMITS_QUERY: &'static str;
+    /// Asks the server what it is: one row with a [`Role::name`]. Sent every second, so it should be cheap.
+    const ROLE_QUERY: &'static str;
 }
 
 /// What tells server connections apart that may not stand in for each other: user, and everything fixed at login.
@@ -295,6 +309,50 @@ pub struct Statement {
     pub bytes: usize,
     /// Pins that this client's own state adds to what the text says.
     pub extra_pins: PinReasons,
+    /// It is prepared now and does not run yet.
+    pub prepares: bool,
+}
+
+/// What policy asks of a tracker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Watch {
+    /// Report statements when they are prepared, too, so that they may be rewritten.
+    pub prepares: bool,
+    /// Of the policy: what was prepared under another one is reported again before it is used.
+    pub generation: u64,
+    /// Keep [`Outcome`]s.
+    pub outcomes: bool,
+}
+
+/// What became of a rewrite.
+#[derive(Debug)]
+pub enum Rewritten {
+    /// Known anew as this statement.
+    Known(Statement),
+    /// The statement was prepared, and settled, before: it runs as it is.
+    Settled,
+    /// There is no text that could be another.
+    Impossible,
+}
+
+/// How much of a request there is to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upcoming {
+    /// All of it.
+    Whole,
+    /// More of it is on its way.
+    Partial,
+    /// The client wants answers before it says what comes next.
+    OpenEnded,
+}
+
+/// How one statement went, as the server counted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outcome {
+    /// Rows returned or changed.
+    pub rows: u64,
+    /// The database's error code.
+    pub error: Option<Box<str>>,
 }
 
 /// What the tracker made of the server's bytes.
@@ -329,6 +387,29 @@ pub trait Tracker<P: Protocol>: Send {
     fn attach(&mut self, server: &P::Server);
     /// The statement last reported may run.
     fn admit(&mut self);
+    /// What policy asks from now on.
+    fn watch(&mut self, watch: Watch);
+    /// Text of the statement last reported, empty where it was not read. `up` is unchanged since.
+    fn text<'a>(&'a self, up: &'a Pipe) -> &'a [u8];
+    /// The word after `pinion:` in a comment of `text`; empty for none.
+    fn hint<'a>(&self, text: &'a [u8]) -> &'a str;
+    /// Variables whose names stand in literals of `text`; see [`Facts::variables_in_literals`].
+    fn literal_variables(&self, text: &[u8]) -> Vec<String>;
+    /// Another text in place of that of the statement last reported.
+    fn rewrite(&mut self, shared: &P::Shared, text: String) -> Rewritten;
+    /// The statement last reported must not run: tells the client, and makes an open transaction of the server fail,
+    /// so that a later commit cannot commit the rest. True when all of the request has been answered here.
+    fn reject(
+        &mut self,
+        fault: &Fault,
+        up: &mut Pipe,
+        server: Option<&mut P::Server>,
+        down: &mut Pipe,
+    ) -> bool;
+    /// Shows the statements of the request at the front, each with its text, as far as they have come.
+    fn upcoming(&self, shared: &P::Shared, up: &Pipe, visit: &mut dyn FnMut(&Statement, &[u8])) -> Upcoming;
+    /// How the statements of the request just answered went, in the order they ran.
+    fn take_outcomes(&mut self) -> Vec<Outcome>;
     /// Judges what the server sent.
     fn on_server(&mut self, down: &mut Pipe, server: &mut P::Server) -> Result<ServerEvent, ProtocolError>;
     /// True when a message of the client has gone to the server in part only.

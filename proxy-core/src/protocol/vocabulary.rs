@@ -13,6 +13,33 @@ pub enum Tx {
     Failed,
 }
 
+/// What a database server is, as it says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Role {
+    /// It takes writes.
+    ReadWrite = 0,
+    /// It follows another and takes reads only.
+    ReadOnly = 1,
+    /// Not found out yet.
+    Unknown = 2,
+}
+
+impl Role {
+    /// All roles, in declaration order.
+    pub const ALL: [Self; 3] = [Self::ReadWrite, Self::ReadOnly, Self::Unknown];
+
+    /// The stable name: metric label, log field, and what a server's answer is read from.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ReadWrite => "READ_WRITE",
+            Self::ReadOnly => "READ_ONLY",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+}
+
 /// Why a session must keep its server connection. Names are stable: metric labels and log fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -236,9 +263,10 @@ pub struct Facts {
     pub tables: Vec<String>,
     /// Functions called, likewise.
     pub functions: Vec<String>,
-    /// Variables set for the session or the transaction, in lower case, likewise. Empty with
-    /// `changes_settings` when their names stand in literals.
+    /// Variables that `SET` and `RESET` name, in lower case, likewise.
     pub variables: Vec<String>,
+    /// The names of further variables stand in literals (`set_config`), so they are not known by digest.
+    pub variables_in_literals: bool,
     /// Statement text with literals replaced by `$n`, at most 1,024 bytes, for logs.
     pub digest_text: String,
 }
@@ -246,6 +274,12 @@ pub struct Facts {
 impl Facts {
     /// Most tables, functions and variables kept of one text.
     pub const MAX_NAMES: usize = 64;
+
+    /// True when it changes settings for longer than the transaction.
+    #[must_use]
+    pub const fn changes_session_settings(&self) -> bool {
+        self.rds_pins.contains(PinReason::SessionVariable)
+    }
 }
 
 /// What went wrong, in words that both protocols can map to a code of their own.
@@ -289,13 +323,15 @@ pub enum FaultKind {
     PluginFailed,
     /// The target that a policy plugin named, or a target of the endpoint's role, cannot be used.
     NoTarget,
+    /// Replayed settings could not be made again on another server connection.
+    StateLost,
     /// A bug or an exhausted resource of ours.
     Internal,
 }
 
 impl FaultKind {
     /// All kinds, in declaration order.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::BorrowTimeout,
         Self::TlsRequired,
         Self::BadPassword,
@@ -315,6 +351,7 @@ impl FaultKind {
         Self::PluginRejected,
         Self::PluginFailed,
         Self::NoTarget,
+        Self::StateLost,
         Self::Internal,
     ];
 }

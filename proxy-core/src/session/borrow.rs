@@ -9,20 +9,26 @@ use std::{
 };
 
 use tokio::{
-    sync::oneshot,
+    sync::{oneshot, watch},
     time::{sleep, timeout_at},
 };
 use tracing::{debug, warn};
 
-use super::{Session, SessionError};
+use super::{
+    Session, SessionError,
+    place::{Place, Places, Wish},
+};
 use crate::{
     buffer::Pipe,
     metrics::ResetCause,
-    pool::{Acquired, Grant, PoolId, Pooled, Slot},
+    pool::{Acquired, Grant, Pooled, Slot},
     protocol::{ConnectError, Fault, FaultKind, PoolKey, Protocol},
     proxy::{CANCEL, Endpoint, STOP, SessionHandle},
+    router::{NoTarget, Route},
     server::{ServerConnection, ServerError},
+    state::{Settings, Worn},
     stream::Stream,
+    target::Target,
 };
 
 /// Between attempts to open a connection to a target that does not answer.
@@ -35,11 +41,14 @@ pub(crate) struct Borrower<'a, P: Protocol> {
     pub(crate) endpoint: &'a Arc<Endpoint<P>>,
     pub(crate) handle: &'a Arc<SessionHandle>,
     pub(crate) key: &'a Arc<PoolKey>,
-    pub(crate) pool: PoolId,
+    pub(crate) places: &'a mut Places,
+    pub(crate) route: &'a Route,
     pub(crate) client: &'a mut Stream,
     pub(crate) up: &'a mut Pipe,
     /// An idle connection that this client used last is better than the most recent one.
     pub(crate) prefer_own: bool,
+    /// What the connection must wear.
+    pub(crate) settings: Option<&'a Arc<Settings>>,
 }
 
 impl<P: Protocol> Session<P> {
@@ -53,21 +62,26 @@ impl<P: Protocol> Session<P> {
             endpoint: &self.endpoint,
             handle: &self.handle,
             key: &self.key,
-            pool: self.pool,
+            places: &mut self.places,
+            route: &self.route,
             client: &mut self.client,
             up: &mut self.up,
             prefer_own,
+            settings: self.settings.as_ref(),
         };
-        let mut acquired = borrower.acquire(now);
-        if let Acquired::Connection(connection) = acquired {
-            if !borrower.needs_work(&connection, now) {
-                self.endpoint.metrics.borrowed(Duration::ZERO);
-                return Ok(Ok(connection));
-            }
-            acquired = Acquired::Connection(connection);
-        }
+        let first = match borrower.place() {
+            Ok(place) => match borrower.acquire(place, now) {
+                Acquired::Connection(connection) if !borrower.needs_work(&connection, now) => {
+                    self.endpoint.metrics.borrowed(Duration::ZERO);
+                    return Ok(Ok(connection));
+                }
+                acquired => Some((place, acquired)),
+            },
+            // Waiting for a target is the slow way's.
+            Err(_) => None,
+        };
         self.handle.wait();
-        let outcome = Box::pin(borrower.wait(acquired, now)).await;
+        let outcome = Box::pin(borrower.wait(first, now)).await;
         self.handle.let_go();
         self.sent = Some(Instant::now());
         match outcome {
@@ -79,74 +93,148 @@ impl<P: Protocol> Session<P> {
     }
 }
 
-impl<P: Protocol> Borrower<'_, P> {
-    fn acquire(&self, now: Instant) -> Acquired<ServerConnection<P>> {
+impl<'a, P: Protocol> Borrower<'a, P> {
+    fn wish(&self) -> Wish<'a, P> {
+        Wish { endpoint: self.endpoint, route: self.route, turn: self.handle.number }
+    }
+
+    /// Where to borrow now.
+    pub(crate) fn place(&mut self) -> Result<Place, NoTarget> {
+        let target = self.wish().choose()?;
+        Ok(self.places.at(&self.endpoint.proxy, self.key, target))
+    }
+
+    fn target(&self, place: Place) -> &'a Arc<Target<P>> {
+        &self.endpoint.proxy.targets[place.target]
+    }
+
+    pub(crate) fn acquire(&self, place: Place, now: Instant) -> Acquired<ServerConnection<P>> {
         let prefer = self.prefer_own.then_some(self.handle.number);
-        self.endpoint.proxy.target.pool.acquire(self.pool, prefer, now)
+        self.target(place).pool.acquire(place.pool, prefer, now)
     }
 
     fn needs_work(&self, connection: &ServerConnection<P>, now: Instant) -> bool {
-        (connection.tainted && connection.is_foreign_to(self.handle.number)) || connection.wants_probe(now)
+        self.needs_reset(connection) || !connection.worn.fits(self.settings) || connection.wants_probe(now)
     }
 
-    /// Waits for a connection until `connection_borrow_timeout` is over.
+    /// True when something lies on it that is not this client's, or not what this client left there.
+    fn needs_reset(&self, connection: &ServerConnection<P>) -> bool {
+        let bare = matches!(connection.worn, Worn::Nothing);
+        (connection.tainted && connection.is_foreign_to(self.handle.number))
+            || (!bare && !connection.worn.fits(self.settings))
+    }
+
+    /// Waits for a connection until `connection_borrow_timeout` is over. When the target waited at is lost or changes
+    /// its role, the wait goes on at another. `first` is what a first attempt came to.
     pub(crate) async fn wait(
         &mut self,
-        mut acquired: Acquired<ServerConnection<P>>,
+        mut first: Option<(Place, Acquired<ServerConnection<P>>)>,
         began: Instant,
     ) -> Result<Result<Box<ServerConnection<P>>, Fault>, SessionError> {
-        let patience = self.endpoint.proxy.settings().pool.connection_borrow_timeout;
-        let deadline = began + patience;
+        let proxy = &self.endpoint.proxy;
+        let deadline = began + proxy.settings().pool.connection_borrow_timeout;
+        let mut changes = proxy.changes();
         let outcome = loop {
-            let now = Instant::now();
-            let fit = match acquired {
-                Acquired::Connection(connection) => self.make_fit(connection, now).await,
-                Acquired::Slot(slot) => match self.open(slot, deadline).await? {
-                    Some(Ok(connection)) => Some(connection),
-                    Some(Err(fault)) => break Err(fault),
-                    None => None,
-                },
-                Acquired::Wait(mut ticket) => {
-                    let turn = timeout_at(deadline.into(), ticket.turn());
-                    match watching(self.client, self.up, self.handle, turn).await? {
-                        Ok(Some(Grant::Connection(connection))) => self.make_fit(connection, now).await,
-                        Ok(Some(Grant::Slot(slot))) => {
-                            acquired = Acquired::Slot(slot);
-                            continue;
+            let (place, acquired) = match first.take() {
+                Some(first) => first,
+                None => match self.place() {
+                    Ok(place) => (place, self.acquire(place, Instant::now())),
+                    Err(no_target) if no_target.may_pass() => {
+                        let change = timeout_at(deadline.into(), changes.changed());
+                        match watching(self.client, self.up, self.handle, change).await? {
+                            Ok(Ok(())) => continue,
+                            Ok(Err(_)) | Err(_) => break Err(no_target.fault()),
                         }
-                        Ok(None) | Err(_) => break Err(timed_out()),
                     }
-                }
+                    Err(no_target) => break Err(no_target.fault()),
+                },
+            };
+            let fit = match self.turn(place, acquired, deadline, &mut changes).await? {
+                Turn::Connection(connection) => self.make_fit(connection, Instant::now()).await,
+                Turn::Opened(connection) => self.make_fit(connection, Instant::now()).await,
+                Turn::Again => None,
+                Turn::Over(fault) => break Err(fault),
             };
             match fit {
-                Some(connection) => break Ok(connection),
-                None if Instant::now() >= deadline => break Err(timed_out()),
-                None => acquired = self.acquire(Instant::now()),
+                Some(Ok(connection)) if self.wish().has_moved(place.target) => {
+                    self.target(place).pool.give_back(place.pool, connection, Instant::now());
+                }
+                Some(Ok(connection)) => break Ok(connection),
+                Some(Err(fault)) => break Err(fault),
+                None => {}
+            }
+            if Instant::now() >= deadline {
+                break Err(timed_out());
             }
         };
         let waited = began.elapsed();
         self.endpoint.metrics.borrowed(waited);
-        if outcome.is_err() {
-            debug!(user = %self.key.user, client = self.handle.number, ?waited, "no server connection");
+        if let Err(fault) = &outcome {
+            debug!(user = %self.key.user, client = self.handle.number, ?waited, reason = %fault.message, "no server connection");
         }
         Ok(outcome)
     }
 
-    /// Resets or probes a connection as needed; `None` when it turned out to be of no use.
+    /// From what an attempt came to, to a connection.
+    async fn turn(
+        &mut self,
+        place: Place,
+        acquired: Acquired<ServerConnection<P>>,
+        deadline: Instant,
+        changes: &mut watch::Receiver<u64>,
+    ) -> Result<Turn<P>, SessionError> {
+        let slot = match acquired {
+            Acquired::Connection(connection) => return Ok(Turn::Connection(connection)),
+            Acquired::Slot(slot) => slot,
+            Acquired::Wait(mut ticket) => {
+                let wish = self.wish();
+                let turn = async {
+                    tokio::select! {
+                        biased;
+                        grant = ticket.turn() => Some(grant),
+                        () = moved(wish, place.target, changes) => None,
+                    }
+                };
+                match watching(self.client, self.up, self.handle, timeout_at(deadline.into(), turn)).await? {
+                    Ok(Some(Some(Grant::Connection(connection)))) => {
+                        return Ok(Turn::Connection(connection));
+                    }
+                    Ok(Some(Some(Grant::Slot(slot)))) => slot,
+                    Ok(None) => return Ok(Turn::Again),
+                    Ok(Some(None)) | Err(_) => return Ok(Turn::Over(timed_out())),
+                }
+            }
+        };
+        self.open(place, slot, deadline, changes).await
+    }
+
+    /// Resets, probes and dresses a connection as needed; `None` when it turned out to be of no use. A fault when the
+    /// client's own settings cannot be made.
     async fn make_fit(
         &self,
         mut connection: Box<ServerConnection<P>>,
         now: Instant,
-    ) -> Option<Box<ServerConnection<P>>> {
-        let outcome = if connection.tainted && connection.is_foreign_to(self.handle.number) {
+    ) -> Option<Result<Box<ServerConnection<P>>, Fault>> {
+        let outcome = if self.needs_reset(&connection) {
             connection.reset(ResetCause::Tainted).await
         } else if connection.wants_probe(now) {
             connection.probe().await
         } else {
             Ok(())
         };
+        let outcome = match (outcome, self.settings) {
+            (Ok(()), Some(settings)) if !connection.worn.fits(Some(settings)) => {
+                connection.dress(settings).await
+            }
+            (outcome, _) => outcome,
+        };
         match outcome {
-            Ok(()) => Some(connection),
+            Ok(()) => Some(Ok(connection)),
+            Err(ServerError::Statement { what: "setting session state", error }) => {
+                connection.retire();
+                let message = format!("The settings of this session could not be made again: {error}");
+                Some(Err(Fault::error(FaultKind::StateLost, message)))
+            }
             Err(error) => {
                 debug!(%error, "a server connection was not fit for use");
                 connection.retire();
@@ -156,21 +244,22 @@ impl<P: Protocol> Borrower<'_, P> {
     }
 
     /// Opens a connection in a task of its own, so that a client that goes away meanwhile leaves it to others.
-    /// `None`: not now, perhaps later.
     async fn open(
         &mut self,
+        place: Place,
         slot: Slot<ServerConnection<P>>,
         deadline: Instant,
-    ) -> Result<Option<Result<Box<ServerConnection<P>>, Fault>>, SessionError> {
+        changes: &mut watch::Receiver<u64>,
+    ) -> Result<Turn<P>, SessionError> {
         let proxy = &self.endpoint.proxy;
         let Some(secrets) = proxy.secret(&self.key.user) else {
-            return Ok(Some(Err(Fault::fatal(
+            return Ok(Turn::Over(Fault::fatal(
                 FaultKind::ServerRefused,
                 format!("This proxy has no credentials for the role {}.", self.key.user),
-            ))));
+            )));
         };
         let (done, opened) = oneshot::channel();
-        let (target, key, pool) = (proxy.target.clone(), self.key.clone(), self.pool);
+        let (target, key, pool) = (self.target(place).clone(), self.key.clone(), place.pool);
         target.pool.hold(pool);
         tokio::spawn(async move {
             let outcome = ServerConnection::open(&target, Some(slot), &key, &secrets).await;
@@ -183,32 +272,64 @@ impl<P: Protocol> Borrower<'_, P> {
             }
             target.pool.leave(pool);
         });
+        let wish = self.wish();
+        let opened = async {
+            tokio::select! {
+                biased;
+                opened = opened => Some(opened),
+                () = moved(wish, place.target, changes) => None,
+            }
+        };
         let opened = timeout_at(deadline.into(), opened);
         let outcome = match watching(self.client, self.up, self.handle, opened).await? {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) | Err(_) => return Ok(Some(Err(timed_out()))),
+            Ok(Some(Ok(outcome))) => outcome,
+            Ok(None) => return Ok(Turn::Again),
+            Ok(Some(Err(_))) | Err(_) => return Ok(Turn::Over(timed_out())),
         };
         let error = match outcome {
-            Ok(connection) => return Ok(Some(Ok(connection))),
+            Ok(connection) => return Ok(Turn::Opened(connection)),
             Err(error) => error,
         };
+        let target = &self.target(place).name;
         match error {
             ServerError::Connect(ConnectError::Refused { fault, try_again: false, .. }) => {
-                Ok(Some(Err(fault)))
+                Ok(Turn::Over(fault))
             }
             ServerError::Statement { .. } | ServerError::Tls(_) | ServerError::Secret(_) => {
-                warn!(target = %self.endpoint.proxy.target.name, user = %self.key.user, %error, "cannot open a server connection");
-                Ok(Some(Err(Fault::fatal(
+                warn!(%target, user = %self.key.user, %error, "cannot open a server connection");
+                Ok(Turn::Over(Fault::fatal(
                     FaultKind::ServerRefused,
                     "The database connection could not be set up.",
-                ))))
+                )))
             }
             error => {
-                debug!(target = %self.endpoint.proxy.target.name, %error, "cannot open a server connection now");
+                debug!(%target, %error, "cannot open a server connection now");
                 let pause = sleep(RETRY_AFTER.min(deadline.saturating_duration_since(Instant::now())));
                 watching(self.client, self.up, self.handle, pause).await?;
-                Ok(None)
+                Ok(Turn::Again)
             }
+        }
+    }
+}
+
+/// What one attempt to get a connection came to.
+enum Turn<P: Protocol> {
+    /// One that others have used.
+    Connection(Box<ServerConnection<P>>),
+    /// A new one.
+    Opened(Box<ServerConnection<P>>),
+    /// Not now, or not there.
+    Again,
+    /// The end of the wait.
+    Over(Fault),
+}
+
+/// Comes back when it is better to wait at another target than at `target`.
+async fn moved<P: Protocol>(wish: Wish<'_, P>, target: usize, changes: &mut watch::Receiver<u64>) {
+    while !wish.has_moved(target) {
+        if changes.changed().await.is_err() {
+            // The proxy is gone, and with it whoever waits here.
+            return std::future::pending().await;
         }
     }
 }

@@ -26,6 +26,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Cancellable {
     key: ServerKey,
+    /// Index of its target.
+    target: usize,
     peer: Option<SocketAddr>,
     under_way: AtomicUsize,
     over: Notify,
@@ -35,14 +37,20 @@ pub struct Cancellable {
 
 impl Cancellable {
     /// For a connection just opened.
-    pub fn new(key: ServerKey, peer: Option<SocketAddr>) -> Self {
+    pub fn new(key: ServerKey, target: usize, peer: Option<SocketAddr>) -> Self {
         Self {
             key,
+            target,
             peer,
             under_way: AtomicUsize::new(0),
             over: Notify::new(),
             doubtful: AtomicBool::new(false),
         }
+    }
+
+    /// Which of the proxy's targets it leads to.
+    pub fn target(&self) -> usize {
+        self.target
     }
 
     /// One more cancel is on its way. Call this while the connection cannot change hands, then [`Self::send`].

@@ -20,20 +20,26 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Profile,
     metrics::ResetCause,
-    pool::{PoolId, Pooled},
+    plugin::{Decision, SessionNames},
+    pool::Pooled,
     protocol::{
         ClientEvent, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError, ServerEvent,
         ServerState, Severity, Statement, StatementKind, Tracker, Tx,
     },
     proxy::{Activity, CHECK, DRAIN, Endpoint, STOP, SessionHandle},
+    router::Route,
     server::{ServerConnection, give_back_after},
+    state::{Settings, Worn},
     stream::Stream,
 };
 
 pub mod borrow;
 pub mod cancel;
+pub(crate) mod place;
+mod policy;
 
 use crate::buffer::Pipe;
+use place::Places;
 
 /// Answers that may wait for a client to read them before it is read no further.
 const MAX_UNHEARD_BYTES: usize = 64 * 1024;
@@ -111,7 +117,10 @@ pub struct Session<P: Protocol> {
     pub(crate) down: Pipe,
     pub(crate) tracker: P::Tracker,
     pub(crate) key: Arc<PoolKey>,
-    pub(crate) pool: PoolId,
+    /// The pools joined so far, one a target.
+    pub(crate) places: Places,
+    /// Where policy wants the next request to run.
+    pub(crate) route: Route,
     /// `currval` and `lastval` have been seen in this pool.
     pub(crate) session_functions: Arc<AtomicBool>,
     /// The server connection held, be it for a request, a transaction or a pin.
@@ -128,6 +137,12 @@ pub struct Session<P: Protocol> {
     sent: Option<Instant>,
     /// The client must wait for the server before more of its bytes are understood.
     wants_answer: bool,
+    /// As plugins know it.
+    names: SessionNames,
+    /// For observers; `None` while there are none.
+    notes: Option<Box<policy::Notes>>,
+    /// What is set again on each connection that serves this client.
+    settings: Option<Arc<Settings>>,
 }
 
 /// What the statements under way will have done once they are through.
@@ -140,6 +155,10 @@ struct Pending {
     in_transaction: bool,
     /// The connection they get is tainted.
     taints: bool,
+    /// Settings that they make or take back, in order; `None` for one taken back.
+    settings: Vec<(Box<str>, Option<Box<str>>)>,
+    /// They change settings in a way that is not followed.
+    unsettles: bool,
     /// Of the last statement.
     digest: u128,
     text: Option<Arc<crate::protocol::Facts>>,
@@ -168,8 +187,9 @@ impl<P: Protocol> Session<P> {
         down: Pipe,
         tracker: P::Tracker,
         key: Arc<PoolKey>,
-        pool: PoolId,
+        places: Places,
         session_functions: Arc<AtomicBool>,
+        names: SessionNames,
     ) -> Self {
         let pins = tracker.standing_pins();
         Self {
@@ -180,7 +200,8 @@ impl<P: Protocol> Session<P> {
             down,
             tracker,
             key,
-            pool,
+            places,
+            route: Route::Endpoint,
             session_functions,
             link: None,
             forgetting: false,
@@ -191,11 +212,14 @@ impl<P: Protocol> Session<P> {
             received: None,
             sent: None,
             wants_answer: false,
+            names,
+            notes: None,
+            settings: None,
         }
     }
 
     /// Serves the client to its end.
-    pub async fn run(mut self) {
+    pub async fn run(mut self: Box<Self>) {
         let ended = self.serve().await;
         // Boxed, as are other rare ways below: what they need should not weigh on an idle client.
         Box::pin(self.finish(ended)).await;
@@ -204,6 +228,7 @@ impl<P: Protocol> Session<P> {
     /// Request after request. What concerns one request is answered and the client stays; `Err` ends the session.
     async fn serve(&mut self) -> Result<(), SessionError> {
         loop {
+            self.watch();
             let server = self.link.as_deref_mut().map(|c| &mut c.state);
             let event = self
                 .tracker
@@ -211,8 +236,7 @@ impl<P: Protocol> Session<P> {
                 .map_err(SessionError::Client)?;
             match event {
                 ClientEvent::Statement(statement) => {
-                    self.decide(&statement);
-                    self.tracker.admit();
+                    self.consult(statement);
                     continue;
                 }
                 ClientEvent::NeedServer { facts: _ } => {
@@ -224,7 +248,7 @@ impl<P: Protocol> Session<P> {
                 ClientEvent::NeedBytes => {
                     self.wants_answer = false;
                     if self.link.is_none() {
-                        self.answered_here();
+                        self.answered_here(None);
                     }
                 }
             }
@@ -237,8 +261,9 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// Before a statement runs: what it will pin, and whether it leaves the connection tainted.
-    fn decide(&mut self, statement: &Statement) {
+    /// Before a statement runs: what it will pin, and whether it leaves the connection tainted. Errors: policy refuses
+    /// the statement for what it would pin.
+    fn decide(&mut self, statement: &Statement, decisions: &mut Vec<Decision>) -> Result<(), Fault> {
         let now = *self.received.get_or_insert_with(Instant::now);
         self.handle.touch(now);
         let facts = &statement.facts;
@@ -260,21 +285,16 @@ impl<P: Protocol> Session<P> {
         let undoes_init = !settings.pool.init_query.is_empty()
             && (facts.changes_settings || facts.statements > 1 || !facts.clears.is_empty());
         drop(settings);
-        let mut sets = wanted.without(excluded).union(statement.extra_pins);
+        let mut sets = wanted.union(statement.extra_pins);
         let mut clears = PinReasons::NONE;
-        let in_transaction =
-            self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle || c.state.is_request_under_way());
-        if smart {
-            if !in_transaction {
-                clears = facts.clears;
-            }
-            let function = PinReasons::only(PinReason::SessionFunction);
+        let in_transaction = self.in_transaction();
+        if smart && !in_transaction {
+            clears = facts.clears;
+        }
+        let function = PinReasons::only(PinReason::SessionFunction);
+        if smart && !facts.needs_session_function {
             let known = self.session_functions.load(Ordering::Relaxed);
-            if facts.needs_session_function {
-                self.session_functions.store(true, Ordering::Relaxed);
-            } else if known
-                && (facts.kind == StatementKind::Write || sets.contains(PinReason::SessionFunction))
-            {
+            if known && (facts.kind == StatementKind::Write || sets.contains(PinReason::SessionFunction)) {
                 sets = sets.union(function);
             } else {
                 sets = sets.without(function);
@@ -283,16 +303,27 @@ impl<P: Protocol> Session<P> {
                 }
             }
         }
+        let policy = self.ask_pins(statement, sets, decisions)?;
+        let replayed = match &policy.replay {
+            Some(_) => PinReasons::only(PinReason::SessionVariable),
+            None => PinReasons::NONE,
+        };
+        sets = sets.without(excluded.without(policy.pin)).without(policy.ignore).without(replayed);
+        sets = sets.union(statement.extra_pins);
+        if smart && facts.needs_session_function {
+            self.session_functions.store(true, Ordering::Relaxed);
+        }
         if facts.needs_session_function {
             match self.link {
                 Some(_) => self.forget_foreign_sequences(),
                 None => self.forget_on_borrow = true,
             }
         }
-        // What the profile or a filter lets go without a pin must still not reach another client.
+        self.follow_settings(statement, policy.replay, &mut sets, in_transaction);
+        // What profile, filter or policy lets go without a pin must still not reach another client.
         let taints = facts.taints
             || undoes_init
-            || !facts.pins.without(sets).without(PinReasons::only(PinReason::SessionFunction)).is_empty();
+            || !facts.pins.without(sets).without(function).without(replayed).is_empty();
         if taints {
             match &mut self.link {
                 Some(connection) => connection.tainted = true,
@@ -305,12 +336,47 @@ impl<P: Protocol> Session<P> {
         self.pending.in_transaction |= in_transaction;
         self.pending.digest = statement.digest;
         self.pending.text = Some(facts.clone());
+        Ok(())
+    }
+
+    /// Notes what a statement does to the settings that are replayed. One that changes them in a way that cannot be
+    /// followed pins, or where it may not, leaves the connection unfit for replays.
+    fn follow_settings(
+        &mut self,
+        statement: &Statement,
+        replay: Option<(Box<str>, Box<str>)>,
+        sets: &mut PinReasons,
+        in_transaction: bool,
+    ) {
+        let facts = &statement.facts;
+        let replays = self.settings.is_some() || !self.pending.settings.is_empty();
+        if let Some((variable, text)) = replay {
+            self.pending.settings.push((variable, Some(text)));
+        } else if replays && facts.changes_session_settings() {
+            let variable = PinReason::SessionVariable;
+            let resets_one = facts.statements == 1 && facts.pins.is_empty() && facts.clears.is_empty();
+            match &facts.variables[..] {
+                _ if sets.contains(variable) => {}
+                _ if facts.clears.contains(variable) && facts.statements == 1 && !in_transaction => {}
+                [one] if resets_one && !in_transaction && facts.kind == StatementKind::Session => {
+                    self.pending.settings.push((one.as_str().into(), None));
+                }
+                _ if facts.pins.contains(variable) => self.pending.unsettles = true,
+                _ => sets.insert(variable),
+            }
+        }
     }
 
     /// Gets a server connection for the request at the front, or refuses that request.
     async fn take_server(&mut self) -> Result<(), SessionError> {
         let now = *self.received.get_or_insert_with(Instant::now);
-        match self.borrow(now).await? {
+        let borrowed = match self.route().await? {
+            Ok(true) => self.borrow(now).await?,
+            // The same bytes and some more are looked at again.
+            Ok(false) => return Ok(()),
+            Err(fault) => Err(fault),
+        };
+        match borrowed {
             Ok(mut connection) => {
                 self.handle.hold(connection.cancellable.clone());
                 connection.tainted |= std::mem::take(&mut self.pending.taints);
@@ -325,11 +391,8 @@ impl<P: Protocol> Session<P> {
             Err(mut fault) => {
                 // One request failed; the client stays, whatever the server thought of our login.
                 fault.severity = Severity::Error;
-                self.forget_on_borrow = false;
-                self.pending = Pending::default();
-                let total = self.received.take().map_or(Duration::ZERO, |at| at.elapsed());
-                self.endpoint.metrics.query_refused(self.client.is_tls(), total);
                 self.tracker.refuse(&fault, &mut self.up, &mut self.down);
+                self.answered_here(Some(&fault));
             }
         }
         Ok(())
@@ -450,7 +513,8 @@ impl<P: Protocol> Session<P> {
         self.forgetting = false;
         let tx = connection.state.tx();
         let id = connection.state.key().id;
-        let pending = std::mem::take(&mut self.pending);
+        let mut pending = std::mem::take(&mut self.pending);
+        self.settle_settings(&mut pending, failed);
         self.settle_pins(pending, failed, nothing_ran, now, id);
         self.handle.set_activity(match () {
             () if !self.pins.is_empty() => Activity::Pinned,
@@ -477,16 +541,18 @@ impl<P: Protocol> Session<P> {
     }
 
     /// What came was answered without a server.
-    fn answered_here(&mut self) {
+    fn answered_here(&mut self, fault: Option<&Fault>) {
         if let Some(received) = self.received.take() {
             self.pending = Pending::default();
             self.forget_on_borrow = false;
+            self.observe(received, Instant::now(), fault);
             self.endpoint.metrics.query_refused(self.client.is_tls(), received.elapsed());
         }
     }
 
     fn account(&mut self, now: Instant) {
         let Some(received) = self.received.take() else { return };
+        self.observe(received, now, None);
         let sent = self.sent.take().unwrap_or(received);
         let total = now.saturating_duration_since(received);
         let database = now.saturating_duration_since(sent);
@@ -503,6 +569,39 @@ impl<P: Protocol> Session<P> {
                 client = self.handle.number, seconds = total.as_secs_f64(), database_seconds = database.as_secs_f64(),
                 digest = %format_args!("{:032x}", self.pending.digest), text, "slow query"
             );
+        }
+    }
+
+    /// Takes over what the statements just answered have done to the settings that are replayed.
+    fn settle_settings(&mut self, pending: &mut Pending, failed: bool) {
+        let Some(connection) = &mut self.link else { return };
+        let outside = connection.state.tx() == Tx::Idle && !pending.in_transaction;
+        if !failed && outside && pending.clears.contains(PinReason::SessionVariable) {
+            self.settings = None;
+            connection.worn = Worn::Nothing;
+        }
+        for (variable, statement) in std::mem::take(&mut pending.settings) {
+            let after = match &statement {
+                // Undone, with everything before it in its implicit transaction.
+                _ if failed => break,
+                // A transaction has begun behind it, which may take it back.
+                _ if !outside => None,
+                Some(statement) => Settings::with(self.settings.as_ref(), &variable, statement).map(Some),
+                None => Some(self.settings.as_ref().and_then(|before| Settings::without(before, &variable))),
+            };
+            match after {
+                Some(after) => {
+                    self.settings = after.clone();
+                    connection.worn = Worn::from(after);
+                }
+                None => {
+                    pending.sets.insert(PinReason::SessionVariable);
+                    connection.worn = Worn::Uncertain;
+                }
+            }
+        }
+        if pending.unsettles {
+            connection.worn = Worn::Uncertain;
         }
     }
 
@@ -573,14 +672,16 @@ impl<P: Protocol> Session<P> {
         } else if connection.cancellable.is_under_way() {
             self.release_after_cancel(connection);
         } else {
-            self.endpoint.proxy.target.pool.give_back(self.pool, connection, now);
+            let (pool, id) = self.home_of(&connection);
+            pool.give_back(id, connection, now);
         }
     }
 
     /// A cancel is on its way to this connection and might hit whoever uses it next: wait for it, then make one
     /// round trip, in which the server drops a cancel that found nothing to cancel.
-    fn release_after_cancel(&self, mut connection: Box<ServerConnection<P>>) {
-        give_back_after(&self.endpoint.proxy.target.pool, self.pool, async move {
+    fn release_after_cancel(&mut self, mut connection: Box<ServerConnection<P>>) {
+        let (pool, id) = self.home_of(&connection);
+        give_back_after(pool, id, async move {
             connection.cancellable.clone().over().await;
             match connection.probe().await {
                 Ok(()) if !connection.cancellable.is_doubtful() => Ok(connection),
@@ -690,7 +791,7 @@ impl<P: Protocol> Session<P> {
             let healthy = !matches!(ended, Err(SessionError::Server(_) | SessionError::ServerLost(_)));
             self.part_with(connection, healthy, now);
         }
-        self.endpoint.proxy.target.pool.leave(self.pool);
+        self.places.leave(&self.endpoint.proxy);
         self.endpoint.proxy.sessions.unregister(&self.handle);
         if let Err(error) = &ended {
             debug!(
@@ -707,7 +808,7 @@ impl<P: Protocol> Session<P> {
 
     /// The client is gone and its connection with whatever it left there. Only one that is quiet and outside a
     /// transaction is worth cleaning; any other closes.
-    fn part_with(&self, mut connection: Box<ServerConnection<P>>, healthy: bool, now: Instant) {
+    fn part_with(&mut self, mut connection: Box<ServerConnection<P>>, healthy: bool, now: Instant) {
         let clean = healthy
             && connection.state.is_quiet()
             && connection.state.tx() == Tx::Idle
@@ -721,7 +822,8 @@ impl<P: Protocol> Session<P> {
             return;
         }
         connection.used_by(self.handle.number, now);
-        give_back_after(&self.endpoint.proxy.target.pool, self.pool, async move {
+        let (pool, id) = self.home_of(&connection);
+        give_back_after(pool, id, async move {
             connection.cancellable.clone().over().await;
             match connection.reset(ResetCause::Pinned).await {
                 Ok(()) => Ok(connection),

@@ -109,6 +109,11 @@ impl<'a> Bench<'a> {
 
     /// Starts a fresh process and waits until a client has logged in and had an answer through it.
     pub(super) fn start(&self, kind: Kind) -> Result<Contender<'a>> {
+        self.start_with(kind, "")
+    }
+
+    /// The same with `[[proxy.plugin]]` sections, which only Pinion heeds.
+    pub(super) fn start_with(&self, kind: Kind, plugins: &str) -> Result<Contender<'a>> {
         let mut contender = match kind {
             Kind::Direct => Contender {
                 port: self.cluster.port(),
@@ -117,7 +122,7 @@ impl<'a> Bench<'a> {
                 config: None,
             },
             Kind::Pgbouncer => self.start_pgbouncer()?,
-            Kind::Pinion => self.start_pinion()?,
+            Kind::Pinion => self.start_pinion(plugins)?,
         };
         if kind == Kind::Direct {
             return Ok(contender);
@@ -180,7 +185,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn start_pinion(&self) -> Result<Contender<'a>> {
+    fn start_pinion(&self, plugins: &str) -> Result<Contender<'a>> {
         let Some(binary) = &self.pinion else { return failed("there is no Pinion") };
         let settings = Settings {
             user: USER,
@@ -190,6 +195,7 @@ impl<'a> Bench<'a> {
             percent: PERCENT,
             max_clients: MAX_CLIENTS,
             certificate: None,
+            more: plugins.to_owned(),
         };
         let pinion = Pinion::start(binary, self.directory, &settings)?;
         let config = Some(pinion.config.clone());

@@ -5,6 +5,7 @@
 
 mod contender;
 pub(crate) mod idle;
+mod plugins;
 mod report;
 mod syscalls;
 mod value;
@@ -24,7 +25,7 @@ use crate::{
     temporary::{self, TemporaryDirectory},
     workspace_root,
 };
-use contender::{Bench, Kind};
+use contender::{Bench, Contender, Kind};
 use report::Report;
 
 /// Database user and database.
@@ -55,6 +56,7 @@ enum Case {
     Idle,
     Value,
     Syscalls,
+    Plugins,
 }
 
 /// One pgbench run with what the server and `/proc` saw of it.
@@ -121,6 +123,9 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
             report.syscalls.push((kind, settle(syscalls::measure(&bench, kind))?));
         }
     }
+    if plan.cases.contains(&Case::Plugins) && plan.kinds.contains(&Kind::Pinion) {
+        report.plugins = plugins::measure(&plan, &bench)?;
+    }
     let text = report.markdown(&plan);
     println!("\n{text}");
     let file = work.join("report.md");
@@ -153,7 +158,7 @@ impl Plan {
 }
 
 impl Case {
-    const ALL: [Self; 4] = [Self::Tps, Self::Idle, Self::Value, Self::Syscalls];
+    const ALL: [Self; 5] = [Self::Tps, Self::Idle, Self::Value, Self::Syscalls, Self::Plugins];
 
     fn name(self) -> &'static str {
         match self {
@@ -161,6 +166,7 @@ impl Case {
             Self::Idle => "idle",
             Self::Value => "value",
             Self::Syscalls => "syscalls",
+            Self::Plugins => "plugins",
         }
     }
 }
@@ -197,7 +203,10 @@ fn measure_loads(plan: &Plan, bench: &Bench<'_>, report: &mut Report) -> Result<
 }
 
 fn measure_load(bench: &Bench<'_>, kind: Kind, load: Load) -> Result<Sample> {
-    let mut contender = bench.start(kind)?;
+    measure_running(bench, bench.start(kind)?, load)
+}
+
+fn measure_running(bench: &Bench<'_>, mut contender: Contender<'_>, load: Load) -> Result<Sample> {
     let server = contender.server();
     server.warm_up(load)?;
     // The warm-up's connections of a direct client end a moment after pgbench does.

@@ -6,12 +6,13 @@ use super::{
     CLIENTS, MODES, Plan, SCALE, SERVER_LIMIT, Sample,
     contender::{Bench, Kind},
     idle::Idle,
+    plugins,
     syscalls::Syscalls,
     value::{MEBIBYTES, Value},
 };
 use crate::{cluster, error::Result, pgbench::Load, process};
 
-type Measured<T> = std::result::Result<T, String>;
+pub(super) type Measured<T> = std::result::Result<T, String>;
 
 /// All that was measured.
 pub(super) struct Report {
@@ -22,6 +23,7 @@ pub(super) struct Report {
     pub(super) idle: Vec<(Kind, Measured<Idle>)>,
     pub(super) value: Vec<(Kind, Measured<Value>)>,
     pub(super) syscalls: Vec<(Kind, Measured<Syscalls>)>,
+    pub(super) plugins: Vec<plugins::Round>,
 }
 
 impl Report {
@@ -41,6 +43,7 @@ impl Report {
             idle: Vec::new(),
             value: Vec::new(),
             syscalls: Vec::new(),
+            plugins: Vec::new(),
         })
     }
 
@@ -53,6 +56,7 @@ impl Report {
         text += &self.idle_markdown();
         text += &self.value_markdown();
         text += &self.syscalls_markdown();
+        text += &plugins::markdown(plan, &self.plugins);
         for (kind, config) in &self.configs {
             text += &format!("\n### Config of {}\n\n```\n{}\n```\n", kind.name(), config.trim());
         }
@@ -248,7 +252,7 @@ impl Report {
 }
 
 impl Sample {
-    fn proxy_cpu_per_1000(&self) -> Option<f64> {
+    pub(super) fn proxy_cpu_per_1000(&self) -> Option<f64> {
         Some(self.proxy_cpu? * 1000.0 / self.outcome.transactions as f64)
     }
 
@@ -266,7 +270,7 @@ fn of<T>(measured: &[(Kind, Measured<T>)], kind: Kind) -> Option<&T> {
     measured.iter().find(|(who, _)| *who == kind).and_then(|(_, value)| value.as_ref().ok())
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match (values.get(values.len() / 2), values.len()) {
         (None, _) => f64::NAN,
@@ -280,7 +284,7 @@ fn mebibytes(kibibytes: u64) -> f64 {
 }
 
 /// A failure's first line, fit for a table's cell.
-fn one_line(why: &str) -> String {
+pub(super) fn one_line(why: &str) -> String {
     why.lines().next().unwrap_or_default().replace('|', "/")
 }
 

@@ -23,8 +23,15 @@ pub const fn sqlstate(kind: FaultKind) -> &'static str {
         FaultKind::PluginRejected => "42501",
         FaultKind::PluginFailed => "58000",
         FaultKind::NoTarget => "08000",
+        FaultKind::StateLost => "55000",
         FaultKind::Internal => "XX000",
     }
+}
+
+/// The SQLSTATE that the client is sent.
+#[must_use]
+pub fn code(fault: &Fault) -> &str {
+    fault.native_code.as_deref().unwrap_or_else(|| sqlstate(fault.kind))
 }
 
 /// Appends the ErrorResponse for `fault`.
@@ -33,7 +40,7 @@ pub fn write_error(fault: &Fault, out: &mut Vec<u8>) {
         Severity::Error => b"ERROR",
         Severity::Fatal => b"FATAL",
     };
-    let code = fault.native_code.as_deref().unwrap_or_else(|| sqlstate(fault.kind));
+    let code = code(fault);
     write_message(out, b'E', |body| {
         for (field, text) in
             [(b'S', severity), (b'V', severity), (b'C', code.as_bytes()), (b'M', fault.message.as_bytes())]

@@ -437,6 +437,19 @@ fn refused(body: &[u8]) -> ConnectError {
     ConnectError::Refused { fault, bad_secret, try_again }
 }
 
+/// The value of a start-up parameter of `key`, where it is text.
+pub fn parameter<'a>(key: &'a PoolKey, wanted: &str) -> Option<&'a str> {
+    let mut rest = &*key.parameters;
+    while let Some((name, after)) = cstr(rest) {
+        let (value, after) = cstr(after)?;
+        if name == wanted.as_bytes() {
+            return std::str::from_utf8(value).ok();
+        }
+        rest = after;
+    }
+    None
+}
+
 /// Appends AuthenticationOk, the server's parameters, our own key, and ReadyForQuery.
 pub fn write_welcome(greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>) {
     write_message(out, b'R', |body| body.extend_from_slice(&0u32.to_be_bytes()));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CancelKey, Fault, Greeting, Protocol, ServerKey};
+use super::{CancelKey, Dialect, Facts, Fault, Greeting, PoolKey, Protocol, ServerKey};
 
 pub mod auth;
 pub mod classify;
@@ -34,10 +34,14 @@ const CLASSIFIED_TEXTS: usize = 16_384;
 
 impl Protocol for Postgres {
     const NAME: &'static str = "postgres";
+    const DIALECT: Dialect = Dialect::Postgresql;
     const DIRECT_TLS: bool = true;
     const LIMITS_QUERY: &'static str = "SELECT pg_catalog.current_setting('max_connections'), \
         pg_catalog.current_setting('superuser_reserved_connections')::int \
         + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int";
+    // A standby is in recovery until it is promoted.
+    const ROLE_QUERY: &'static str =
+        "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'READ_ONLY' ELSE 'READ_WRITE' END";
 
     type Shared = Shared;
     type Accept = handshake::PgAccept;
@@ -53,12 +57,31 @@ impl Protocol for Postgres {
         }
     }
 
+    fn know(shared: &Shared, text: &[u8]) -> (u128, Arc<Facts>, String) {
+        let mode = classify::LexMode::default();
+        let known = shared.classifier.facts(text, mode);
+        (known.digest, known.facts, classify::hint(text, mode).to_owned())
+    }
+
     fn write_welcome(greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>) {
         handshake::write_welcome(greeting, key, out);
     }
 
     fn write_fault(fault: &Fault, out: &mut Vec<u8>) {
         error::write_error(fault, out);
+    }
+
+    fn fault_code(fault: &Fault) -> Box<str> {
+        error::code(fault).into()
+    }
+
+    fn database(key: &PoolKey) -> &str {
+        // The user's name is the default, as with the server itself.
+        handshake::parameter(key, "database").unwrap_or(&key.user)
+    }
+
+    fn application(key: &PoolKey) -> &str {
+        handshake::parameter(key, "application_name").unwrap_or_default()
     }
 
     fn write_query(sql: &str, out: &mut Vec<u8>) {

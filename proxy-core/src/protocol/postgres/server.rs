@@ -31,6 +31,8 @@ pub(super) enum Expect {
     Parse { ours: bool, adds: Option<Arc<Statement>>, undo: Option<Undo> },
     /// The error that this name of the client's is taken.
     Taken(Box<[u8]>),
+    /// An error that we provoked, in place of which the client gets this one.
+    Rejected(Vec<u8>),
     /// BindComplete. `of` is the named statement bound.
     Bind { ours: bool, of: Option<Arc<Statement>> },
     /// RowDescription or NoData.
@@ -94,6 +96,8 @@ pub struct PgServer {
     pub(super) ignored_sync: bool,
     /// A COPY failed so early that the server may still answer that Sync. Never lent again.
     pub(super) extra_ready: bool,
+    /// In place of the error that the Query under way, ours, will get, the client gets this one.
+    pub(super) rejection: Option<Vec<u8>>,
     /// Our DISCARD SEQUENCES has run.
     pub(super) forgot: bool,
     /// How this server reads text, as it last said.
@@ -127,6 +131,7 @@ impl PgServer {
             nothing_ran: false,
             ignored_sync: false,
             extra_ready: false,
+            rejection: None,
             forgot: false,
             mode,
             absorbing: (None, None),
@@ -153,6 +158,11 @@ impl PgServer {
 
     pub(super) fn pop(&mut self) -> Option<Expect> {
         self.expected.pop_front()
+    }
+
+    /// Takes back a [`Self::pop`].
+    pub(super) fn put_back(&mut self, entry: Expect) {
+        self.expected.push_front(entry);
     }
 
     pub(super) fn expects_nothing(&self) -> bool {

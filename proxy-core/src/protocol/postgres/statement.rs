@@ -10,7 +10,11 @@ use std::{
     },
 };
 
-use super::{super::Facts, classify::LexMode, codec::cstr};
+use super::{
+    super::{Facts, PinReasons, Statement as Submitted},
+    classify::LexMode,
+    codec::cstr,
+};
 
 /// Begins every statement name that Pinion gives. Clients may use such names too; the tracker sees to it that they
 /// never reach ours.
@@ -45,10 +49,22 @@ impl Statement {
         Self { id, tail: tail.into(), facts, digest, mode, accepted_in: AtomicU64::new(0), home: None }
     }
 
-    /// Bytes of statement text.
+    /// Statement text.
     #[must_use]
-    pub fn text_bytes(&self) -> usize {
-        cstr(&self.tail).map_or(self.tail.len(), |(text, _)| text.len())
+    pub fn text(&self) -> &[u8] {
+        cstr(&self.tail).map_or(&self.tail, |(text, _)| text)
+    }
+
+    /// As it is reported when it runs.
+    #[must_use]
+    pub fn submitted(&self, extra_pins: PinReasons) -> Submitted {
+        Submitted {
+            facts: self.facts.clone(),
+            digest: self.digest,
+            bytes: self.text().len(),
+            extra_pins,
+            prepares: false,
+        }
     }
 
     /// Servers hold a plan of it that does not fit the schema any more: whoever prepares the text from now on gets

@@ -15,11 +15,12 @@ use std::{
 
 use super::{
     super::{
-        ClientEvent, Facts, Fault, FaultKind, Greeting, PinReason, PinReasons, PoolKey, ProtocolError,
-        ServerEvent, ServerState as _, Statement as Submitted, StatementKind, Tracker, Tx,
+        ClientEvent, Facts, Fault, FaultKind, Greeting, Outcome, PinReason, PinReasons, PoolKey,
+        ProtocolError, Rewritten, ServerEvent, ServerState as _, Statement as Submitted, StatementKind,
+        Tracker, Tx, Upcoming, Watch,
     },
     Postgres, Shared,
-    classify::{Classified, LexMode},
+    classify::{self, Classified, Classifier, LexMode},
     codec::{ErrorFields, HEADER_BYTES, Header, cstr, put_cstr, write_message},
     error::write_error,
     server::{
@@ -38,6 +39,9 @@ const MAX_NAME_BYTES: usize = 16 * 1024;
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 const DEALLOCATED: &[u8] = b"C\0\0\0\x0fDEALLOCATE\0";
+
+/// What no grammar takes, for making a transaction fail. The server's log shows it.
+const REJECTED: &[u8] = b"rejected by a policy plugin of Pinion\0";
 
 /// SQLSTATE of "cached plan must not change result type", among others: the text must be prepared anew.
 const STALE_PLAN: &str = "0A000";
@@ -86,6 +90,13 @@ pub struct PgTracker {
     skip_to_sync: bool,
     mode: LexMode,
     standing: PinReasons,
+    watch: Watch,
+    /// Names whose statement policy has seen when it was prepared.
+    asked: Option<Box<HashMap<Box<[u8]>, Asked>>>,
+    outcomes: Vec<Outcome>,
+    /// Rows of the statement under way, as counted here, and those of the Query under way, as the server counted.
+    rows: u64,
+    query_rows: u64,
     /// Tells pools apart: what one server accepts another user or database may not have.
     pool: u64,
 }
@@ -113,6 +124,47 @@ struct Current {
     admitted: bool,
     /// Of a Parse, kept so that it is classified once.
     parsed: Option<Arc<Statement>>,
+    /// What `parsed` was before policy rewrote it.
+    original: Option<Arc<Statement>>,
+    text: Text,
+}
+
+impl Current {
+    fn new(statement: Submitted, text: Text) -> Self {
+        Self { statement, admitted: false, parsed: None, original: None, text }
+    }
+
+    /// A statement to be prepared.
+    fn prepares(statement: Arc<Statement>) -> Self {
+        let submitted = Submitted { prepares: true, ..statement.submitted(PinReasons::NONE) };
+        Self {
+            statement: submitted,
+            admitted: false,
+            parsed: Some(statement.clone()),
+            original: Some(statement.clone()),
+            text: Text::Of(statement),
+        }
+    }
+}
+
+/// Where the text of a reported statement stands.
+#[derive(Debug)]
+enum Text {
+    /// In the Query at the front.
+    Query,
+    /// Policy has put this in its place.
+    Rewritten(Vec<u8>),
+    /// With the statement prepared.
+    Of(Arc<Statement>),
+    /// It was not read.
+    Unread,
+}
+
+/// What a name stood for when policy was asked, and under which policy.
+#[derive(Debug)]
+struct Asked {
+    generation: u64,
+    original: Arc<Statement>,
 }
 
 impl Tracker<Postgres> for PgTracker {
@@ -137,6 +189,11 @@ impl Tracker<Postgres> for PgTracker {
             skip_to_sync: false,
             mode: greeting_mode(&greeting.bytes),
             standing,
+            watch: Watch::default(),
+            asked: None,
+            outcomes: Vec::new(),
+            rows: 0,
+            query_rows: 0,
             pool: pool.finish().max(1),
         }
     }
@@ -206,6 +263,143 @@ impl Tracker<Postgres> for PgTracker {
         }
     }
 
+    fn watch(&mut self, watch: Watch) {
+        self.watch = watch;
+    }
+
+    fn text<'a>(&'a self, up: &'a Pipe) -> &'a [u8] {
+        match self.current.as_ref().map(|current| &current.text) {
+            Some(Text::Query) => match Header::read(up.unread()) {
+                Ok(Some(header)) => {
+                    up.unread().get(HEADER_BYTES..header.total()).and_then(cstr).map_or(&[], |(text, _)| text)
+                }
+                _ => &[],
+            },
+            Some(Text::Rewritten(text)) => text,
+            Some(Text::Of(statement)) => statement.text(),
+            Some(Text::Unread) | None => &[],
+        }
+    }
+
+    fn hint<'a>(&self, text: &'a [u8]) -> &'a str {
+        classify::hint(text, self.mode)
+    }
+
+    fn literal_variables(&self, text: &[u8]) -> Vec<String> {
+        Classifier::literal_variables(text, self.mode)
+    }
+
+    fn rewrite(&mut self, shared: &Shared, text: String) -> Rewritten {
+        let mode = self.mode;
+        let Some(current) = &self.current else { return Rewritten::Impossible };
+        if text.contains('\0') {
+            return Rewritten::Impossible;
+        }
+        match &current.text {
+            Text::Query | Text::Rewritten(_) => {
+                let Classified { digest, facts } = shared.classifier.facts(text.as_bytes(), mode);
+                let statement = Submitted {
+                    extra_pins: self.native_pins(&facts),
+                    facts,
+                    digest,
+                    bytes: text.len(),
+                    prepares: false,
+                };
+                self.current = Some(Current::new(statement.clone(), Text::Rewritten(text.into_bytes())));
+                Rewritten::Known(statement)
+            }
+            Text::Of(before) if current.statement.prepares => {
+                let types = cstr(&before.tail).map_or(&[][..], |(_, types)| types);
+                let mut tail = text.into_bytes();
+                tail.push(0);
+                tail.extend_from_slice(types);
+                let text = cstr(&tail).map_or(&[][..], |(text, _)| text);
+                let statement = shared.statements.intern(&tail, mode, || {
+                    let Classified { digest, facts } = shared.classifier.facts(text, mode);
+                    (facts, digest)
+                });
+                let original = current.original.clone();
+                let current = Current { original, ..Current::prepares(statement) };
+                let statement = current.statement.clone();
+                self.current = Some(current);
+                Rewritten::Known(statement)
+            }
+            Text::Of(_) => Rewritten::Settled,
+            Text::Unread => Rewritten::Impossible,
+        }
+    }
+
+    fn reject(
+        &mut self,
+        fault: &Fault,
+        up: &mut Pipe,
+        server: Option<&mut PgServer>,
+        down: &mut Pipe,
+    ) -> bool {
+        let Some(server) = server else {
+            self.refuse(fault, up, down);
+            return !self.skip_to_sync;
+        };
+        self.current = None;
+        let Ok(Some(header)) = Header::read_from_client(up.unread()) else { return false };
+        let whole_request = matches!(header.tag, b'Q' | b'F');
+        let mut error = Vec::new();
+        write_error(fault, &mut error);
+        self.take(up, header.total(), false);
+        if server.tx != Tx::Open && !server.batch_open {
+            // Nothing that the server would have to undo.
+            down.emit(&error);
+            if whole_request {
+                write_ready(down.output(), server.tx);
+            } else {
+                self.skip_to_sync = true;
+            }
+            return whole_request;
+        }
+        if whole_request {
+            self.unnamed = None;
+            self.portals.unnamed = None;
+            server.unnamed = None;
+            write_message(up.output(), b'Q', |body| body.extend_from_slice(REJECTED));
+            server.rejection = Some(error);
+            server.expect(Expect::Query);
+            server.batch_open = false;
+        } else {
+            write_message(up.output(), b'P', |body| {
+                put_cstr(body, FORGET_NAME);
+                body.extend_from_slice(REJECTED);
+                body.extend_from_slice(&[0; 2]);
+            });
+            server.expect(Expect::Rejected(error));
+            server.batch_open = true;
+        }
+        false
+    }
+
+    fn upcoming(&self, shared: &Shared, up: &Pipe, visit: &mut dyn FnMut(&Submitted, &[u8])) -> Upcoming {
+        let mut request = Request::default();
+        let seen = self.look_ahead(shared, up, &mut request);
+        for (name, statement, bound) in &request.statements {
+            let parsed = statement.clone().or_else(|| self.named_statement(name));
+            match parsed {
+                Some(statement) => {
+                    let text = statement.text();
+                    let submitted = Submitted { prepares: !bound, ..statement.submitted(PinReasons::NONE) };
+                    visit(&submitted, text);
+                }
+                None => visit(&opaque_statement(0), &[]),
+            }
+        }
+        if let Some(whole) = request.whole {
+            visit(&whole, self.text(up));
+        }
+        seen
+    }
+
+    fn take_outcomes(&mut self) -> Vec<Outcome> {
+        std::mem::take(&mut self.outcomes)
+    }
+
     fn on_server(&mut self, down: &mut Pipe, server: &mut PgServer) -> Result<ServerEvent, ProtocolError> {
         loop {
             if server.owed > 0 {
@@ -225,6 +419,7 @@ impl Tracker<Postgres> for PgTracker {
             // What is only passed on needs no more than its header.
             if let b'D' | b'd' | b'T' | b't' | b'V' | b'A' | b'N' | b'n' | b'c' = header.tag {
                 let kept = self.on_answer(header.tag, down, server)?;
+                self.rows += u64::from(kept && header.tag == b'D');
                 relay(down, server, header.total(), kept);
                 if header.tag != b'D' {
                     settle_heads(down, server);
@@ -242,7 +437,14 @@ impl Tracker<Postgres> for PgTracker {
                 server.tx = read_status(&down.unread()[HEADER_BYTES..header.total()])?;
                 let kept = match server.pop() {
                     Some(Expect::Sync { ours }) => !ours,
-                    Some(Expect::Query | Expect::FunctionCall) => true,
+                    Some(Expect::Query | Expect::FunctionCall) => {
+                        server.rejection = None;
+                        if !server.failed {
+                            let rows = std::mem::take(&mut self.query_rows);
+                            self.note_outcome(rows, None);
+                        }
+                        true
+                    }
                     None if server.extra_ready => {
                         server.skipping = false;
                         true
@@ -365,9 +567,126 @@ impl PgTracker {
     }
 
     /// A statement is about to run: the session decides, and then the same message is looked at again.
-    fn report(&mut self, statement: Submitted) -> ClientEvent {
-        self.current = Some(Current { statement: statement.clone(), admitted: false, parsed: None });
+    fn report(&mut self, statement: Submitted, text: Text) -> ClientEvent {
+        self.current = Some(Current::new(statement.clone(), text));
         ClientEvent::Statement(statement)
+    }
+
+    /// A statement is about to be prepared, or used for the first time under this policy.
+    fn report_prepare(&mut self, statement: Arc<Statement>) -> ClientEvent {
+        let current = Current::prepares(statement);
+        let submitted = current.statement.clone();
+        self.current = Some(current);
+        ClientEvent::Statement(submitted)
+    }
+
+    /// What policy should have been asked about before `name` is used, as it was when the client prepared it.
+    fn unasked(&self, name: &[u8]) -> Option<Arc<Statement>> {
+        if !self.watch.prepares {
+            return None;
+        }
+        let statement = self.named_statement(name)?;
+        match self.asked.as_ref().and_then(|asked| asked.get(name)) {
+            Some(asked) if asked.generation == self.watch.generation => None,
+            Some(asked) => Some(asked.original.clone()),
+            None => Some(statement),
+        }
+    }
+
+    fn note_asked(&mut self, name: &[u8], original: Option<Arc<Statement>>) {
+        if let Some(original) = original {
+            let asked = Asked { generation: self.watch.generation, original };
+            self.asked.get_or_insert_default().insert(name.into(), asked);
+        }
+    }
+
+    fn named_statement(&self, name: &[u8]) -> Option<Arc<Statement>> {
+        if name.is_empty() {
+            return self.unnamed.clone();
+        }
+        self.named.as_ref().and_then(|named| named.get(name)).cloned()
+    }
+
+    /// Reads the request at the front as far as it has come, without taking anything.
+    fn look_ahead(&self, shared: &Shared, up: &Pipe, request: &mut Request) -> Upcoming {
+        let mut rest = up.unread();
+        let mut at_front = true;
+        loop {
+            let Ok(Some(header)) = Header::read_from_client(rest) else { return Upcoming::Partial };
+            let body = rest.get(HEADER_BYTES..header.total());
+            let current = self.current.as_ref().filter(|_| at_front);
+            match (header.tag, body) {
+                (b'Q' | b'F', _) if at_front => {
+                    let known = current.map(|current| current.statement.clone());
+                    request.whole = Some(known.unwrap_or_else(|| opaque_statement(header.body)));
+                    return Upcoming::Whole;
+                }
+                (b'Q' | b'F' | b'S' | b'X', _) => return Upcoming::Whole,
+                (b'H', _) => return Upcoming::OpenEnded,
+                (_, None) => return Upcoming::Partial,
+                (b'P', Some(body)) => {
+                    let Some((name, tail)) = cstr(body) else { return Upcoming::OpenEnded };
+                    let parsed = match current.and_then(|current| current.parsed.clone()) {
+                        Some(parsed) => parsed,
+                        None => self.read_parse(shared, name, tail),
+                    };
+                    request.statements.push((name.into(), Some(parsed), false));
+                }
+                (b'B', Some(body)) => {
+                    let name = cstr(body).and_then(|(_, rest)| Some(cstr(rest)?.0));
+                    let Some(name) = name else { return Upcoming::OpenEnded };
+                    request.bind(name);
+                }
+                _ => {}
+            }
+            at_front = false;
+            rest = &rest[header.total()..];
+        }
+    }
+
+    /// The statement of a Parse whose name and rest are given.
+    fn read_parse(&self, shared: &Shared, name: &[u8], tail: &[u8]) -> Arc<Statement> {
+        let text = cstr(tail).map_or(&[][..], |(text, _)| text);
+        if self.mode_uncertain || text.len() > MAX_TEXT_BYTES {
+            let opaque = opaque_statement(text.len());
+            return Arc::new(Statement::new(tail, self.mode, opaque.facts, opaque.digest));
+        }
+        let classify = || {
+            let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
+            (facts, digest)
+        };
+        if name.is_empty() {
+            let (facts, digest) = classify();
+            Arc::new(Statement::new(tail, self.mode, facts, digest))
+        } else {
+            shared.statements.intern(tail, self.mode, classify)
+        }
+    }
+
+    /// What `name` stands for is not what policy was asked about.
+    fn forget_asked(&mut self, name: &[u8]) {
+        if let Some(asked) = &mut self.asked {
+            asked.remove(name);
+        }
+    }
+
+    fn note_outcome(&mut self, rows: u64, error: Option<&str>) {
+        self.rows = 0;
+        self.query_rows = 0;
+        if self.watch.outcomes {
+            self.outcomes.push(Outcome { rows, error: error.map(Into::into) });
+        }
+    }
+
+    /// Passes the Query at the front on, or what policy put in its place.
+    fn pass_query(&mut self, header: Header, up: &mut Pipe) {
+        match self.current.take().map(|current| current.text) {
+            Some(Text::Rewritten(text)) => {
+                self.take(up, header.total(), false);
+                write_message(up.output(), b'Q', |body| put_cstr(body, &text));
+            }
+            _ => self.take(up, header.total(), true),
+        }
     }
 
     fn query(
@@ -379,15 +698,15 @@ impl PgTracker {
         down: &mut Pipe,
     ) -> Result<Option<ClientEvent>, ProtocolError> {
         if self.current.is_none() {
-            let statement = if header.body > MAX_TEXT_BYTES {
-                opaque_statement(header.body)
-            } else {
-                let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
-                let (text, _) = exact_cstr(body, "Query")?;
-                let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
-                Submitted { extra_pins: self.native_pins(&facts), facts, digest, bytes: text.len() }
-            };
-            return Ok(Some(self.report(statement)));
+            if header.body > MAX_TEXT_BYTES {
+                return Ok(Some(self.report(opaque_statement(header.body), Text::Unread)));
+            }
+            let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
+            let (text, _) = exact_cstr(body, "Query")?;
+            let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
+            let extra_pins = self.native_pins(&facts);
+            let statement = Submitted { extra_pins, facts, digest, bytes: text.len(), prepares: false };
+            return Ok(Some(self.report(statement, Text::Query)));
         }
         let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
         if facts.is_deallocate_one && self.knows_all(&facts.prepared_names) {
@@ -404,8 +723,7 @@ impl PgTracker {
         self.unnamed = None;
         self.portals.unnamed = None;
         server.unnamed = None;
-        self.current = None;
-        self.take(up, header.total(), true);
+        self.pass_query(header, up);
         server.expect(Expect::Query);
         server.batch_open = false;
         Ok(None)
@@ -427,45 +745,33 @@ impl PgTracker {
         let statement = match self.current.as_mut().and_then(|c| c.parsed.take()) {
             Some(statement) => statement,
             None => {
-                let (text, _) = cstr(tail).ok_or(ProtocolError::Malformed("Parse"))?;
-                let classify = || {
-                    let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
-                    (facts, digest)
-                };
-                if self.mode_uncertain {
-                    let opaque = opaque_statement(text.len());
-                    Arc::new(Statement::new(tail, self.mode, opaque.facts, opaque.digest))
-                } else if name.is_empty() {
-                    let (facts, digest) = classify();
-                    Arc::new(Statement::new(tail, self.mode, facts, digest))
-                } else {
-                    shared.statements.intern(tail, self.mode, classify)
-                }
+                cstr(tail).ok_or(ProtocolError::Malformed("Parse"))?;
+                self.read_parse(shared, name, tail)
             }
         };
+        if self.watch.prepares && self.current.as_ref().is_none_or(|current| !current.admitted) {
+            return Ok(Some(self.report_prepare(statement)));
+        }
+        let original = self.current.as_ref().and_then(|current| current.original.clone());
         let Some(server) = server else {
             if !name.is_empty() && statement.is_accepted(self.pool) && !self.knows(name) {
-                let name = name.into();
+                let name: Box<[u8]> = name.into();
                 up.skip(header.total());
+                self.current = None;
+                self.note_asked(&name, original);
                 self.named.get_or_insert_default().insert(name, statement);
                 down.emit(PARSE_COMPLETE);
                 return Ok(None);
             }
             let facts = statement.facts.clone();
-            self.current = Some(Current {
-                statement: Submitted {
-                    facts: facts.clone(),
-                    digest: statement.digest,
-                    bytes: 0,
-                    extra_pins: PinReasons::NONE,
-                },
-                admitted: true,
-                parsed: Some(statement),
-            });
+            let current = Current::prepares(statement);
+            self.current = Some(Current { admitted: true, original, ..current });
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
+        let rewritten = original.as_ref().is_some_and(|original| original.id != statement.id);
         self.current = None;
         let name: Box<[u8]> = name.into();
+        self.note_asked(&name, original);
         server.batch_open = true;
         if name.is_empty() {
             let undo = Undo::Unnamed {
@@ -473,7 +779,12 @@ impl PgTracker {
                 server_before: server.unnamed,
             };
             server.unnamed = Some(statement.id);
-            self.take(up, header.total(), true);
+            if rewritten {
+                self.take(up, header.total(), false);
+                write_parse(up.output(), b"", &statement.tail);
+            } else {
+                self.take(up, header.total(), true);
+            }
             server.expect(Expect::Parse { ours: false, adds: None, undo: Some(undo) });
             return Ok(None);
         }
@@ -522,7 +833,7 @@ impl PgTracker {
         };
         if self.current.is_none() {
             let statement = opaque_statement(header.body);
-            return Ok(Some(self.report(statement)));
+            return Ok(Some(self.report(statement, Text::Unread)));
         }
         let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
@@ -554,6 +865,19 @@ impl PgTracker {
         };
         let at = HEADER_BYTES + portal.len() + 1;
         let Some(name) = front_cstr(header, up, at, "Bind")? else { return Ok(Some(ClientEvent::NeedBytes)) };
+        if let Some(before) = self.unasked(&name) {
+            match self.current.take() {
+                Some(Current { admitted: true, parsed: Some(settled), original, .. }) => {
+                    if name.is_empty() {
+                        self.unnamed = Some(settled);
+                    } else {
+                        self.named.get_or_insert_default().insert(name.clone(), settled);
+                    }
+                    self.note_asked(&name, original);
+                }
+                _ => return Ok(Some(self.report_prepare(before))),
+            }
+        }
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: self.facts_of(&name) }));
         };
@@ -620,17 +944,15 @@ impl PgTracker {
         let (portal, _) = cstr(body).ok_or(ProtocolError::Malformed("Execute"))?;
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: None })) };
         if self.current.is_none() {
-            let submitted = match self.portals.get(portal) {
-                Some(statement) if statement.mode == self.mode => Submitted {
-                    facts: statement.facts.clone(),
-                    digest: statement.digest,
-                    bytes: statement.text_bytes(),
-                    extra_pins: self.native_pins(&statement.facts),
-                },
+            let event = match self.portals.get(portal).cloned() {
+                Some(statement) if statement.mode == self.mode => {
+                    let submitted = statement.submitted(self.native_pins(&statement.facts));
+                    self.report(submitted, Text::Of(statement))
+                }
                 // Read in another mode than the server's, or known to the server only, as cursors are.
-                _ => opaque_statement(0),
+                _ => self.report(opaque_statement(0), Text::Unread),
             };
-            return Ok(Some(self.report(submitted)));
+            return Ok(Some(event));
         }
         let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
         if !facts.prepared_names.is_empty() {
@@ -721,7 +1043,7 @@ impl PgTracker {
             } else {
                 opaque_statement(header.body)
             };
-            return Ok(Some(self.report(statement)));
+            return Ok(Some(self.report(statement, Text::Unread)));
         }
         let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
@@ -740,9 +1062,9 @@ impl PgTracker {
         down: &mut Pipe,
     ) -> Option<ClientEvent> {
         self.current = None;
+        self.skip_to_sync = false;
         match server {
             None => {
-                self.skip_to_sync = false;
                 self.take(up, header.total(), false);
                 write_ready(down.output(), Tx::Idle);
             }
@@ -895,8 +1217,7 @@ impl PgTracker {
                     server.native.retain(|n| !facts.prepared_names.iter().any(|p| p.as_bytes() == &**n));
                     self.forget_named(&facts.prepared_names);
                 }
-                self.current = None;
-                self.take(up, header.total(), true);
+                self.pass_query(header, up);
                 server.expect(Expect::Query);
                 return None;
             }
@@ -972,10 +1293,35 @@ impl PgTracker {
                         // Of the text itself, not of one that a function ran: not even its first statement ran.
                         Some(Expect::Query) => error.code == SYNTAX_ERROR && error.context.is_empty(),
                         Some(
-                            Expect::Parse { .. } | Expect::Taken(_) | Expect::Bind { .. } | Expect::Describe,
+                            Expect::Parse { .. }
+                            | Expect::Taken(_)
+                            | Expect::Rejected(_)
+                            | Expect::Bind { .. }
+                            | Expect::Describe,
                         ) => !server.ran,
                         _ => false,
                     };
+                }
+                let hidden = server.next_sync_is_ours();
+                if !hidden {
+                    self.note_outcome(self.rows, Some(&error.code));
+                }
+                let in_place = match server.head() {
+                    Some(Expect::Query) => server.rejection.take(),
+                    Some(Expect::Rejected(_)) => match server.pop() {
+                        Some(Expect::Rejected(in_place)) => {
+                            // What follows is skipped as after any error of the client's.
+                            server.put_back(Expect::Rejected(Vec::new()));
+                            Some(in_place)
+                        }
+                        _ => None,
+                    },
+                    _ => None,
+                };
+                if let Some(in_place) = in_place {
+                    self.substitute = Some(in_place);
+                    self.on_error(server);
+                    return Ok(false);
                 }
                 if let Some(Expect::Taken(name)) = server.head()
                     && error.code == NAME_TAKEN
@@ -1017,9 +1363,19 @@ impl PgTracker {
                         server.forgot |= *ours && tag == b'C';
                         server.ran |= kept;
                         server.pop();
+                        if kept && self.watch.outcomes {
+                            let rows = counted_rows(message_body(down)?).filter(|_| tag == b'C');
+                            self.note_outcome(rows.unwrap_or(self.rows), None);
+                        }
                         kept
                     }
-                    Some(Expect::Query) => true,
+                    Some(Expect::Query) => {
+                        if self.watch.outcomes {
+                            self.query_rows += counted_rows(message_body(down)?).unwrap_or(0);
+                            self.rows = 0;
+                        }
+                        true
+                    }
                     _ => return unexpected(),
                 };
                 // The server's word that everything prepared is gone, whichever way it was asked.
@@ -1094,9 +1450,11 @@ impl PgTracker {
             };
             match undo {
                 Some(Undo::Named { name, before: Some(before) }) => {
+                    self.forget_asked(&name);
                     self.named.get_or_insert_default().insert(name, before);
                 }
                 Some(Undo::Named { name, before: None }) => {
+                    self.forget_asked(&name);
                     if let Some(named) = &mut self.named {
                         named.remove(&name);
                     }
@@ -1107,6 +1465,7 @@ impl PgTracker {
                     server.unnamed = None;
                 }
                 Some(Undo::Unnamed { before, server_before }) => {
+                    self.forget_asked(b"");
                     self.unnamed = before;
                     server.unnamed = server_before;
                 }
@@ -1115,6 +1474,31 @@ impl PgTracker {
         }
         !hidden
     }
+}
+
+/// The statements of one request.
+#[derive(Default)]
+struct Request {
+    /// By name: what its Parse says where that is in the request, and whether it is bound.
+    statements: Vec<(Box<[u8]>, Option<Arc<Statement>>, bool)>,
+    /// A Query or FunctionCall.
+    whole: Option<Submitted>,
+}
+
+impl Request {
+    fn bind(&mut self, name: &[u8]) {
+        // The last of that name: the unnamed statement may be parsed several times.
+        match self.statements.iter_mut().rev().find(|(known, ..)| **known == *name) {
+            Some((_, _, bound)) => *bound = true,
+            None => self.statements.push((name.into(), None, true)),
+        }
+    }
+}
+
+/// Rows by a CommandComplete's tag: the number at its end.
+fn counted_rows(tag: &[u8]) -> Option<u64> {
+    let (tag, _) = cstr(tag)?;
+    std::str::from_utf8(tag).ok()?.rsplit_once(' ')?.1.parse().ok()
 }
 
 impl Portals {
@@ -1259,6 +1643,7 @@ fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what:
         tables: Vec::new(),
         functions: Vec::new(),
         variables: Vec::new(),
+        variables_in_literals: false,
         digest_text: what.to_owned(),
     })
 }
@@ -1268,7 +1653,7 @@ fn opaque_statement(bytes: usize) -> Submitted {
     static FACTS: LazyLock<Arc<Facts>> = LazyLock::new(|| {
         facts_without_text(StatementKind::Unknown, PinReasons::only(PinReason::Unknown), true, "<not read>")
     });
-    Submitted { facts: FACTS.clone(), digest: 0, bytes, extra_pins: PinReasons::NONE }
+    Submitted { facts: FACTS.clone(), digest: 0, bytes, extra_pins: PinReasons::NONE, prepares: false }
 }
 
 /// A FunctionCall known to leave nothing behind.
@@ -1276,7 +1661,7 @@ fn function_statement(bytes: usize) -> Submitted {
     static FACTS: LazyLock<Arc<Facts>> = LazyLock::new(|| {
         facts_without_text(StatementKind::Other, PinReasons::NONE, false, "<large object call>")
     });
-    Submitted { facts: FACTS.clone(), digest: 0, bytes, extra_pins: PinReasons::NONE }
+    Submitted { facts: FACTS.clone(), digest: 0, bytes, extra_pins: PinReasons::NONE, prepares: false }
 }
 
 #[cfg(test)]

@@ -31,12 +31,13 @@ pub(super) fn unknown(digest_text: String) -> Facts {
         is_deallocate_one: false,
         ends_transaction: false,
         locks_rows: false,
-        writes: false,
-        calls_acting_function: false,
-        calls_unknown_function: false,
+        writes: true,
+        calls_acting_function: true,
+        calls_unknown_function: true,
         tables: Vec::new(),
         functions: Vec::new(),
         variables: Vec::new(),
+        variables_in_literals: false,
         digest_text,
     }
 }
@@ -66,6 +67,7 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         tables: Vec::new(),
         functions: Vec::new(),
         variables: Vec::new(),
+        variables_in_literals: false,
         digest_text: String::new(),
     };
     let mut ever_pinned = PinReasons::NONE;
@@ -89,6 +91,21 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         facts.changes_settings |= one.seen.changes_settings;
         facts.drops_all_prepared |= one.drops_all_prepared;
         facts.prepared_names.extend(one.seen.prepared_names);
+        facts.locks_rows |= one.seen.locks_rows;
+        facts.writes |= one.seen.writes || one.seen.selects_into;
+        facts.calls_acting_function |= one.seen.calls_acting_function;
+        facts.calls_unknown_function |= one.seen.calls_unknown_function;
+        facts.variables_in_literals |= one.seen.variables_in_literals;
+        let common = one.seen.common_tables;
+        facts.tables.extend(one.seen.tables.into_iter().filter(|table| !common.contains(table)));
+        facts.functions.extend(one.seen.functions);
+        facts.variables.extend(one.seen.variables);
+    }
+    for names in [&mut facts.tables, &mut facts.functions, &mut facts.variables] {
+        names.sort_unstable();
+        names.dedup();
+        names.truncate(Facts::MAX_NAMES);
+        names.shrink_to_fit();
     }
     facts.digest_text = digest_text();
     Some(facts)
@@ -211,6 +228,9 @@ impl Statement {
     /// `SET`, `RESET`.
     fn set(&mut self, set: &VariableSetStmt) {
         self.seen.changes_settings = true;
+        if !set.name.is_empty() {
+            self.seen.variables.push(set.name.to_lowercase());
+        }
         let kind = VariableSetKind::try_from(set.kind).unwrap_or(VariableSetKind::Undefined);
         // Of the several settings at once, those of the running transaction end with it.
         let of_transaction = kind == VariableSetKind::VarSetMulti && set.name.starts_with("TRANSACTION");
@@ -320,6 +340,42 @@ fn runs_its_query(explain: &ExplainStmt) -> bool {
     )
 }
 
+/// `schema.name`, or `name` without one.
+fn qualified(schema: Option<&str>, name: &str) -> String {
+    schema.map_or_else(|| name.to_owned(), |schema| format!("{schema}.{name}"))
+}
+
+/// The names of the variables that `set_config` sets in literals, in lower case, each once: for whoever must know
+/// them of one very text.
+pub(super) fn literal_variables(tree: &ParseResult) -> Vec<String> {
+    #[derive(Default)]
+    struct Names(Vec<String>);
+    impl Visit for Names {
+        fn wants(&self, structure: &'static str, field: &'static str, _: &[(&'static str, Value)]) -> bool {
+            (structure, field) == ("FuncCall", "funcname") || (structure, field) == ("FuncCall", "args")
+        }
+        fn text(&mut self, _: &str) {}
+        fn structure(&mut self, _: &'static str, fields: &[(&'static str, Value)]) {
+            let [("funcname", name), ("args", arguments)] = fields else { return };
+            if name.strings().last() == Some(&"set_config")
+                && let Some(name) = arguments.list().first().and_then(Value::string_constant)
+            {
+                self.0.push(name.to_lowercase());
+            }
+        }
+    }
+    let mut names = Names::default();
+    for raw in &tree.stmts {
+        if let Some(node) = raw.stmt.as_ref().and_then(|statement| statement.node.as_ref()) {
+            // What cannot be walked has no facts either.
+            let _ = walk(node, &mut names);
+        }
+    }
+    names.0.sort_unstable();
+    names.0.dedup();
+    names.0
+}
+
 /// `SELECT pg_advisory_unlock_all()` and nothing else, so that it surely runs.
 fn is_unlock_all(select: &SelectStmt) -> bool {
     let [target] = &select.target_list[..] else { return false };
@@ -371,6 +427,15 @@ struct Seen {
     temporary: usize,
     dropped_on_commit: usize,
     names_temporary_schema: bool,
+    locks_rows: bool,
+    calls_acting_function: bool,
+    calls_unknown_function: bool,
+    variables_in_literals: bool,
+    tables: Vec<String>,
+    /// Names of common table expressions, which look like tables where they are used.
+    common_tables: Vec<String>,
+    functions: Vec<String>,
+    variables: Vec<String>,
 }
 
 impl Seen {
@@ -391,6 +456,12 @@ impl Seen {
             [] => return,
         };
         let effect = builtin::effect(schema, name);
+        self.functions.push(qualified(schema, name));
+        match effect {
+            Effect::None => {}
+            Effect::Hidden => self.calls_unknown_function = true,
+            _ => self.calls_acting_function = true,
+        }
         self.acts |= effect != Effect::None;
         if let Some(reason) = effect.pin() {
             self.pins.insert(reason);
@@ -414,6 +485,7 @@ impl Seen {
     /// `set_config(name, value, is_local)`. Only the word `true` as the third argument makes it local; anything else
     /// might come out as false.
     fn set_config(&mut self, arguments: Option<&Value>) {
+        self.variables_in_literals = true;
         let arguments = arguments.map(Value::list).unwrap_or_default();
         let name = arguments.first().and_then(Value::string_constant);
         let value = arguments.get(1).and_then(Value::string_constant);
@@ -452,7 +524,8 @@ impl Visit for Seen {
                 | ("SubLink", "oper_name")
                 | ("SortBy", "use_op")
                 | ("RangeTableSample", "method")
-                | ("RangeVar", "relpersistence")
+                | ("RangeVar", "schemaname" | "relname" | "relpersistence")
+                | ("CommonTableExpr", "ctename")
                 | ("CreateStmt", "oncommit")
                 | ("IntoClause", "on_commit")
                 | ("DeclareCursorStmt", "options")
@@ -483,6 +556,12 @@ impl Visit for Seen {
             "RangeVar" => {
                 let temporary = field("relpersistence").is_some_and(|value| value.strings() == ["t"]);
                 self.temporary += usize::from(temporary);
+                let schema = field("schemaname").map(Value::strings).unwrap_or_default();
+                let name = field("relname").map(Value::strings).unwrap_or_default();
+                if let Some(name) = name.first().filter(|name| !name.is_empty()) {
+                    let schema = schema.first().copied().filter(|schema| !schema.is_empty());
+                    self.tables.push(qualified(schema, name));
+                }
             }
             "CreateStmt" | "IntoClause" => {
                 let drops = fields.iter().any(|(_, value)| {
@@ -506,7 +585,14 @@ impl Visit for Seen {
                 self.prepared_names.extend(name.into_iter().map(str::to_owned));
             }
             "InsertStmt" | "UpdateStmt" | "DeleteStmt" | "MergeStmt" => self.writes = true,
-            "LockingClause" => self.acts = true,
+            "CommonTableExpr" => {
+                let name = field("ctename").map(Value::strings).unwrap_or_default();
+                self.common_tables.extend(name.into_iter().map(str::to_owned));
+            }
+            "LockingClause" => {
+                self.acts = true;
+                self.locks_rows = true;
+            }
             _ => {}
         }
     }

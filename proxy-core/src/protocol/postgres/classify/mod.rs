@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
 };
 
-use memchr::{memchr, memchr2_iter};
+use memchr::{memchr, memchr2_iter, memmem};
 use pg_query::ParserOptions;
 use quick_cache::{UnitWeighter, sync::DefaultLifecycle};
 use siphasher::sip128::{Hasher128, SipHasher24};
@@ -105,6 +105,12 @@ impl Classifier {
         let facts = Arc::new(facts);
         self.cache.insert(key, Arc::clone(&facts));
         Classified { digest, facts }
+    }
+
+    /// Variables whose names stand in literals of `text`; see [`Facts::variables_in_literals`]. Parses.
+    #[must_use]
+    pub fn literal_variables(text: &[u8], mode: LexMode) -> Vec<String> {
+        parse(text, mode).map(|tree| facts::literal_variables(&tree)).unwrap_or_default()
     }
 
     fn digest(&self, text: &[u8], mode: LexMode) -> Digest {
@@ -307,6 +313,35 @@ fn scan_steps(text: &[u8]) -> usize {
         .count();
     steps.saturating_add(globals.saturating_mul(text.len()))
 }
+
+/// The word after `pinion:` in the first comment of `text` that has one; empty for none.
+#[must_use]
+pub fn hint(text: &[u8], mode: LexMode) -> &str {
+    const MARK: &[u8] = b"pinion:";
+    // A text without it is the rule, and no lexer is as fast as this.
+    if memmem::find(text, MARK).is_none() {
+        return "";
+    }
+    let mut found = "";
+    for_each_token(text, mode, |token| {
+        let bytes = &text[token.start..token.end];
+        if token.kind == Kind::Hint
+            && let Some(at) = memmem::find(bytes, MARK)
+        {
+            let word = &bytes[at + MARK.len()..];
+            let end = word
+                .iter()
+                .position(|byte| !matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-'))
+                .unwrap_or(word.len());
+            found = std::str::from_utf8(&word[..end.min(MAX_HINT_BYTES)]).unwrap_or("");
+        }
+        found.is_empty()
+    });
+    found
+}
+
+/// Longest hint.
+const MAX_HINT_BYTES: usize = 64;
 
 /// `text` for logs: literals become `$n`, counted on from the highest parameter; comments are left out, white space
 /// is one space. At most [`DIGEST_TEXT_LIMIT`] bytes. A text whose literals cannot be told shows nothing of itself.

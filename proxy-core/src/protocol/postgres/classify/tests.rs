@@ -961,3 +961,66 @@ fn random_bytes_are_survived() {
         }
     }
 }
+
+/// Tables, functions and variables in one line, with the flags that are set.
+fn named(text: &str) -> String {
+    let facts = Classifier::new(10).facts(text.as_bytes(), LexMode::default()).facts;
+    let flags = [
+        (facts.locks_rows, "locks-rows"),
+        (facts.writes, "writes"),
+        (facts.calls_acting_function, "acting"),
+        (facts.calls_unknown_function, "unknown"),
+        (facts.variables_in_literals, "literals"),
+        (facts.read_only, "read-only"),
+    ];
+    let flags: Vec<_> = flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect();
+    let lists = [&facts.tables, &facts.functions, &facts.variables].map(|names| names.join(","));
+    format!("{}|{}", lists.join("|"), flags.join(" "))
+}
+
+#[test]
+fn names_in_a_statement_are_told() {
+    for (text, expected) in [
+        ("select 1", "|||read-only"),
+        ("select * from a join s.b on true, a", "a,s.b|||read-only"),
+        ("select lower(x), app.f(y) from t", "t|app.f,lower||unknown"),
+        ("select nextval('s')", "|nextval||acting"),
+        ("select * from t for update", "t|||locks-rows"),
+        ("with n as (select 1 from t) select * from n", "t|||read-only"),
+        ("with d as (delete from t returning *) select * from d", "t|||writes"),
+        ("insert into T select * from \"U\"", "U,t|||writes"),
+        ("select * into n from t", "n,t|||writes"),
+        ("set TimeZone = 'x'", "||timezone|"),
+        ("set local work_mem = 1", "||work_mem|"),
+        ("reset all", "|||"),
+        ("reset Work_Mem", "||work_mem|"),
+        ("select set_config('a.b', 'c', false)", "|set_config||acting literals"),
+        ("explain analyze delete from t", "t|||writes"),
+        ("not sql", "|||writes acting unknown"),
+    ] {
+        assert_eq!(named(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn names_of_variables_in_literals_are_read_from_the_text() {
+    let names = |text: &str| Classifier::literal_variables(text.as_bytes(), LexMode::default());
+    assert_eq!(names("select set_config('B', 'x', false), set_config('a.c', 'y', true)"), ["a.c", "b"]);
+    assert_eq!(names("select set_config($1, 'x', false)"), Vec::<String>::new());
+}
+
+#[test]
+fn a_hint_is_read_from_comments_only() {
+    for (text, expected) in [
+        ("select 1", ""),
+        ("/* pinion:writer */ select 1", "writer"),
+        ("select 1 -- pinion:reader", "reader"),
+        ("select /*pinion:shard-7 please*/ 1", "shard-7"),
+        ("select '/* pinion:writer */'", ""),
+        ("select \"pinion:writer\"", ""),
+        ("select $$ /* pinion:writer */ $$ /* x pinion:reader */", "reader"),
+        ("/* pinion: */ select 1", ""),
+    ] {
+        assert_eq!(hint(text.as_bytes(), LexMode::default()), expected, "{text}");
+    }
+}
