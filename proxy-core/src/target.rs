@@ -10,7 +10,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -26,7 +29,9 @@ use crate::{
 
 /// How often a target is asked what it is.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it is asked what it allows; changes there need a restart of the server anyway.
+/// How often at most, while clients cannot reach it.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(100);
+/// How often it is asked what it allows, in checks; changes there need a restart of the server anyway.
 const LIMITS_EVERY: u32 = 30;
 
 /// One database server.
@@ -52,6 +57,7 @@ pub struct Target<P: Protocol> {
     /// A [`Role`], as last found.
     role: AtomicU8,
     usable: AtomicBool,
+    doubted: Notify,
     health: Mutex<Health>,
 }
 
@@ -119,6 +125,7 @@ impl<P: Protocol> Target<P> {
             capacity: AtomicUsize::new(0),
             role: AtomicU8::new(Role::Unknown as u8),
             usable: AtomicBool::new(false),
+            doubted: Notify::new(),
             health: Mutex::new(Health {
                 state: "REGISTERING",
                 reason: None,
@@ -157,6 +164,13 @@ impl<P: Protocol> Target<P> {
     /// True when it answered when last asked.
     pub fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Relaxed)
+    }
+
+    /// Somebody could not reach it: the monitor had better look soon.
+    pub fn doubt(&self) {
+        if self.is_usable() {
+            self.doubted.notify_one();
+        }
     }
 
     /// Why the target cannot be used; `None` when it can.
@@ -327,7 +341,14 @@ async fn watch<P: Protocol>(
             let budget = target.pool.stats().budget;
             info!(target = %target.name, capacity, budget, "server connections allowed");
         }
-        ticks.tick().await;
+        let doubted = async {
+            sleep(DOUBT_INTERVAL).await;
+            target.doubted.notified().await;
+        };
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = doubted => {}
+        }
     }
     ServerError::Timeout
 }
