@@ -80,8 +80,24 @@ const PINNED: &[f64] =
 
 /// Bounds of how long a call into a plugin takes, in seconds: from a cached instance's fraction of a microsecond.
 const PLUGIN_CALL: &[f64] = &[
-    0.000_000_2, 0.000_000_5, 0.000_001, 0.000_002, 0.000_005, 0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2,
-    0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 1.0,
+    0.000_000_2,
+    0.000_000_5,
+    0.000_001,
+    0.000_002,
+    0.000_005,
+    0.000_01,
+    0.000_02,
+    0.000_05,
+    0.000_1,
+    0.000_2,
+    0.000_5,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.05,
+    0.1,
+    1.0,
 ];
 
 const OF_ENDPOINT: &[&str] = &["proxy", "endpoint"];
@@ -754,9 +770,8 @@ impl PluginMetrics {
     pub fn new(proxy: &str, plugin: &str) -> Self {
         let of_hook = |at: usize| [proxy, plugin, Self::HOOKS[at]];
         let calls = |at: usize| {
-            let one = |verdict: &&str| {
-                counter(&table::PLUGIN_CALLS, &[proxy, plugin, Self::HOOKS[at], verdict])
-            };
+            let one =
+                |verdict: &&str| counter(&table::PLUGIN_CALLS, &[proxy, plugin, Self::HOOKS[at], verdict]);
             Self::VERDICTS[at].iter().map(one).collect()
         };
         Self {
@@ -1138,9 +1153,7 @@ pub(crate) mod tests {
 
     /// Every handle there is.
     fn everything() -> (EndpointMetrics, TargetMetrics, ProxyMetrics, ProcessMetrics) {
-        PluginMetrics::new("p", "x");
-        PluginsMetrics::new("p");
-        AuditMetrics::new("file");
+        let _plugins = (PluginMetrics::new("p", "x"), PluginsMetrics::new("p"), AuditMetrics::new("file"));
         (
             EndpointMetrics::new("p", "e"),
             TargetMetrics::new("p", "db:5432", Role::ReadWrite),

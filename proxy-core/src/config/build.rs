@@ -216,7 +216,8 @@ fn sha256(given: &str) -> Result<[u8; 32], String> {
         return Err(format!("{given:?} is not a SHA-256"));
     }
     for (at, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&given[2 * at..2 * at + 2], 16).expect("hexadecimal digits, looked at above");
+        *byte =
+            u8::from_str_radix(&given[2 * at..2 * at + 2], 16).expect("hexadecimal digits, looked at above");
     }
     Ok(hash)
 }

@@ -33,7 +33,13 @@ impl Config {
         changes.compare("metrics", "metrics", "listen", metrics, &new.metrics);
         changes.admin(admin.as_ref(), new.admin.as_ref());
         let PluginsConfig { cache_directory, event_queue } = plugins;
-        changes.compare("plugins", "plugins", "cache_directory", cache_directory, &new.plugins.cache_directory);
+        changes.compare(
+            "plugins",
+            "plugins",
+            "cache_directory",
+            cache_directory,
+            &new.plugins.cache_directory,
+        );
         changes.compare("plugins", "plugins", "event_queue", event_queue, &new.plugins.event_queue);
         changes.audit(audit.as_ref(), new.audit.as_ref());
         for (path, old, new) in matched("proxy", proxies, &new.proxies, |proxy| &proxy.name) {

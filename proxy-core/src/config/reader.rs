@@ -381,9 +381,9 @@ fn json_value(value: &DeValue<'_>) -> Result<serde_json::Value, String> {
             items.iter().map(|item| json_value(item.get_ref())).collect::<Result<Vec<_>, _>>()?.into()
         }
         DeValue::Table(table) => {
-            let pairs = table.iter().map(|(name, value)| {
-                Ok((name.get_ref().to_string(), json_value(value.get_ref())?))
-            });
+            let pairs = table
+                .iter()
+                .map(|(name, value)| Ok((name.get_ref().to_string(), json_value(value.get_ref())?)));
             serde_json::Value::Object(pairs.collect::<Result<_, String>>()?)
         }
     })

@@ -226,7 +226,10 @@ impl Writer {
                 self.shared.metrics.written(count);
             } else {
                 self.shared.metrics.lost(count);
-                error!(records = count, "the audit sink could not be written to the end; these records are lost");
+                error!(
+                    records = count,
+                    "the audit sink could not be written to the end; these records are lost"
+                );
             }
             self.shared.done(count);
         }
@@ -446,9 +449,7 @@ fn last_number(path: &Path) -> Option<u64> {
     let mut tail = Vec::new();
     file.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
     let text = String::from_utf8_lossy(&tail);
-    text.lines().rev().find_map(|line| {
-        serde_json::from_str::<Value>(line).ok()?.get("seq")?.as_u64()
-    })
+    text.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok()?.get("seq")?.as_u64())
 }
 
 #[cfg(test)]
@@ -482,7 +483,10 @@ mod tests {
         assert!(matches!(audit.append("p", "x", "{}"), Err(AuditError::Other(_))));
         let found = records(&path);
         assert_eq!(found.len(), 2);
-        assert_eq!((&found[0]["seq"], &found[0]["plugin"], &found[0]["a"]), (&1.into(), &"x".into(), &"\n".into()));
+        assert_eq!(
+            (&found[0]["seq"], &found[0]["plugin"], &found[0]["a"]),
+            (&1.into(), &"x".into(), &"\n".into())
+        );
         assert!(humantime::parse_rfc3339(found[0]["time"].as_str().unwrap()).is_ok());
         // Another run goes on with the numbers.
         let audit = open();
@@ -495,7 +499,10 @@ mod tests {
     fn files_are_rotated_between_records() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.log");
-        let config = AuditConfig { rotate_bytes: 300, ..config(AuditSink::File(path.clone()), 10_000, WhenFull::Block) };
+        let config = AuditConfig {
+            rotate_bytes: 300,
+            ..config(AuditSink::File(path.clone()), 10_000, WhenFull::Block)
+        };
         let audit = Audit::open(&config).unwrap();
         for n in 0..40 {
             audit.append("p", "x", &format!("{{\"n\":{n}}}")).unwrap();

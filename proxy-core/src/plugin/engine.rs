@@ -15,7 +15,8 @@ use std::{
 
 use tracing::warn;
 use wasmtime::{
-    Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, component::Linker,
+    Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig,
+    component::Linker,
 };
 
 use super::{imports, instance::State};
@@ -56,7 +57,8 @@ impl Machine {
             Ok(engine) => engine,
             Err(error) => {
                 warn!(%error, "no instance pool for plugins; each instance is allocated by itself");
-                Engine::new(&config(cache, false)).map_err(|error| format!("no engine for plugins: {error:#}"))?
+                Engine::new(&config(cache, false))
+                    .map_err(|error| format!("no engine for plugins: {error:#}"))?
             }
         };
         let mut linker = Linker::new(&engine);

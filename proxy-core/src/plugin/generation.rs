@@ -257,9 +257,8 @@ impl Generation {
                 Found::Miss => {}
             }
         }
-        let detail = (!needs_nothing(self.needs)).then(|| {
-            if tells { detail(self.needs, text, ask.facts) } else { Detail::default() }
-        });
+        let detail = (!needs_nothing(self.needs))
+            .then(|| if tells { detail(self.needs, text, ask.facts) } else { Detail::default() });
         lane.calls = lane.calls.wrapping_add(1);
         lane.counts.calls += 1;
         let begun = lane.calls.is_multiple_of(TIMED).then(Instant::now);

@@ -256,12 +256,7 @@ pub(super) fn link_wasi(linker: &mut Linker<State>, component: &Component) -> wa
     Ok(traps)
 }
 
-fn harmless(
-    linker: &mut Linker<State>,
-    import: &str,
-    interface: &str,
-    name: &str,
-) -> wasmtime::Result<bool> {
+fn harmless(linker: &mut Linker<State>, import: &str, interface: &str, name: &str) -> wasmtime::Result<bool> {
     match (interface, name) {
         ("wasi:random/random", "get-random-u64") | ("wasi:random/insecure", "get-insecure-random-u64") => {
             tainting(linker, import, name, |_, ()| Ok((random(8)?.try_into().map_or(0, u64::from_le_bytes),)))
@@ -270,16 +265,16 @@ fn harmless(
         | ("wasi:random/insecure", "get-insecure-random-bytes") => {
             tainting(linker, import, name, |_, (bytes,): (u64,)| Ok((random(bytes)?,)))
         }
-        ("wasi:random/insecure-seed", "insecure-seed") => {
-            tainting(linker, import, name, |_, ()| {
-                let half = || random(8).map(|bytes| bytes.try_into().map_or(0, u64::from_le_bytes));
-                Ok(((half()?, half()?),))
-            })
-        }
+        ("wasi:random/insecure-seed", "insecure-seed") => tainting(linker, import, name, |_, ()| {
+            let half = || random(8).map(|bytes| bytes.try_into().map_or(0, u64::from_le_bytes));
+            Ok(((half()?, half()?),))
+        }),
         ("wasi:clocks/monotonic-clock", "now") => tainting(linker, import, name, |state, ()| {
             Ok((if state.grants.clock { monotonic_ns() } else { 0 },))
         }),
-        ("wasi:clocks/monotonic-clock" | "wasi:clocks/wall-clock", "resolution") if interface.ends_with("monotonic-clock") => {
+        ("wasi:clocks/monotonic-clock" | "wasi:clocks/wall-clock", "resolution")
+            if interface.ends_with("monotonic-clock") =>
+        {
             tainting(linker, import, name, |_, ()| Ok((1_000_000_u64,)))
         }
         ("wasi:cli/environment", "get-environment") => {

@@ -12,9 +12,7 @@ use super::{
     engine::TICK,
     shared::Shared,
     user_metrics::SeriesOf,
-    wit::{
-        Detail, Event, Needs, PinReason, PinVerdict, QueryVerdict, Registration, RouteVerdict, Statement,
-    },
+    wit::{Detail, Event, Needs, PinReason, PinVerdict, QueryVerdict, Registration, RouteVerdict, Statement},
 };
 use crate::config::Grants;
 
@@ -351,10 +349,7 @@ where
     R: wasmtime::component::ComponentNamedList + wasmtime::component::Lift,
 {
     let Some([plain, detailed]) = indices else { return Ok(None) };
-    Ok(Some((
-        instance.get_typed_func(&mut *store, plain)?,
-        instance.get_typed_func(&mut *store, detailed)?,
-    )))
+    Ok(Some((instance.get_typed_func(&mut *store, plain)?, instance.get_typed_func(&mut *store, detailed)?)))
 }
 
 fn kind_of(error: &wasmtime::Error) -> TrapKind {

@@ -51,9 +51,8 @@ pub(super) struct File {
 
 /// Reads a plugin's file.
 pub(super) fn read(path: &Path) -> Result<File, LoadError> {
-    let failed = |error: std::io::Error| {
-        LoadError::new("read", format!("{} cannot be read: {error}", path.display()))
-    };
+    let failed =
+        |error: std::io::Error| LoadError::new("read", format!("{} cannot be read: {error}", path.display()));
     let file = fs::File::open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(LoadError::new("read", format!("{} is not a file", path.display())));
@@ -99,7 +98,10 @@ pub(super) fn compile(machine: &Machine, bytes: &[u8]) -> Result<Compiled, LoadE
     let trapping = imports::link_wasi(&mut linker, &component)
         .map_err(|error| LoadError::new("imports", format!("{error:#}")))?;
     let pre = linker.instantiate_pre(&component).map_err(|error| {
-        LoadError::new("imports", format!("it wants something of the host that this version does not have: {error:#}"))
+        LoadError::new(
+            "imports",
+            format!("it wants something of the host that this version does not have: {error:#}"),
+        )
     })?;
     let exports = exports(&component)?;
     Ok(Compiled { pre, exports, imports: names, trapping })
@@ -143,8 +145,7 @@ fn imports_of_module(bytes: &[u8]) -> Vec<String> {
 fn check_versions(component: &[u8]) -> Result<(), LoadError> {
     let mut depth = 0_u32;
     for payload in wasmparser::Parser::new(0).parse_all(component) {
-        let payload =
-            payload.map_err(|error| LoadError::new("format", format!("it is damaged: {error}")))?;
+        let payload = payload.map_err(|error| LoadError::new("format", format!("it is damaged: {error}")))?;
         match payload {
             wasmparser::Payload::ModuleSection { .. } | wasmparser::Payload::ComponentSection { .. } => {
                 depth += 1;
@@ -206,7 +207,8 @@ fn exports(component: &Component) -> Result<Exports, LoadError> {
         }))
     };
     let pair = |name: &str| -> Result<Option<[ComponentExportIndex; 2]>, LoadError> {
-        let (Some(plain), Some(detailed)) = (find(name, name), find(name, &format!("{name}-detailed"))) else {
+        let (Some(plain), Some(detailed)) = (find(name, name), find(name, &format!("{name}-detailed")))
+        else {
             return Ok(None);
         };
         Ok(Some([plain?, detailed?]))

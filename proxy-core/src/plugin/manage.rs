@@ -207,7 +207,8 @@ impl Watched {
     fn set(&mut self, files: &BTreeSet<PathBuf>) {
         let Some(watcher) = &mut self.watcher else { return };
         let parent = |path: &Path| {
-            path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent }.to_owned())
+            path.parent()
+                .map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent }.to_owned())
         };
         let mut wanted = BTreeSet::new();
         for file in files {
@@ -291,9 +292,11 @@ impl Plugins {
     fn configure(self: &Arc<Self>, configs: &[PluginConfig]) {
         let Some(host) = self.host.clone() else { return };
         let old = self.chain.load_full();
-        let same_order = old.members.iter().map(|member| &*member.slot.shared.name).eq(configs
+        let same_order = old
+            .members
             .iter()
-            .map(|config| config.name.as_str()));
+            .map(|member| &*member.slot.shared.name)
+            .eq(configs.iter().map(|config| config.name.as_str()));
         let mut members = Vec::new();
         for config in configs {
             let found = old.members.iter().find(|member| *member.slot.shared.name == *config.name);
@@ -374,12 +377,7 @@ impl Plugins {
     }
 
     /// Loads what a member's configuration names and puts it into the member. `force` also when it is the same file.
-    fn load(
-        &self,
-        host: &PluginHost,
-        member: &mut Member,
-        force: bool,
-    ) -> Result<ReloadOutcome, LoadError> {
+    fn load(&self, host: &PluginHost, member: &mut Member, force: bool) -> Result<ReloadOutcome, LoadError> {
         let slot = member.slot.clone();
         let (proxy, plugin) = (&*self.proxy, &*slot.shared.name);
         let config = {
@@ -503,14 +501,8 @@ impl Plugins {
         let compiled = load::compile(machine, &file.bytes)?;
         {
             let muted = self.shared(host, config, &shared.metrics, true);
-            let trial = Generation::start(
-                compiled.clone(),
-                file.sha256,
-                config,
-                muted,
-                1,
-                machine.keep_ticking(),
-            )?;
+            let trial =
+                Generation::start(compiled.clone(), file.sha256, config, muted, 1, machine.keep_ticking())?;
             let own = trial.self_test()?;
             for (whose, text) in [("its own", Some(own.as_str())), ("the configured", vectors)] {
                 if let (Some(text), Some(know)) = (text.filter(|text| !text.trim().is_empty()), &self.know) {

@@ -20,6 +20,8 @@ mod names;
 mod shared;
 mod slot;
 mod store;
+#[cfg(test)]
+mod tests;
 mod user_metrics;
 mod vectors;
 mod wit;
@@ -45,9 +47,9 @@ use self::{
     wit::Needs,
 };
 pub use self::{
-    events::{Completion, Emitted, Event, Role, SessionEvent},
+    events::{Completion, Emitted, Event, SessionEvent},
     load::LoadError,
-    manage::{PluginStatus, ReloadOutcome},
+    manage::{PluginStatus, ReloadError, ReloadOutcome},
     user_metrics::UserMetrics,
 };
 pub(crate) use engine::MAX_MEMORY_BYTES;
@@ -241,7 +243,10 @@ impl PluginHost {
     }
 
     fn machine(&self) -> Result<&Machine, String> {
-        self.machine.get_or_init(|| Machine::new(self.cache_directory.as_deref())).as_ref().map_err(Clone::clone)
+        self.machine
+            .get_or_init(|| Machine::new(self.cache_directory.as_deref()))
+            .as_ref()
+            .map_err(Clone::clone)
     }
 
     /// Writes the audit records that are queued. After [`Plugins::shut_down`] of all proxies.
@@ -445,13 +450,14 @@ impl Plugins {
         let chain = self.chain.load();
         let hint = self.hint(ask.hint);
         for member in &chain.members {
-            let asked = member.ask(Hook::Pin, ask, |generation| {
-                generation.on_pin(ask, hint, reason, subject)
-            });
+            let asked =
+                member.ask(Hook::Pin, ask, |generation| generation.on_pin(ask, hint, reason, subject));
             let verdict = match self.noted(member, Hook::Pin, asked, decisions) {
                 Ok(wit::PinVerdict::Pass) => continue,
                 Ok(wit::PinVerdict::Pin) => PinVerdict::Pin,
-                Ok(wit::PinVerdict::Replay) if reason == PinReason::SessionVariable && !ask.in_transaction => {
+                Ok(wit::PinVerdict::Replay)
+                    if reason == PinReason::SessionVariable && !ask.in_transaction =>
+                {
                     PinVerdict::Replay
                 }
                 Ok(wit::PinVerdict::Ignore) if reason == PinReason::SessionVariable => PinVerdict::Ignore,
@@ -580,7 +586,8 @@ fn fault(rejection: wit::Rejection) -> Fault {
         if text.contains('\0') { text.replace('\0', "") } else { text }
     };
     let code = rejection.sqlstate;
-    let valid = code.len() == 5 && code.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+    let valid =
+        code.len() == 5 && code.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
     let message = match clean(rejection.message) {
         empty if empty.is_empty() => "A policy plugin rejected the statement.".to_owned(),
         message => message,

@@ -38,7 +38,11 @@ pub(super) struct RateLimit {
 
 impl RateLimit {
     pub(super) fn new(per_second: u32) -> Self {
-        Self { start: Instant::now(), per_second: AtomicU64::new(per_second.into()), window: AtomicU64::new(0) }
+        Self {
+            start: Instant::now(),
+            per_second: AtomicU64::new(per_second.into()),
+            window: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn set(&self, per_second: u32) {

@@ -224,11 +224,8 @@ impl Observer {
 
     pub(super) fn tell(&self, events: Vec<Event>) {
         let leave = self.slot.breaker.leave();
-        let told = if leave == Leave::No {
-            Err(None)
-        } else {
-            self.generation.on_events(events).map_err(Some)
-        };
+        let told =
+            if leave == Leave::No { Err(None) } else { self.generation.on_events(events).map_err(Some) };
         match told {
             Ok(()) => {
                 if leave == Leave::Probe {

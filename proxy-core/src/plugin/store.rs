@@ -165,13 +165,7 @@ impl Store {
         self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(
-        &self,
-        key: &str,
-        value: Value,
-        expires: Option<Instant>,
-        now: Instant,
-    ) -> Result<(), StoreError> {
+    fn put(&self, key: &str, value: Value, expires: Option<Instant>, now: Instant) -> Result<(), StoreError> {
         self.make_room(key, value.len(), now)?;
         self.insert(&mut self.shard(key), key, value, expires)
     }

@@ -89,8 +89,7 @@ impl SeriesOf {
         let Series::Histogram { bounds, counts, sum } = &*self.0 else { return false };
         if value.is_finite() {
             counts[bounds.partition_point(|bound| *bound < value)].fetch_add(1, Relaxed);
-            let _ =
-                sum.fetch_update(Relaxed, Relaxed, |sum| Some((f64::from_bits(sum) + value).to_bits()));
+            let _ = sum.fetch_update(Relaxed, Relaxed, |sum| Some((f64::from_bits(sum) + value).to_bits()));
         }
         true
     }

@@ -126,7 +126,8 @@ impl Expected {
 /// Reads a file of vectors and finds those that make no sense.
 pub(super) fn parse(text: &str) -> Result<Vectors, String> {
     let vectors: Vectors = toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let line =
+            error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         format!("line {line}: {}", error.message())
     })?;
     for (at, vector) in vectors.vector.iter().enumerate() {
@@ -190,8 +191,15 @@ fn one(vector: &Vector, generation: &Generation, names: &Arc<Names>, know: &Know
     let held = [&vector.user, &vector.database, &vector.endpoint, &vector.application, &vector.client]
         .map(|name| names.hold(name));
     let [user, database, endpoint, application, client] = [0, 1, 2, 3, 4].map(|at: usize| held[at].id());
-    let session =
-        SessionNames { session: 1, user, database, endpoint, application, client, held: Some(Arc::new(held)) };
+    let session = SessionNames {
+        session: 1,
+        user,
+        database,
+        endpoint,
+        application,
+        client,
+        held: Some(Arc::new(held)),
+    };
     let ask = Ask {
         names: &session,
         dialect: Dialect::Postgresql,
@@ -232,7 +240,9 @@ fn answer<V: super::slot::Verdict>(asked: Asked<V>) -> Result<V, String> {
     match asked {
         Asked::Unwanted => Ok(V::PASS),
         Asked::Kept(verdict) | Asked::Verdict(verdict) => Ok(verdict),
-        Asked::Failed(failure) => Err(format!("the plugin failed: {} ({})", failure.why, failure.kind.name())),
+        Asked::Failed(failure) => {
+            Err(format!("the plugin failed: {} ({})", failure.why, failure.kind.name()))
+        }
     }
 }
 
