@@ -52,10 +52,12 @@
 
 pub mod audit;
 pub mod clock;
+pub mod duration;
 mod event;
 mod flags;
 pub mod log;
 pub mod metrics;
+mod pattern;
 mod query;
 mod registration;
 pub mod store;
@@ -80,6 +82,7 @@ pub use serde_json;
 
 pub use crate::{
     event::{Completion, Decision, Event, SessionEvent},
+    pattern::{Pattern, Patterns},
     query::Query,
     registration::{CacheBy, Hook, Needs, Subscription},
     verdict::{PinVerdict, QueryVerdict, Rejection, RouteVerdict},

@@ -440,6 +440,11 @@ impl Statement {
         self.fact(Facts::PREPARES)
     }
 
+    /// Known to read only, whatever its kind, as an `EXPLAIN` may be.
+    pub fn known_to_read(self) -> Self {
+        self.fact(Facts::READ_ONLY)
+    }
+
     /// Not known to read only.
     pub fn may_write(mut self) -> Self {
         self.0.facts = self.0.facts.without(Facts::READ_ONLY);

@@ -27,7 +27,7 @@ use crate::{
     secrets::{SecretError, SecretHandle},
     session::cancel::{Cancellable, UnderWay},
     target::Target,
-    tls::{ClientTls, TlsError},
+    tls::{ClientTls, TargetTls, TlsError},
 };
 
 /// Cancel requests served at once; each is a connection to the database.
@@ -197,7 +197,7 @@ impl<P: Protocol> Proxy<P> {
             info!(proxy = %self.name, target = %writer.name, "writes go to this target");
         }
         let writers = self.targets.iter().filter(|t| t.is_usable() && t.role() == Role::ReadWrite);
-        let names: Vec<_> = writers.map(|target| target.name.as_str()).collect();
+        let names: Vec<_> = writers.map(|target| &*target.name).collect();
         if names.len() > 1 && !*several {
             warn!(
                 proxy = %self.name, targets = names.join(", "), used = names[0],
@@ -236,8 +236,10 @@ impl<P: Protocol> Proxy<P> {
     pub fn reconfigure(&self, config: &ProxyConfig, slow_query: Option<Duration>) -> Result<(), SetupError> {
         let tls = config.tls.as_ref().map(ClientTls::new).transpose()?;
         let users = users(&config.auth, &self.users.load())?;
-        for (target, config_of_it) in self.targets.iter().zip(&config.targets) {
-            target.reconfigure(config_of_it, &config.pool)?;
+        // What can fail comes first, so that a refusal changes nothing.
+        let target_tls: Vec<_> = config.targets.iter().map(TargetTls::new).collect::<Result<_, _>>()?;
+        for (target, tls) in self.targets.iter().zip(target_tls) {
+            target.reconfigure(tls, &config.pool);
         }
         self.tls.store(tls.map(Arc::new));
         self.users.store(Arc::new(users));

@@ -10,7 +10,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -26,13 +29,15 @@ use crate::{
 
 /// How often a target is asked what it is.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it is asked what it allows; changes there need a restart of the server anyway.
+/// How often at most, while clients cannot reach it.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(100);
+/// How often it is asked what it allows, in checks; changes there need a restart of the server anyway.
 const LIMITS_EVERY: u32 = 30;
 
 /// One database server.
 pub struct Target<P: Protocol> {
     /// `host:port`, an IPv6 address in brackets; a metric label.
-    pub name: String,
+    pub name: Arc<str>,
     /// Its place in the configuration.
     pub index: usize,
     /// Host name or address.
@@ -52,6 +57,7 @@ pub struct Target<P: Protocol> {
     /// A [`Role`], as last found.
     role: AtomicU8,
     usable: AtomicBool,
+    doubted: Notify,
     health: Mutex<Health>,
 }
 
@@ -108,7 +114,7 @@ impl<P: Protocol> Target<P> {
         };
         Ok(Arc::new(Self {
             metrics: TargetMetrics::new(proxy, &name, Role::Unknown),
-            name,
+            name: name.into(),
             index,
             host: config.host.clone(),
             port: config.port,
@@ -119,6 +125,7 @@ impl<P: Protocol> Target<P> {
             capacity: AtomicUsize::new(0),
             role: AtomicU8::new(Role::Unknown as u8),
             usable: AtomicBool::new(false),
+            doubted: Notify::new(),
             health: Mutex::new(Health {
                 state: "REGISTERING",
                 reason: None,
@@ -138,9 +145,8 @@ impl<P: Protocol> Target<P> {
         self.settings.load_full()
     }
 
-    /// Takes over what can change live.
-    pub fn reconfigure(&self, config: &TargetConfig, pool: &PoolConfig) -> Result<(), TlsError> {
-        let tls = TargetTls::new(config)?;
+    /// Takes over what can change live: the pool's settings, and TLS as [`TargetTls::new`] has made it.
+    pub fn reconfigure(&self, tls: TargetTls, pool: &PoolConfig) {
         let renew = tls.mode() != self.tls().mode() || pool.init_query != self.settings().init_query;
         self.tls.store(Arc::new(tls));
         self.settings.store(Arc::new(pool.clone()));
@@ -148,7 +154,6 @@ impl<P: Protocol> Target<P> {
             self.pool.renew();
         }
         self.apply_budget();
-        Ok(())
     }
 
     /// What it was when last asked.
@@ -159,6 +164,13 @@ impl<P: Protocol> Target<P> {
     /// True when it answered when last asked.
     pub fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Relaxed)
+    }
+
+    /// Somebody could not reach it: the monitor had better look soon.
+    pub fn doubt(&self) {
+        if self.is_usable() {
+            self.doubted.notify_one();
+        }
     }
 
     /// Why the target cannot be used; `None` when it can.
@@ -183,8 +195,8 @@ impl<P: Protocol> Target<P> {
         let stats = self.pool.stats();
         serde_json::json!({
             "proxy": proxy,
-            "name": self.name,
-            "address": self.name,
+            "name": &*self.name,
+            "address": &*self.name,
             "role": self.role().name(),
             "state": health.state,
             "reason": health.reason,
@@ -329,7 +341,14 @@ async fn watch<P: Protocol>(
             let budget = target.pool.stats().budget;
             info!(target = %target.name, capacity, budget, "server connections allowed");
         }
-        ticks.tick().await;
+        let doubted = async {
+            sleep(DOUBT_INTERVAL).await;
+            target.doubted.notified().await;
+        };
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = doubted => {}
+        }
     }
     ServerError::Timeout
 }

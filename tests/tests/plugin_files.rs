@@ -32,6 +32,8 @@ fn plugins_are_components_of_the_contract() {
     let hooks = contract(&["lifecycle", "on-query", "on-route", "on-pin", "on-events"]);
     for file in [
         "pin_filter.wasm",
+        "rw_split.wasm",
+        "audit.wasm",
         "fixtures/hostile.wasm",
         "fixtures/versioned_v1.wasm",
         "fixtures/versioned_v2.wasm",

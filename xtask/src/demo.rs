@@ -3,14 +3,14 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
     apt::{self, Need},
     arguments::Arguments,
     cluster::Cluster,
-    error::{Context, Result},
+    error::{Context, Result, failed},
     interrupt,
     pgbench::{Load, Outcome, Server},
     pinion::{self, Pinion, Settings},
@@ -39,7 +39,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
         Need::Openssl,
     ])?;
     process::raise_file_limit()?;
-    plugins::build()?;
+    let built = plugins::build()?;
 
     println!("Building Pinion (release; some minutes the first time).");
     let binary = pinion::build()?;
@@ -58,14 +58,17 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
         percent: PERCENT,
         max_clients: 1000,
         certificate: Some((&certificate, &key)),
-        more: String::new(),
+        more: PLUGIN.to_owned(),
     };
+    put_plugin(&built, 1, directory.path())?;
     let mut pinion = Pinion::start(&binary, directory.path(), &settings)?;
 
     let direct = Server { port: cluster.port(), user: USER, password: &password, sslmode: "require" };
     let through = Server { port: pinion.port, ..direct.clone() };
     let shown = show(&cluster, &pinion, &direct, &through, directory.path())?;
+    let swap = swap(&pinion, &through, &built, directory.path())?;
     report(&shown);
+    report_swap(&swap);
     println!("Try it yourself (TLS, the password is in the line):\n");
     println!(
         "  psql \"host=127.0.0.1 port={} user={USER} dbname={USER} password={password} sslmode=require\"\n",
@@ -84,6 +87,86 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
         }
         pinion.check()?;
     }
+}
+
+/// A policy plugin that answers in place of the server, with its own version, what has the hint.
+const PLUGIN: &str = "[[proxy.plugin]]\nname = \"demo\"\nwasm = \"demo.wasm\"\n\
+                      config = { answer = \"rewrite\", hint = \"version\" }\n";
+
+/// A statement that asks for it.
+const ASK_VERSION: &str = "SELECT /* pinion:version */ 'no plugin'";
+
+/// What clients saw of a plugin being replaced.
+struct Swap {
+    before: String,
+    after: String,
+    /// Statements that 100 clients ran meanwhile; none failed.
+    statements: u64,
+    /// Of those, answered by either version.
+    rewritten: u64,
+    /// From the new file's being there to the first answer by it.
+    took: Duration,
+}
+
+/// Puts a version of the plugin where the configuration has it, by rename.
+fn put_plugin(built: &[PathBuf], version: u8, directory: &Path) -> Result<()> {
+    let name = format!("versioned_v{version}.wasm");
+    let Some(file) = built.iter().find(|file| file.ends_with(&name)) else {
+        return failed(format!("{name} was not built"));
+    };
+    let fresh = directory.join("demo.wasm.new");
+    std::fs::copy(file, &fresh).context(format!("copying {}", file.display()))?;
+    std::fs::rename(&fresh, directory.join("demo.wasm")).context("putting a plugin in its place")
+}
+
+/// Replaces the plugin's file while 100 clients ask which version answers.
+fn swap(pinion: &Pinion, through: &Server<'_>, built: &[PathBuf], directory: &Path) -> Result<Swap> {
+    println!("Replacing a policy plugin while {CLIENTS} clients run.");
+    let rewrites = || pinion.counter("pinion_plugin_calls_total", |labels| labels.contains("\"rewrite\""));
+    let ask = || {
+        let mut psql = through.program("psql")?;
+        psql.args(["--no-psqlrc", "--tuples-only", "--no-align", "--command", ASK_VERSION]);
+        Ok(process::run(&mut psql)?.trim().to_owned())
+    };
+    let before = ask()?;
+    let rewritten_before = rewrites()?;
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| through.repeat(ASK_VERSION, CLIENTS, 4, directory));
+        let begun = interrupt::poll(Duration::from_secs(10), Duration::from_millis(20), || {
+            Ok((rewrites()? > rewritten_before + 1000).then_some(()))
+        })?;
+        if begun.is_none() {
+            return failed("the clients did not get going");
+        }
+        put_plugin(built, 2, directory)?;
+        let placed = Instant::now();
+        let answered = interrupt::poll(Duration::from_secs(10), Duration::from_millis(10), || {
+            let after = ask()?;
+            Ok((after != before).then_some((after, placed.elapsed())))
+        })?;
+        let Some((after, took)) = answered else { return failed("the new plugin never answered") };
+        let statements = match load.join() {
+            Ok(load) => load?,
+            Err(_) => return failed("the load ended in a panic"),
+        };
+        Ok(Swap { before, after, statements, rewritten: rewrites()? - rewritten_before, took })
+    })
+}
+
+fn report_swap(swap: &Swap) {
+    println!(
+        "  Plugin       a WebAssembly plugin that answers with its version said \"{}\"; its file was replaced while",
+        swap.before
+    );
+    println!(
+        "               {CLIENTS} clients ran {} statements, of which none failed and the two versions answered {};",
+        swap.statements, swap.rewritten
+    );
+    println!(
+        "               {:.0} ms later (the file watcher waits a moment) the answer was \"{}\".\n",
+        swap.took.as_secs_f64() * 1000.0,
+        swap.after
+    );
 }
 
 /// What the demonstration saw.

@@ -104,6 +104,29 @@ impl Server<'_> {
     }
 }
 
+impl Server<'_> {
+    /// Runs `statement` again and again from `clients` clients: how many transactions succeeded. Errors when any failed.
+    pub(crate) fn repeat(
+        &self,
+        statement: &str,
+        clients: u32,
+        seconds: u32,
+        directory: &Path,
+    ) -> Result<u64> {
+        let script = directory.join("statement.sql");
+        temporary::private_file(&script, &format!("{statement};\n"), None)?;
+        let mut pgbench = self.program("pgbench")?;
+        pgbench.args(["--no-vacuum", "--jobs", "2", "--client", &clients.to_string()]);
+        pgbench.args(["--time", &seconds.to_string(), "--file"]).arg(&script);
+        let report = process::run(&mut pgbench)?;
+        let failed_ones = number_after(&report, "number of failed transactions: ").unwrap_or(0.0);
+        match number_after(&report, "number of transactions actually processed: ") {
+            Some(transactions) if failed_ones == 0.0 => Ok(transactions as u64),
+            _ => failed(format!("pgbench saw failed transactions:\n{report}")),
+        }
+    }
+}
+
 impl Load {
     fn tell(self, pgbench: &mut Command) -> &mut Command {
         let threads = self.clients.min(2);

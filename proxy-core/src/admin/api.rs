@@ -1,7 +1,7 @@
 //! The admin API: JSON over HTTP/1, on a Unix socket or, with a token, on loopback.
 //!
 //! Who may open the socket may do everything here, so it belongs to the user that Pinion runs as. Over TCP each
-//! request must bring the token. To add a route, add a method to [`Control`] and a line to [`router`].
+//! request must bring the token. To add a route, add a method to [`Control`] and a line to `router`.
 
 use std::{
     fmt, fs, io,

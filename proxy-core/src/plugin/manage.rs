@@ -26,7 +26,7 @@ use super::{
     slot::{History, Member, Slot},
     store::Store,
     user_metrics::Table,
-    vectors,
+    vectors::{self, Vectors},
 };
 use crate::{config::PluginConfig, metrics::PluginMetrics};
 
@@ -500,13 +500,27 @@ impl Plugins {
         let machine = host.machine().map_err(|why| LoadError::new("compile", why))?;
         let compiled = load::compile(machine, &file.bytes)?;
         {
-            let muted = self.shared(host, config, &shared.metrics, true);
-            let trial =
-                Generation::start(compiled.clone(), file.sha256, config, muted, 1, machine.keep_ticking())?;
+            let try_out = |config: &PluginConfig| {
+                let muted = self.shared(host, config, &shared.metrics, true);
+                let (compiled, ticking) = (compiled.clone(), machine.keep_ticking());
+                Generation::start(compiled, file.sha256, config, muted, 1, ticking)
+            };
+            let trial = try_out(config)?;
             let own = trial.self_test()?;
             for (whose, text) in [("its own", Some(own.as_str())), ("the configured", vectors)] {
                 if let (Some(text), Some(know)) = (text.filter(|text| !text.trim().is_empty()), &self.know) {
-                    self_test(whose, text, &trial, host, know)?;
+                    let failed = |why| LoadError::new("self-test", format!("{whose} test vectors: {why}"));
+                    let vectors = vectors::parse(text).map_err(failed)?;
+                    match &vectors.config {
+                        // A plugin cannot know the operator's configuration, and its vectors bring their own.
+                        Some(table) => {
+                            let table =
+                                serde_json::to_string(table).map_err(|why| failed(why.to_string()))?;
+                            let trial = try_out(&PluginConfig { config: table, ..config.clone() })?;
+                            self_test(whose, &vectors, &trial, host, know)?;
+                        }
+                        None => self_test(whose, &vectors, &trial, host, know)?,
+                    }
                 }
             }
         }
@@ -570,14 +584,13 @@ fn files_of(config: &PluginConfig) -> Vec<PathBuf> {
 
 fn self_test(
     whose: &str,
-    text: &str,
+    vectors: &Vectors,
     trial: &Generation,
     host: &PluginHost,
     know: &Know,
 ) -> Result<(), LoadError> {
     let failed = |why: String| LoadError::new("self-test", format!("{whose} test vectors: {why}"));
-    let vectors = vectors::parse(text).map_err(failed)?;
-    let results = vectors::run(&vectors, trial, &host.names, know);
+    let results = vectors::run(vectors, trial, &host.names, know);
     let wrong: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
     match wrong.first() {
         None => Ok(()),

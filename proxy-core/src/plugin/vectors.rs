@@ -18,7 +18,7 @@ use crate::protocol::{Dialect, PinReason};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Vectors {
-    /// The plugin's configuration, for a run by hand; the host has its own.
+    /// The configuration that they are about; none is the one in use.
     pub(super) config: Option<toml::Table>,
     #[serde(default)]
     vector: Vec<Vector>,
