@@ -1,9 +1,17 @@
 //! `pinion`: flags, configuration, run, drain on signal.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
-use pinion::{config::Config, logging, run, tls};
+use pinion::{
+    config::{Config, LogConfig, LogFormat},
+    logging,
+    plugin::cli,
+    run, tls,
+};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -21,9 +29,9 @@ const EXIT_SETUP: u8 = 3;
     after_help = "Exit codes: 0 stopped as asked, 1 wrong usage, 2 faulty configuration, 3 cannot start."
 )]
 struct Flags {
-    /// Configuration file.
-    #[arg(long, global = true, default_value = "pinion.toml")]
-    config: PathBuf,
+    /// Configuration file, `pinion.toml` unless said; of `plugin` commands, the plugin's configuration: JSON, or a file with JSON or TOML.
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -32,6 +40,39 @@ struct Flags {
 enum Command {
     /// Checks the configuration and opens nothing.
     Check,
+    /// Makes, builds and tries out policy plugins.
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+}
+
+#[derive(Subcommand)]
+enum PluginCommand {
+    /// Makes a crate for a new plugin, in a directory of that name.
+    New {
+        /// Its name.
+        name: String,
+        /// The directory of the SDK; without it the published one is used.
+        #[arg(long)]
+        sdk: Option<PathBuf>,
+    },
+    /// Compiles a plugin and says where the file is.
+    Build {
+        /// Its crate.
+        #[arg(default_value = ".")]
+        directory: PathBuf,
+    },
+    /// Says what a file is, wants and costs, and runs the test vectors in it.
+    Check {
+        /// The .wasm file.
+        file: PathBuf,
+    },
+    /// Runs test vectors against a file, under a host's limits.
+    Test {
+        /// The .wasm file.
+        file: PathBuf,
+        /// The vectors.
+        vectors: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -43,7 +84,11 @@ fn main() -> ExitCode {
         }
     };
     tls::install_provider();
-    let config = match Config::load(&flags.config) {
+    if let Some(Command::Plugin(command)) = &flags.command {
+        return plugin(command, flags.config.as_deref());
+    }
+    let path = flags.config.unwrap_or_else(|| "pinion.toml".into());
+    let config = match Config::load(&path) {
         Ok(config) => config,
         Err(errors) => {
             eprintln!("{errors}");
@@ -52,10 +97,38 @@ fn main() -> ExitCode {
     };
     match flags.command {
         Some(Command::Check) => {
-            println!("{}: no fault found", flags.config.display());
+            println!("{}: no fault found", path.display());
             ExitCode::SUCCESS
         }
-        None => start(flags.config, config),
+        Some(Command::Plugin(_)) | None => start(path, config),
+    }
+}
+
+/// A plugin command. What a plugin logs is shown.
+fn plugin(command: &PluginCommand, config: Option<&Path>) -> ExitCode {
+    let log =
+        LogConfig { format: LogFormat::Text, level: "warn,pinion::plugin=debug".into(), slow_query: None };
+    if let Err(error) = logging::start(&log) {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    let know = run::know();
+    let config = config.map(|config| cli::read_config(&config.to_string_lossy())).transpose();
+    let done = config.and_then(|config| match command {
+        PluginCommand::New { name, sdk } => cli::new(name, sdk.as_deref()),
+        PluginCommand::Build { directory } => cli::build(directory),
+        PluginCommand::Check { file } => cli::check(file, config.as_deref(), &know),
+        PluginCommand::Test { file, vectors } => cli::test(file, vectors, config.as_deref(), &know),
+    });
+    match done {
+        Ok(report) => {
+            println!("{}", report.text);
+            if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -36,6 +36,22 @@ impl Filter {
         }
     }
 
+    /// In words, for a person.
+    pub(super) fn describe(&self) -> String {
+        let mut parts = Vec::new();
+        if self.kinds != u16::MAX {
+            parts.push(format!("{} kinds of statements", self.kinds.count_ones()));
+        }
+        for (what, names) in
+            [("users", &self.users), ("databases", &self.databases), ("endpoints", &self.endpoints)]
+        {
+            if !names.is_empty() {
+                parts.push(format!("{} {what}", names.len()));
+            }
+        }
+        if parts.is_empty() { "everything".into() } else { parts.join(", ") }
+    }
+
     /// Whether this subscription covers a statement.
     pub(super) fn wants(&self, ask: &Ask<'_>) -> bool {
         self.kinds & 1 << kind(ask.facts.kind) as u16 != 0 && self.wants_session(ask.names)

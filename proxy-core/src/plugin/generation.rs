@@ -370,10 +370,10 @@ fn filters(
     let mut filters: [Vec<Filter>; 4] = Default::default();
     for subscription in &registration.subscriptions {
         let hook = match subscription.hook {
-            wit::HookName::OnQuery => Hook::Query,
-            wit::HookName::OnRoute => Hook::Route,
-            wit::HookName::OnPin => Hook::Pin,
-            wit::HookName::OnEvents => Hook::Events,
+            wit::HookName::Query => Hook::Query,
+            wit::HookName::Route => Hook::Route,
+            wit::HookName::Pin => Hook::Pin,
+            wit::HookName::Events => Hook::Events,
         };
         if !exports.has(hook) {
             let why = format!("it subscribed to {} and does not export it", hook.name());

@@ -337,12 +337,14 @@ impl Instance {
     }
 }
 
+type Pair<P, Q, R> = (TypedFunc<P, R>, TypedFunc<Q, R>);
+
 /// The two functions of one hook.
 fn pair<P, Q, R>(
     instance: &Component,
     store: &mut Store<State>,
     indices: Option<&[ComponentExportIndex; 2]>,
-) -> wasmtime::Result<Option<(TypedFunc<P, R>, TypedFunc<Q, R>)>>
+) -> wasmtime::Result<Option<Pair<P, Q, R>>>
 where
     P: wasmtime::component::ComponentNamedList + wasmtime::component::Lower,
     Q: wasmtime::component::ComponentNamedList + wasmtime::component::Lower,

@@ -8,6 +8,7 @@
 mod audit;
 mod breaker;
 mod cache;
+pub mod cli;
 mod engine;
 mod events;
 mod filter;

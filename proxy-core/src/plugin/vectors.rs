@@ -76,12 +76,14 @@ enum VectorDialect {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 enum VectorHook {
     #[default]
-    OnQuery,
-    OnRoute,
-    OnPin,
+    #[serde(rename = "on-query")]
+    Query,
+    #[serde(rename = "on-route")]
+    Route,
+    #[serde(rename = "on-pin")]
+    Pin,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -116,9 +118,9 @@ impl Expected {
     fn fits(self, hook: VectorHook) -> bool {
         match self {
             Self::Pass | Self::Reject => true,
-            Self::Rewrite => hook == VectorHook::OnQuery,
-            Self::Writer | Self::Reader | Self::Target => hook == VectorHook::OnRoute,
-            Self::Pin | Self::Replay | Self::Ignore => hook == VectorHook::OnPin,
+            Self::Rewrite => hook == VectorHook::Query,
+            Self::Writer | Self::Reader | Self::Target => hook == VectorHook::Route,
+            Self::Pin | Self::Replay | Self::Ignore => hook == VectorHook::Pin,
         }
     }
 }
@@ -136,9 +138,9 @@ pub(super) fn parse(text: &str) -> Result<Vectors, String> {
             return wrong("what it expects is no verdict of its hook");
         }
         match (&vector.reason, vector.hook) {
-            (None, VectorHook::OnPin) => return wrong("on-pin needs a reason"),
-            (Some(_), VectorHook::OnQuery | VectorHook::OnRoute) => return wrong("only on-pin has a reason"),
-            (Some(reason), VectorHook::OnPin) if reason_of(reason).is_none() => {
+            (None, VectorHook::Pin) => return wrong("on-pin needs a reason"),
+            (Some(_), VectorHook::Query | VectorHook::Route) => return wrong("only on-pin has a reason"),
+            (Some(reason), VectorHook::Pin) if reason_of(reason).is_none() => {
                 return wrong("its reason is not known");
             }
             _ => {}
@@ -212,19 +214,19 @@ fn one(vector: &Vector, generation: &Generation, names: &Arc<Names>, know: &Know
     };
     let hint = names.hint(&hint);
     let got = match vector.hook {
-        VectorHook::OnQuery => answer(generation.on_query(&ask, hint)).map(|verdict| Got {
+        VectorHook::Query => answer(generation.on_query(&ask, hint)).map(|verdict| Got {
             name: verdict.name(),
             text: if let QueryVerdict::Rewrite(text) = &verdict { Some(text.clone()) } else { None },
             rejection: if let QueryVerdict::Reject(rejection) = verdict { Some(rejection) } else { None },
             ..Got::default()
         }),
-        VectorHook::OnRoute => answer(generation.on_route(&ask, hint)).map(|verdict| Got {
+        VectorHook::Route => answer(generation.on_route(&ask, hint)).map(|verdict| Got {
             name: verdict.name(),
             target: if let RouteVerdict::Target(target) = &verdict { Some(target.clone()) } else { None },
             rejection: if let RouteVerdict::Reject(rejection) = verdict { Some(rejection) } else { None },
             ..Got::default()
         }),
-        VectorHook::OnPin => {
+        VectorHook::Pin => {
             let reason = vector.reason.as_deref().and_then(reason_of).unwrap_or(PinReason::Unknown);
             answer(generation.on_pin(&ask, hint, reason, &vector.subject)).map(|verdict| Got {
                 name: verdict.name(),

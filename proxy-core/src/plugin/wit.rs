@@ -224,13 +224,13 @@ pub(super) enum AuditError {
 #[expect(dead_code, reason = "made by plugins only")]
 pub(super) enum HookName {
     #[component(name = "on-query")]
-    OnQuery,
+    Query,
     #[component(name = "on-route")]
-    OnRoute,
+    Route,
     #[component(name = "on-pin")]
-    OnPin,
+    Pin,
     #[component(name = "on-events")]
-    OnEvents,
+    Events,
 }
 
 flags! {
