@@ -1153,9 +1153,7 @@ pub(crate) mod tests {
 
     /// Every handle there is.
     fn everything() -> (EndpointMetrics, TargetMetrics, ProxyMetrics, ProcessMetrics) {
-        PluginMetrics::new("p", "x");
-        PluginsMetrics::new("p");
-        AuditMetrics::new("file");
+        let _plugins = (PluginMetrics::new("p", "x"), PluginsMetrics::new("p"), AuditMetrics::new("file"));
         (
             EndpointMetrics::new("p", "e"),
             TargetMetrics::new("p", "db:5432", Role::ReadWrite),

@@ -197,7 +197,7 @@ impl<P: Protocol> Proxy<P> {
             info!(proxy = %self.name, target = %writer.name, "writes go to this target");
         }
         let writers = self.targets.iter().filter(|t| t.is_usable() && t.role() == Role::ReadWrite);
-        let names: Vec<_> = writers.map(|target| target.name.as_str()).collect();
+        let names: Vec<_> = writers.map(|target| &*target.name).collect();
         if names.len() > 1 && !*several {
             warn!(
                 proxy = %self.name, targets = names.join(", "), used = names[0],

@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -11,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::http::StatusCode;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -22,13 +24,13 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{
         self, Readiness,
-        api::{self, Control},
+        api::{self, ApiError, Control},
     },
     config::{Config, EngineFamily, LogConfig, ProxyConfig},
     listener::{accept_loop, listen},
     logging::LevelHandle,
     metrics::{self, EndpointMetrics, ProcessMetrics, Recorder, ReloadOutcome},
-    plugin::PluginHost,
+    plugin::{PluginHost, Plugins, ReloadError},
     protocol::{Protocol, postgres::Postgres},
     proxy::{DRAIN, Endpoint, Proxy, STOP, SetupError},
     shutdown::{self, Giver},
@@ -75,8 +77,8 @@ trait Running: Send + Sync {
     fn signal_all(&self, signal: u8);
     fn clients(&self) -> usize;
     fn close(&self);
-    fn emptied(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>>;
-    fn finish(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    fn emptied(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    fn plugins(&self) -> &Arc<Plugins>;
 }
 
 struct Served<P: Protocol> {
@@ -130,12 +132,12 @@ impl<P: Protocol> Running for Served<P> {
         }
     }
 
-    fn emptied(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    fn emptied(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(self.proxy.sessions.empty())
     }
 
-    fn finish(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(self.proxy.plugins.shut_down())
+    fn plugins(&self) -> &Arc<Plugins> {
+        &self.proxy.plugins
     }
 }
 
@@ -169,6 +171,39 @@ impl Readiness for Fleet {
 impl Control for Fleet {
     fn targets(&self) -> Vec<serde_json::Value> {
         self.proxies.iter().flat_map(|proxy| proxy.targets()).collect()
+    }
+
+    fn plugins(&self) -> Vec<serde_json::Value> {
+        let all = self.proxies.iter().flat_map(|proxy| proxy.plugins().status());
+        all.map(|status| serde_json::json!(status)).collect()
+    }
+
+    fn reload_plugin(
+        &self,
+        name: String,
+    ) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, ApiError>> + Send + '_>> {
+        Box::pin(async move {
+            let mut reloaded = Vec::new();
+            for proxy in &self.proxies {
+                match proxy.plugins().reload(&name).await {
+                    Ok(outcome) => {
+                        reloaded.push(serde_json::json!({ "proxy": proxy.name(), "outcome": outcome }));
+                    }
+                    Err(ReloadError::Unknown) => {}
+                    Err(error @ ReloadError::Busy) => {
+                        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()));
+                    }
+                    Err(ReloadError::Refused(error)) => {
+                        let message = format!("proxy {}: {error}; the old one runs on", proxy.name());
+                        return Err(ApiError::new(StatusCode::CONFLICT, message));
+                    }
+                }
+            }
+            if reloaded.is_empty() {
+                return Err(ApiError::new(StatusCode::NOT_FOUND, ReloadError::Unknown.to_string()));
+            }
+            Ok(serde_json::json!({ "reloaded": reloaded }))
+        })
     }
 }
 
@@ -229,7 +264,7 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
 
     // Sessions have ended: what they told observers goes to plugins, and what those recorded to the audit sink.
     for proxy in &fleet.proxies {
-        if timeout(EVENTS_GRACE, proxy.finish()).await.is_err() {
+        if timeout(EVENTS_GRACE, proxy.plugins().shut_down()).await.is_err() {
             warn!(proxy = proxy.name(), "observers were not told of everything");
         }
     }

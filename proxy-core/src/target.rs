@@ -10,7 +10,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -26,13 +29,15 @@ use crate::{
 
 /// How often a target is asked what it is.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it is asked what it allows; changes there need a restart of the server anyway.
+/// How often at most, while clients cannot reach it.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(100);
+/// How often it is asked what it allows, in checks; changes there need a restart of the server anyway.
 const LIMITS_EVERY: u32 = 30;
 
 /// One database server.
 pub struct Target<P: Protocol> {
     /// `host:port`, an IPv6 address in brackets; a metric label.
-    pub name: String,
+    pub name: Arc<str>,
     /// Its place in the configuration.
     pub index: usize,
     /// Host name or address.
@@ -52,6 +57,7 @@ pub struct Target<P: Protocol> {
     /// A [`Role`], as last found.
     role: AtomicU8,
     usable: AtomicBool,
+    doubted: Notify,
     health: Mutex<Health>,
 }
 
@@ -108,7 +114,7 @@ impl<P: Protocol> Target<P> {
         };
         Ok(Arc::new(Self {
             metrics: TargetMetrics::new(proxy, &name, Role::Unknown),
-            name,
+            name: name.into(),
             index,
             host: config.host.clone(),
             port: config.port,
@@ -119,6 +125,7 @@ impl<P: Protocol> Target<P> {
             capacity: AtomicUsize::new(0),
             role: AtomicU8::new(Role::Unknown as u8),
             usable: AtomicBool::new(false),
+            doubted: Notify::new(),
             health: Mutex::new(Health {
                 state: "REGISTERING",
                 reason: None,
@@ -159,6 +166,13 @@ impl<P: Protocol> Target<P> {
         self.usable.load(Ordering::Relaxed)
     }
 
+    /// Somebody could not reach it: the monitor had better look soon.
+    pub fn doubt(&self) {
+        if self.is_usable() {
+            self.doubted.notify_one();
+        }
+    }
+
     /// Why the target cannot be used; `None` when it can.
     pub fn trouble(&self) -> Option<String> {
         if self.is_usable() { None } else { self.health().description }
@@ -181,8 +195,8 @@ impl<P: Protocol> Target<P> {
         let stats = self.pool.stats();
         serde_json::json!({
             "proxy": proxy,
-            "name": self.name,
-            "address": self.name,
+            "name": &*self.name,
+            "address": &*self.name,
             "role": self.role().name(),
             "state": health.state,
             "reason": health.reason,
@@ -327,7 +341,14 @@ async fn watch<P: Protocol>(
             let budget = target.pool.stats().budget;
             info!(target = %target.name, capacity, budget, "server connections allowed");
         }
-        ticks.tick().await;
+        let doubted = async {
+            sleep(DOUBT_INTERVAL).await;
+            target.doubted.notified().await;
+        };
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = doubted => {}
+        }
     }
     ServerError::Timeout
 }

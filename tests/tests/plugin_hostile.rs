@@ -42,7 +42,7 @@ async fn traps(proxy: &Proxy, kind: &str) -> f64 {
 
 async fn state(proxy: &Proxy, plugin: &str) -> String {
     let (_, plugins) = proxy.admin("GET", "/plugins").await;
-    let plugins = plugins.as_array().unwrap().clone();
+    let plugins = plugins["plugins"].as_array().unwrap().clone();
     plugins.iter().find(|known| known["name"] == plugin).unwrap()["state"].as_str().unwrap().to_owned()
 }
 
@@ -191,8 +191,13 @@ async fn what_cannot_be_loaded_fails_as_it_is_configured_to() {
                 _ => assert_eq!(seen.unwrap_err(), ("58000".to_owned(), CLOSED.to_owned()), "{what}"),
             }
             let (_, plugins) = proxy.admin("GET", "/plugins").await;
-            let entry =
-                plugins.as_array().unwrap().iter().find(|known| known["name"] == "hostile").unwrap().clone();
+            let entry = plugins["plugins"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|known| known["name"] == "hostile")
+                .unwrap()
+                .clone();
             assert_eq!(entry["state"], "failed", "{what}: {entry}");
             let reason = entry["last_error"].as_str().unwrap();
             assert!(reason.contains(word), "{what}: {reason}");

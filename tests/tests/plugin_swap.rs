@@ -35,7 +35,7 @@ async fn reload(proxy: &Proxy) -> (u16, serde_json::Value) {
 async fn status(proxy: &Proxy) -> serde_json::Value {
     let (code, plugins) = proxy.admin("GET", "/plugins").await;
     assert_eq!(code, 200, "{plugins}");
-    let plugins = plugins.as_array().unwrap();
+    let plugins = plugins["plugins"].as_array().unwrap();
     plugins.iter().find(|plugin| plugin["name"] == NAME).unwrap().clone()
 }
 

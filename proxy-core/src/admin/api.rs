@@ -1,22 +1,23 @@
 //! The admin API: JSON over HTTP/1, on a Unix socket or, with a token, on loopback.
 //!
 //! Who may open the socket may do everything here, so it belongs to the user that Pinion runs as. Over TCP each
-//! request must bring the token. To add a route, add a method to [`Control`] and a line to [`router`].
+//! request must bring the token. To add a route, add a method to [`Control`] and a line to `router`.
 
 use std::{
     fmt, fs, io,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
 };
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{self, Request, State},
     http::{HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -35,6 +36,13 @@ const BACKLOG: i32 = 128;
 pub trait Control: Send + Sync {
     /// Every target of every proxy, see [`crate::target::Target::describe`].
     fn targets(&self) -> Vec<Value>;
+    /// Every plugin of every proxy, see [`crate::plugin::PluginStatus`].
+    fn plugins(&self) -> Vec<Value>;
+    /// Loads the plugins of that name anew; the answer says what came of it, by proxy.
+    fn reload_plugin(
+        &self,
+        name: String,
+    ) -> Pin<Box<dyn Future<Output = Result<Value, ApiError>> + Send + '_>>;
 }
 
 /// Why a request was not carried out. The answer is `{"error": …}`.
@@ -113,6 +121,8 @@ impl Listener {
 fn router(control: Arc<dyn Control>, token: Option<Token>) -> Router {
     Router::new()
         .route("/targets", get(targets))
+        .route("/plugins", get(plugins))
+        .route("/plugins/{name}/reload", post(reload_plugin))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
         .with_state(control)
@@ -121,6 +131,17 @@ fn router(control: Arc<dyn Control>, token: Option<Token>) -> Router {
 
 async fn targets(State(control): State<Arc<dyn Control>>) -> Response {
     answer(StatusCode::OK, &json!({ "targets": control.targets() }))
+}
+
+async fn plugins(State(control): State<Arc<dyn Control>>) -> Response {
+    answer(StatusCode::OK, &json!({ "plugins": control.plugins() }))
+}
+
+async fn reload_plugin(
+    State(control): State<Arc<dyn Control>>,
+    extract::Path(name): extract::Path<String>,
+) -> Result<Response, ApiError> {
+    control.reload_plugin(name).await.map(|done| answer(StatusCode::OK, &done))
 }
 
 async fn not_found() -> ApiError {
@@ -244,6 +265,22 @@ mod tests {
     impl Control for Fake {
         fn targets(&self) -> Vec<Value> {
             vec![json!({ "name": "db1:5432" })]
+        }
+
+        fn plugins(&self) -> Vec<Value> {
+            vec![json!({ "name": "audit" })]
+        }
+
+        fn reload_plugin(
+            &self,
+            name: String,
+        ) -> Pin<Box<dyn Future<Output = Result<Value, ApiError>> + Send + '_>> {
+            Box::pin(async move {
+                match name.as_str() {
+                    "audit" => Ok(json!({ "reloaded": [{ "proxy": "p", "outcome": "applied" }] })),
+                    _ => Err(ApiError::new(StatusCode::NOT_FOUND, "there is no plugin of that name")),
+                }
+            })
         }
     }
 

@@ -64,6 +64,9 @@ fn files() -> TempDir {
         ("secrets/blank.json", r#"{"username": "app", "password": ""}"#.to_owned()),
         ("secrets/no-password.json", r#"{"username": "app"}"#.to_owned()),
         ("secrets/huge.json", " ".repeat(70_000)),
+        ("plugin.wasm", String::new()),
+        ("next.wasm", String::new()),
+        ("vectors.toml", String::new()),
         ("secrets/admin-token", "\n0123456789abcdef0123456789abcdef\n".to_owned()),
         ("token", "0123456789abcdef".to_owned()),
     ] {
@@ -115,14 +118,13 @@ const BAD: &[(&str, &str, &[&str])] = &[
     (r#"name = "orders""#, "name = ", &["5:8: is not TOML: string values must be quoted, expected literal string; allowed: TOML 1.1"]),
     (r#"name = "orders""#, "name = \"orders\"\nname = \"orders\"", &["6:1: is not TOML: duplicate key; allowed: TOML 1.1"]),
     // Unknown keys.
-    ("require_tls", "requiretls", &["7:1: proxy.orders.requiretls: is not a key; did you mean require_tls?; allowed: name, engine_family, require_tls, idle_client_timeout, max_client_lifetime, handshake_timeout, max_client_connections, max_unauthenticated, failed_logins_per_minute, profile, tls, auth, pool, target, endpoint, monitor"]),
+    ("require_tls", "requiretls", &["7:1: proxy.orders.requiretls: is not a key; did you mean require_tls?; allowed: name, engine_family, require_tls, idle_client_timeout, max_client_lifetime, handshake_timeout, max_client_connections, max_unauthenticated, failed_logins_per_minute, profile, tls, auth, pool, target, endpoint, monitor, plugin"]),
     ("max_connections_percent = 75", "max_conections_percent = 75", &["15:1: proxy.orders.pool.max_conections_percent: is not a key; did you mean max_connections_percent?; allowed: max_connections_percent, max_idle_connections_percent, connection_borrow_timeout, session_pinning_filters, init_query, max_server_lifetime, idle_server_timeout, max_prepared_statements"]),
     ("[metrics]\n", "[metrics]\ndrain_timeout = \"10s\"\n", &["2:1: metrics.drain_timeout: is not a key here; it belongs at the top of the file; allowed: listen"]),
     ("[metrics]\n", "[metrics]\ninit_query = \"\"\n", &["2:1: metrics.init_query: is not a key here; it belongs in proxy.pool; allowed: listen"]),
-    ("[metrics]", "colour = \"red\"\n[metrics]", &["1:1: colour: is not a key; allowed: worker_threads, drain_timeout, log, metrics, admin, proxy"]),
+    ("[metrics]", "colour = \"red\"\n[metrics]", &["1:1: colour: is not a key; allowed: worker_threads, drain_timeout, log, metrics, admin, plugins, audit, proxy"]),
     (r#"{ file = "secrets/app.json" }"#, "{ file = \"secrets/app.json\", \"pass word\" = \"x\" }", &["12:39: proxy.orders.auth.app.secret.\"pass word\": is not a key; allowed: file, env"]),
     // Known words that are not in this build.
-    ("[[proxy.endpoint]]", "[[proxy.plugin]]\nname = \"x\"\n[[proxy.endpoint]]", &["20:9: proxy.orders.plugin: the plugin host is not in this build; allowed: leave it out"]),
     (r#"{ file = "secrets/app.json" }"#, r#"{ aws = "arn:aws:secretsmanager:eu-west-1:1:secret:x" }"#, &["12:12: proxy.orders.auth.app.secret.aws: AWS Secrets Manager is not in this build; allowed: leave it out"]),
     (r#""POSTGRESQL""#, r#""MYSQL""#, &["6:17: proxy.orders.engine_family: \"MYSQL\" is not in this build yet; allowed: \"POSTGRESQL\""]),
     ("[proxy.pool]", "iam_auth = \"REQUIRED\"\n[proxy.pool]", &["14:1: proxy.orders.auth.app.iam_auth: IAM authentication is not in this build; allowed: leave it out"]),
@@ -223,6 +225,13 @@ const BAD: &[(&str, &str, &[&str])] = &[
     ("[[proxy.endpoint]]", "[[proxy.endpoint]]\nname = \"reader\"\nlisten = \"0.0.0.0:6432\"\n[[proxy.endpoint]]", &["25:10: proxy.orders.endpoint.default.listen: 127.0.0.1:6432 clashes with 0.0.0.0:6432 on line 22; allowed: an address and port that nothing else listens on"]),
     (r#"listen = "127.0.0.1:6432""#, r#"listen = "127.0.0.1:9930""#, &["22:10: proxy.orders.endpoint.default.listen: 127.0.0.1:9930 clashes with 127.0.0.1:9930 on line 2; allowed: an address and port that nothing else listens on"]),
     ("[proxy.pool]", "[proxy.monitor]\nusername = \"nobody\"\n[proxy.pool]", &["15:12: proxy.orders.monitor.username: no [[proxy.auth]] has the username \"nobody\"; allowed: \"app\""]),
+    // Plugins.
+    ("[[proxy.endpoint]]", "[[proxy.plugin]]\nname = \"x\"\nwasm = \"none.wasm\"\n\n[[proxy.endpoint]]", &["22:8: proxy.orders.plugin.x.wasm: \"none.wasm\" cannot be read: No such file or directory (os error 2); allowed: the path of a WebAssembly file"]),
+    ("[[proxy.endpoint]]", "[[proxy.plugin]]\nname = \"x\"\nwasm = \"plugin.wasm\"\nsha256 = \"abc\"\n[[proxy.endpoint]]", &["23:10: proxy.orders.plugin.x.sha256: \"abc\" is not a SHA-256; allowed: 64 hexadecimal digits"]),
+    ("[[proxy.endpoint]]", "[[proxy.plugin]]\nname = \"x\"\nwasm = \"plugin.wasm\"\ngrants = [\"network\", \"audit\"]\n[[proxy.endpoint]]", &["23:11: proxy.orders.plugin.x.grants: \"network\" is not known; allowed: a list of \"log\", \"metrics\", \"store\", \"clock\" and, with [audit], \"audit\"", "23:22: proxy.orders.plugin.x.grants: \"audit\" has no use without [audit]; allowed: a list of \"log\", \"metrics\", \"store\", \"clock\" and, with [audit], \"audit\""]),
+    ("[[proxy.endpoint]]", "[[proxy.plugin]]\nname = \"x\"\nwasm = \"plugin.wasm\"\non_failure = { on-events = \"closed\" }\n[[proxy.endpoint]]", &["23:14: proxy.orders.plugin.x.on_failure: \"on-events\" is not a hook that can fail; allowed: \"open\" or \"closed\", or a table of those by hook such as { on-query = \"closed\" }"]),
+    ("[[proxy.endpoint]]", "[[proxy.plugin]]\nname = \"x\"\nwasm = \"plugin.wasm\"\nconfig = 7\n[[proxy.endpoint]]", &["23:10: proxy.orders.plugin.x.config: is an integer, not a table; allowed: a table; what may stand in it is the plugin's affair"]),
+    ("[[proxy.endpoint]]", "[[proxy.plugin]]\nname = \"x\"\nwasm = \"plugin.wasm\"\nconfig = { a = inf }\n[[proxy.endpoint]]", &["23:10: proxy.orders.plugin.x.config: inf is no number that JSON has; allowed: a table; what may stand in it is the plugin's affair"]),
     // Two proxies of one name, and all that is wrong in the second, in the order of the file.
     ("[[proxy.endpoint]]\nname = \"default\"\nlisten = \"127.0.0.1:6432\"\n", "[[proxy.endpoint]]\nname = \"default\"\nlisten = \"127.0.0.1:6432\"\n[[proxy]]\nname = \"orders\"\nengine_family = 5\n[[proxy.auth]]\nusername = \"\"\nsecret = { env = \"\" }\n", &["23:1: proxy.orders.target: is missing; allowed: one or more [[proxy.target]]", "23:1: proxy.orders.endpoint: is missing; allowed: one or more [[proxy.endpoint]]", "24:8: proxy.orders.name: \"orders\" already stands on line 5; allowed: one that is not used yet", "25:17: proxy.orders.engine_family: is an integer, not a string; allowed: \"POSTGRESQL\"", "27:12: proxy.orders.auth.\"\".username: is empty; allowed: 1 to 63 bytes, no NUL", "28:18: proxy.orders.auth.\"\".secret.env: \"\" cannot be the name of a variable; allowed: the name of an environment variable with JSON: { \"username\": \"…\", \"password\": \"…\" }"]),
 ];
@@ -276,6 +285,7 @@ fn what_is_absent_has_its_default() {
         }],
         monitor: 0,
         monitor_database: "postgres".into(),
+        plugins: Vec::new(),
     };
     let expected = Config {
         worker_threads: None,
@@ -283,6 +293,8 @@ fn what_is_absent_has_its_default() {
         log: LogConfig { format: LogFormat::Text, level: "info".into(), slow_query: None },
         metrics: None,
         admin: None,
+        plugins: PluginsConfig { cache_directory: None, event_queue: 8_192 },
+        audit: None,
         proxies: vec![proxy],
     };
     assert_eq!(config, expected);
@@ -485,6 +497,27 @@ const CHANGED: &[(&str, &str, &str, &[&str])] = &[
     (r#"file = "secrets/pinion_monitor.json""#, r#"file = "secrets/copy.json""#, "proxy.auth.secret.file", &["proxy.orders.auth.pinion_monitor.secret"]),
     (r#"env = "APP_SECRET""#, r#"env = "APP_SECRET_2""#, "proxy.auth.secret.env", &["proxy.orders.auth.app.secret"]),
     ("\"POSTGRES_SCRAM_SHA_256\"", "\"POSTGRES_MD5\"", "proxy.auth.client_password_auth_type", &["proxy.orders.auth.app.client_password_auth_type"]),
+    (r#"cache_directory = "cache""#, "", "plugins.cache_directory", &["plugins.cache_directory"]),
+    ("event_queue = 8192", "event_queue = 100", "plugins.event_queue", &["plugins.event_queue"]),
+    (r#"file = "audit.log""#, r#"file = "stdout""#, "audit.file", &["audit.file"]),
+    ("rotate_bytes = 104857600", "rotate_bytes = 65536", "audit.rotate_bytes", &["audit.rotate_bytes"]),
+    ("keep = 10\n", "keep = 0\n", "audit.keep", &["audit.keep"]),
+    ("\nqueue = 10000", "\nqueue = 1", "audit.queue", &["audit.queue"]),
+    (r#"when_full = "block""#, r#"when_full = "drop""#, "audit.when_full", &["audit.when_full"]),
+    (r#"name = "guard""#, r#"name = "other""#, "proxy.plugin.name", &["proxy.orders.plugin.guard", "proxy.orders.plugin.other"]),
+    (r#"wasm = "plugin.wasm""#, r#"wasm = "next.wasm""#, "proxy.plugin.wasm", &["proxy.orders.plugin.guard.wasm"]),
+    ("sha256 = \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"", "", "proxy.plugin.sha256", &["proxy.orders.plugin.guard.sha256"]),
+    (r#"grants = ["log", "metrics", "audit"]"#, "", "proxy.plugin.grants", &["proxy.orders.plugin.guard.grants"]),
+    (r#"on_failure = { on-query = "closed" }"#, "", "proxy.plugin.on_failure", &["proxy.orders.plugin.guard.on_failure"]),
+    (r#"config = { tables = ["payroll"] }"#, "", "proxy.plugin.config", &["proxy.orders.plugin.guard.config"]),
+    ("\ndeadline = \"5ms\"", "\ndeadline = \"6ms\"", "proxy.plugin.deadline", &["proxy.orders.plugin.guard.deadline"]),
+    (r#"events_deadline = "1s""#, r#"events_deadline = "2s""#, "proxy.plugin.events_deadline", &["proxy.orders.plugin.guard.events_deadline"]),
+    ("memory_bytes = 16777216", "memory_bytes = 33554432", "proxy.plugin.memory_bytes", &["proxy.orders.plugin.guard.memory_bytes"]),
+    ("store_bytes = 1048576", "store_bytes = 1024", "proxy.plugin.store_bytes", &["proxy.orders.plugin.guard.store_bytes"]),
+    ("log_lines_per_second = 100", "log_lines_per_second = 0", "proxy.plugin.log_lines_per_second", &["proxy.orders.plugin.guard.log_lines_per_second"]),
+    (r#"retry_after = "60s""#, r#"retry_after = "1s""#, "proxy.plugin.retry_after", &["proxy.orders.plugin.guard.retry_after"]),
+    (r#"vectors = "vectors.toml""#, "", "proxy.plugin.vectors", &["proxy.orders.plugin.guard.vectors"]),
+    (r#"shadow = "next.wasm""#, "", "proxy.plugin.shadow", &["proxy.orders.plugin.guard.shadow"]),
     ("max_connections_percent = 75", "max_connections_percent = 76", "proxy.pool.max_connections_percent", &["proxy.orders.pool.max_connections_percent"]),
     ("max_idle_connections_percent = 50", "max_idle_connections_percent = 0", "proxy.pool.max_idle_connections_percent", &["proxy.orders.pool.max_idle_connections_percent"]),
     (r#"connection_borrow_timeout = "120s""#, "connection_borrow_timeout = \"0s\"", "proxy.pool.connection_borrow_timeout", &["proxy.orders.pool.connection_borrow_timeout"]),
@@ -560,7 +593,8 @@ fn a_reload_names_what_changed_and_applies_what_is_live() {
         assert_eq!(if reload == Reload::Live { &new } else { &old }, &running, "{changed}");
     }
     // One value only in this build (tried below), or compared as the tables they hold.
-    let exempt = ["proxy", "proxy.engine_family", "proxy.auth", "proxy.target", "proxy.endpoint"];
+    let exempt =
+        ["proxy", "proxy.engine_family", "proxy.auth", "proxy.target", "proxy.endpoint", "proxy.plugin"];
     for key in KEYS.iter().filter(|key| key.reload != Reload::Below && !matches!(key.kind, Kind::Later(_))) {
         let path = reader::join(key.section, key.name);
         assert!(

@@ -20,7 +20,7 @@ use super::{
     names::{Name, Names},
     wit,
 };
-use crate::protocol::{Dialect, Facts};
+use crate::protocol::{Dialect, Facts, Role};
 
 /// Events in one call.
 const BATCH: usize = 256;
@@ -49,17 +49,6 @@ pub struct SessionEvent {
     pub names: SessionNames,
     /// For an end: why, empty when the client said goodbye.
     pub reason: String,
-}
-
-/// A target's role as observers see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// It takes writes.
-    ReadWrite,
-    /// It takes none.
-    ReadOnly,
-    /// Nobody knows.
-    Unknown,
 }
 
 /// A statement that is over.

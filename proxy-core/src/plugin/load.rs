@@ -1,6 +1,11 @@
 //! From a file to something that can be instantiated: read, verify, make a component, check imports, compile.
 
-use std::{fmt, fs, io::Read as _, path::Path};
+use std::{
+    fmt, fs,
+    io::Read as _,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+};
 
 use sha2::{Digest as _, Sha256};
 use wasmtime::{
@@ -124,9 +129,15 @@ fn componentize(bytes: &[u8]) -> Result<Option<Vec<u8>>, LoadError> {
         let why = format!("{sdk}: it was built for wasm32-wasip1; build it for wasm32-unknown-unknown");
         return Err(LoadError::new("format", why));
     }
-    let encoded = ComponentEncoder::default()
-        .module(bytes)
-        .and_then(|encoder| encoder.validate(true).encode())
+    // The encoder takes a sound module for granted.
+    wasmparser::Validator::new()
+        .validate_all(bytes)
+        .map_err(|error| LoadError::new("format", format!("it is damaged: {error}")))?;
+    let encode =
+        || ComponentEncoder::default().module(bytes).and_then(|encoder| encoder.validate(true).encode());
+    // What a sound module carries in its custom sections may still be anything.
+    let encoded = panic::catch_unwind(AssertUnwindSafe(encode))
+        .map_err(|_| LoadError::new("format", format!("{sdk}: its bindings cannot be read")))?
         .map_err(|error| LoadError::new("format", format!("{sdk}: {error:#}")))?;
     Ok(Some(encoded))
 }

@@ -20,6 +20,8 @@ mod names;
 mod shared;
 mod slot;
 mod store;
+#[cfg(test)]
+mod tests;
 mod user_metrics;
 mod vectors;
 mod wit;
@@ -45,9 +47,9 @@ use self::{
     wit::Needs,
 };
 pub use self::{
-    events::{Completion, Emitted, Event, Role, SessionEvent},
+    events::{Completion, Emitted, Event, SessionEvent},
     load::LoadError,
-    manage::{PluginStatus, ReloadOutcome},
+    manage::{PluginStatus, ReloadError, ReloadOutcome},
     user_metrics::UserMetrics,
 };
 pub(crate) use engine::MAX_MEMORY_BYTES;

@@ -172,6 +172,7 @@ pub(super) enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ComponentType, Lift, Lower)]
 #[component(enum)]
 #[repr(u8)]
+#[expect(dead_code, reason = "made by plugins only")]
 pub(super) enum Level {
     #[component(name = "error")]
     Error,
@@ -220,6 +221,7 @@ pub(super) enum AuditError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ComponentType, Lift)]
 #[component(enum)]
 #[repr(u8)]
+#[expect(dead_code, reason = "made by plugins only")]
 pub(super) enum HookName {
     #[component(name = "on-query")]
     OnQuery,
@@ -288,6 +290,7 @@ pub(super) struct Subscription {
 #[derive(Debug, Clone, ComponentType, Lift)]
 #[component(record)]
 pub(super) struct Registration {
+    #[expect(dead_code, reason = "the configuration's name counts")]
     pub(super) name: String,
     pub(super) version: String,
     pub(super) subscriptions: Vec<Subscription>,

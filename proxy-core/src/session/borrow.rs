@@ -290,6 +290,9 @@ impl<'a, P: Protocol> Borrower<'a, P> {
             Ok(connection) => return Ok(Turn::Opened(connection)),
             Err(error) => error,
         };
+        if matches!(error, ServerError::Io(_) | ServerError::Timeout) {
+            self.target(place).doubt();
+        }
         let target = &self.target(place).name;
         match error {
             ServerError::Connect(ConnectError::Refused { fault, try_again: false, .. }) => {

@@ -5,6 +5,7 @@
 //! connections and gives them back, and keeps the pins.
 
 use std::{
+    collections::VecDeque,
     future::poll_fn,
     io,
     sync::{
@@ -20,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Profile,
     metrics::ResetCause,
-    plugin::{Decision, SessionNames},
+    plugin::{Decision, Event, SessionNames},
     pool::Pooled,
     protocol::{
         ClientEvent, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError, ServerEvent,
@@ -141,6 +142,8 @@ pub struct Session<P: Protocol> {
     names: SessionNames,
     /// For observers; `None` while there are none.
     notes: Option<Box<policy::Notes>>,
+    /// Events that there was no room for, where observers may hold up clients.
+    backlog: Option<Box<VecDeque<Event>>>,
     /// What is set again on each connection that serves this client.
     settings: Option<Arc<Settings>>,
 }
@@ -214,12 +217,14 @@ impl<P: Protocol> Session<P> {
             wants_answer: false,
             names,
             notes: None,
+            backlog: None,
             settings: None,
         }
     }
 
     /// Serves the client to its end.
     pub async fn run(mut self: Box<Self>) {
+        self.observe_start();
         let ended = self.serve().await;
         // Boxed, as are other rare ways below: what they need should not weigh on an idle client.
         Box::pin(self.finish(ended)).await;
@@ -228,6 +233,9 @@ impl<P: Protocol> Session<P> {
     /// Request after request. What concerns one request is answered and the client stays; `Err` ends the session.
     async fn serve(&mut self) -> Result<(), SessionError> {
         loop {
+            if self.is_pressed() {
+                Box::pin(self.relieve()).await;
+            }
             self.watch();
             let server = self.link.as_deref_mut().map(|c| &mut c.state);
             let event = self
@@ -505,6 +513,7 @@ impl<P: Protocol> Session<P> {
     fn answered(&mut self, failed: bool, nothing_ran: bool) {
         let now = Instant::now();
         self.handle.touch(now);
+        let (received, sent) = (self.received, self.sent);
         self.account(now);
         let Some(connection) = &mut self.link else { return };
         if connection.state.take_forgot() {
@@ -516,6 +525,9 @@ impl<P: Protocol> Session<P> {
         let mut pending = std::mem::take(&mut self.pending);
         self.settle_settings(&mut pending, failed);
         self.settle_pins(pending, failed, nothing_ran, now, id);
+        if let Some(received) = received {
+            self.observe(received, sent, now, None);
+        }
         self.handle.set_activity(match () {
             () if !self.pins.is_empty() => Activity::Pinned,
             () if tx == Tx::Idle => Activity::Other,
@@ -535,6 +547,10 @@ impl<P: Protocol> Session<P> {
             && self.nothing_is_halfway()
     }
 
+    fn is_pinned(&self) -> bool {
+        !self.pins.is_empty()
+    }
+
     /// True when no message of either side is half-read or half-written.
     fn nothing_is_halfway(&self) -> bool {
         !self.tracker.is_mid_message() && !self.up.has_output() && self.down.unread().is_empty()
@@ -545,14 +561,13 @@ impl<P: Protocol> Session<P> {
         if let Some(received) = self.received.take() {
             self.pending = Pending::default();
             self.forget_on_borrow = false;
-            self.observe(received, Instant::now(), fault);
+            self.observe(received, None, Instant::now(), fault);
             self.endpoint.metrics.query_refused(self.client.is_tls(), received.elapsed());
         }
     }
 
     fn account(&mut self, now: Instant) {
         let Some(received) = self.received.take() else { return };
-        self.observe(received, now, None);
         let sent = self.sent.take().unwrap_or(received);
         let total = now.saturating_duration_since(received);
         let database = now.saturating_duration_since(sent);
@@ -787,6 +802,13 @@ impl<P: Protocol> Session<P> {
         // Nothing may be written into the middle of a message, nor after the server's own last word.
         let may_speak =
             self.link.as_ref().is_none_or(|c| !c.state.is_mid_message() && !c.state.has_told_error());
+        if let Some(received) = self.received.take() {
+            let fault = ended.as_ref().err().map(|error| {
+                // A client that is gone has its request cancelled.
+                error.fault().unwrap_or_else(|| Fault::error(FaultKind::Cancelled, "client went away"))
+            });
+            self.observe(received, self.sent, now, fault.as_ref());
+        }
         if let Some(connection) = self.link.take() {
             let healthy = !matches!(ended, Err(SessionError::Server(_) | SessionError::ServerLost(_)));
             self.part_with(connection, healthy, now);
@@ -803,6 +825,7 @@ impl<P: Protocol> Session<P> {
                 let _ = self.flush_client().await;
             }
         }
+        self.observe_end(&ended).await;
         crate::handshake::linger(self.client).await;
     }
 

@@ -1,12 +1,17 @@
 //! What policy plugins have to say about a client's statements, and what observers are told of them.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use super::{Session, SessionError, Turn};
 use crate::{
-    plugin::{Ask, Decision, Hook, PinVerdict, QueryVerdict, RouteVerdict},
+    plugin::{
+        Ask, Completion, Decision, Emitted, Event, Hook, PinVerdict, QueryVerdict, RouteVerdict, SessionEvent,
+    },
     protocol::{
-        Facts, Fault, FaultKind, PinReason, PinReasons, Protocol, Rewritten, Severity, Statement,
+        Facts, Fault, FaultKind, PinReason, PinReasons, Protocol, Rewritten, Role, Severity, Statement,
         StatementKind, Tracker, Upcoming, Watch,
     },
     router::Route,
@@ -75,7 +80,10 @@ impl<P: Protocol> Session<P> {
         }
         match verdict {
             Ok(()) => self.tracker.admit(),
-            Err(fault) => self.reject(&fault),
+            Err(fault) => {
+                self.received.get_or_insert_with(Instant::now);
+                self.reject(&fault);
+            }
         }
     }
 
@@ -308,16 +316,122 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Tells observers of the request that has just been answered, by a server or, with `fault`, here.
-    pub(super) fn observe(&mut self, received: Instant, now: Instant, fault: Option<&Fault>) {
-        let outcomes = self.tracker.take_outcomes();
+    pub(super) fn observe(
+        &mut self,
+        received: Instant,
+        sent: Option<Instant>,
+        now: Instant,
+        fault: Option<&Fault>,
+    ) {
+        let mut outcomes = self.tracker.take_outcomes().into_iter();
         let Some(notes) = self.notes.take() else { return };
-        let _ = (received, now, fault, outcomes, notes);
+        let duration = now.saturating_duration_since(received);
+        let at_ms = unix_ms().saturating_sub(millis(duration));
+        let (target, role) = match &self.link {
+            Some(connection) => {
+                let target = connection.target();
+                (Some(target.name.clone()), target.role())
+            }
+            None => (None, Role::Unknown),
+        };
+        let database = match target {
+            Some(_) => now.saturating_duration_since(sent.unwrap_or(received)),
+            None => Duration::ZERO,
+        };
+        let mut route = notes.decisions;
+        for note in notes.statements {
+            let outcome = outcomes.next();
+            let error = match (note.rejected, &outcome, fault) {
+                (Some(code), ..) => code.into(),
+                (None, Some(outcome), _) => outcome.error.as_deref().unwrap_or_default().to_owned(),
+                (None, None, Some(fault)) => P::fault_code(fault).into(),
+                // It never ran: something before it failed.
+                (None, None, None) => continue,
+            };
+            let mut decisions = note.decisions;
+            decisions.append(&mut route);
+            self.emit(Event::Completion(Box::new(Completion {
+                at_ms,
+                names: self.names.clone(),
+                dialect: P::DIALECT,
+                digest: note.digest,
+                facts: note.facts,
+                text: note.text,
+                hint: note.hint,
+                in_transaction: note.in_transaction,
+                duration,
+                database,
+                rows: outcome.map_or(0, |outcome| outcome.rows),
+                error,
+                target: target.clone(),
+                role,
+                pinned: self.is_pinned(),
+                decisions,
+            })));
+        }
+        if notes.lost > 0 {
+            self.endpoint.proxy.plugins.lost_events(notes.lost);
+        }
+    }
+
+    /// Tells observers that the session begins.
+    pub(super) fn observe_start(&mut self) {
+        if self.endpoint.proxy.plugins.asks(Hook::Events) {
+            let (at_ms, names) = (unix_ms(), self.names.clone());
+            self.emit(Event::SessionStart(SessionEvent { at_ms, names, reason: String::new() }));
+        }
+    }
+
+    /// Tells observers that the session is over, and waits for room for what they have not been told yet.
+    pub(super) async fn observe_end(&mut self, ended: &Result<(), SessionError>) {
+        if self.endpoint.proxy.plugins.asks(Hook::Events) {
+            let reason = ended.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            let (at_ms, names) = (unix_ms(), self.names.clone());
+            self.emit(Event::SessionEnd(SessionEvent { at_ms, names, reason }));
+        }
+        self.relieve().await;
+    }
+
+    fn emit(&mut self, event: Event) {
+        // In order: what waits goes first.
+        if let Some(backlog) = &mut self.backlog {
+            backlog.push_back(event);
+            return;
+        }
+        match self.endpoint.proxy.plugins.emit(event) {
+            Emitted::Done | Emitted::Lost => {}
+            Emitted::Full(event) => self.backlog.get_or_insert_default().push_back(event),
+        }
+    }
+
+    /// True when observers or the audit sink cannot keep up, and are configured to hold up clients.
+    pub(super) fn is_pressed(&self) -> bool {
+        // The client has its answers first.
+        !self.down.has_output() && (self.backlog.is_some() || self.endpoint.proxy.plugins.is_pressed())
+    }
+
+    /// Waits until observers and the audit sink have caught up.
+    pub(super) async fn relieve(&mut self) {
+        let plugins = &self.endpoint.proxy.plugins;
+        for event in self.backlog.take().into_iter().flat_map(|backlog| *backlog) {
+            plugins.emit_when_room(event).await;
+        }
+        plugins.relieve().await;
     }
 
     pub(super) fn in_transaction(&self) -> bool {
         use crate::protocol::{ServerState as _, Tx};
         self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle || c.state.is_request_under_way())
     }
+}
+
+/// Milliseconds since 1970-01-01 UTC.
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The variable and the statement, when running that statement again elsewhere does what it does here.
