@@ -1,8 +1,10 @@
 //! The `.wasm` files that `cargo xtask plugins` makes are what they should be, and the contract they were built from
 //! has not changed under those who built theirs before.
+#![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+use pinion_tests::{Plugin, Proxy, Server, until};
 use wit_component::{ComponentEncoder, DecodedWasm, decode};
 
 /// Imports and exports of the component that a host makes of a file, as `package/interface@version`.
@@ -93,4 +95,36 @@ fn what_was_published_is_still_there() {
             _ => assert_eq!(old, new, "{name} has changed"),
         }
     }
+}
+
+/// Loading a plugin runs its own test vectors, with the host's grammar behind them.
+#[tokio::test]
+async fn shipped_plugins_pass_their_own_test_vectors() {
+    let pg = Server::postgres().start().await;
+    let plugin = |name, grants: &[&str], config| Plugin::shipped(name).grants(grants).setting(config);
+    // Configurations that the vectors are not about.
+    let proxy = Proxy::in_front_of(&pg)
+        .plugin(plugin("pin-filter", &[], "config = { rules = [{ action = \"ignore\" }] }"))
+        .plugin(plugin(
+            "rw-split",
+            &["store"],
+            "config = { sticky_after_write = \"1s\", endpoints = [\"x\"] }",
+        ))
+        .plugin(plugin("audit", &["log"], "config = { sample = 0.5, users = [\"x*\"] }"))
+        .plugin(Plugin::fixture("failing-self-test"))
+        .start()
+        .await;
+    for (plugin, state) in [
+        ("pin-filter", "running"),
+        ("rw-split", "running"),
+        ("audit", "running"),
+        ("failing-self-test", "failed"),
+    ] {
+        let state = [("plugin", plugin), ("state", state)];
+        until(&format!("{plugin} is as it should be\n{}", proxy.log()), async || {
+            proxy.metric("pinion_plugin_state", &state).await == 1.0
+        })
+        .await;
+    }
+    assert!(proxy.log().contains("this plugin never rejects"), "{}", proxy.log());
 }

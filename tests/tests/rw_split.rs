@@ -157,7 +157,7 @@ const SCHEMA: &str = "
     CREATE TABLE items (order_id int, n int);
     CREATE TABLE app_schema.notes (n int);
     CREATE VIEW orders_view AS SELECT * FROM orders;
-    CREATE SEQUENCE counter;
+    CREATE SEQUENCE IF NOT EXISTS counter;
     CREATE FUNCTION reading_function() RETURNS int LANGUAGE sql AS 'SELECT 1';
     CREATE FUNCTION app_schema.reading_too(int) RETURNS int LANGUAGE sql AS 'SELECT 1';
     CREATE FUNCTION app_schema.lower(text) RETURNS text LANGUAGE sql AS 'SELECT $1';
