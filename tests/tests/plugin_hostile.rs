@@ -64,7 +64,8 @@ async fn a_trap_costs_one_statement_at_most() {
                 .max_connections(2)
                 .admin()
                 .plugin(neighbour())
-                .plugin(hostile(misdeed, on_failure, ""))
+                // Filling all of its memory takes longer than the usual deadline.
+                .plugin(hostile(misdeed, on_failure, "").setting("deadline = \"100ms\""))
                 .start()
                 .await;
             let client = proxy.connect().await;
@@ -151,7 +152,7 @@ async fn a_flood_of_log_lines_is_limited() {
 async fn a_flood_of_the_store_is_limited() {
     let pg = Server::postgres().start().await;
     let flood =
-        hostile("store-flood", "closed", "").setting("deadline = \"5s\"").setting("store_bytes = 65536");
+        hostile("store-flood", "closed", "").setting("deadline = \"1s\"").setting("store_bytes = 65536");
     let proxy = Proxy::in_front_of(&pg).admin().plugin(flood).start().await;
     let client = proxy.connect().await;
     assert_eq!(outcome(&client, "/* pinion:now */ SELECT 1").await.unwrap(), "1");

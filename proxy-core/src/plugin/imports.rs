@@ -13,6 +13,8 @@ use super::{
     wit::{self, AuditError, Level, StoreError, interface},
 };
 
+/// Of the last error that a plugin logged, as much is kept.
+const LAST_WORDS_BYTES: usize = 512;
 /// Longest log line.
 const LOG_BYTES: usize = 8 * 1024;
 
@@ -21,7 +23,12 @@ type Context<'a> = StoreContextMut<'a, State>;
 /// Adds our own interfaces.
 pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     let mut log = linker.instance(&interface("log"))?;
-    log.func_wrap("log", |context: Context<'_>, (level, message): (Level, WasmStr)| {
+    log.func_wrap("log", |mut context: Context<'_>, (level, message): (Level, WasmStr)| {
+        if matches!(level, Level::Error) {
+            // Whatever the grants: a panic that follows is told with it.
+            let words = super::generation::cut(&message.to_str(&context)?, LAST_WORDS_BYTES);
+            context.data_mut().last_words = words;
+        }
         let state = context.data();
         if state.grants.log && !state.shared.muted && enabled(level) {
             if state.shared.log.allows() {

@@ -32,6 +32,8 @@ pub(super) struct State {
     /// Audit records that this call may still append.
     pub(super) records_left: u32,
     pub(super) memory: MemoryLimit,
+    /// The last error that it logged: of a panic, its message, by the SDK's panic hook.
+    pub(super) last_words: String,
     /// The deadline has been passed once.
     late: bool,
 }
@@ -217,6 +219,7 @@ impl Instance {
             series: Vec::new(),
             records_left: RECORDS_PER_CALL,
             memory: MemoryLimit { most: template.memory_bytes, hit: false },
+            last_words: String::new(),
             late: false,
         };
         let mut store = Store::new(template.pre.engine(), state);
@@ -249,6 +252,7 @@ impl Instance {
         let state = self.store.data_mut();
         state.tainted = false;
         state.late = false;
+        state.last_words.clear();
         state.records_left = RECORDS_PER_CALL;
     }
 
@@ -257,7 +261,11 @@ impl Instance {
         let why = match kind {
             TrapKind::Deadline => "it did not answer in time".to_owned(),
             TrapKind::Stack => "it ran out of stack".to_owned(),
-            TrapKind::Panic => "it panicked".to_owned(),
+            // The SDK's hook says "panicked at" and where.
+            TrapKind::Panic => match &*self.store.data().last_words {
+                "" => "it panicked".to_owned(),
+                words => format!("it {}", words.escape_debug()),
+            },
             TrapKind::Memory | TrapKind::Other => error.root_cause().to_string(),
         };
         Failure { kind, why }
