@@ -425,3 +425,65 @@ async fn observers_are_told_in_order_and_a_full_queue_is_felt_or_counted() {
     let status = &plugins.status()[0];
     assert!(status.calls >= 1 && status.traps == 0, "{status:?}");
 }
+
+/// Resident memory of this process, in MB.
+fn resident() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4 / 1024
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_go_on_while_files_change_and_memory_does_not_grow() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("plugin.wasm");
+    let cache = dir.path().join("cache");
+    put(&built("versioned_v1"), &file);
+    let metrics = Arc::new(UserMetrics::default());
+    let plugins_config = PluginsConfig { cache_directory: Some(cache.clone()), event_queue: 16 };
+    let shared = Postgres::shared(10);
+    let host = Host {
+        host: PluginHost::new(&plugins_config, None, 2, metrics.clone()).unwrap(),
+        metrics,
+        know: Arc::new(move |text: &[u8]| Postgres::know(&shared, text)),
+    };
+    let plugins = host.start(&[PluginConfig { wasm: file.clone(), ..config("versioned_v1", "{}") }]);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let mut before = 0;
+    let reloads = async {
+        for n in 0..200 {
+            if n == 20 {
+                before = resident();
+            }
+            put(&built(if n % 2 == 0 { "versioned_v2" } else { "versioned_v1" }), &file);
+            let reloaded = plugins.reload("versioned-v1").await;
+            assert!(reloaded.is_ok(), "{reloaded:?}");
+        }
+    };
+    let handle = tokio::runtime::Handle::current();
+    let asked = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut asked = 0_u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        let answer = message(query(&host, &plugins, "SELECT 1").0);
+                        assert!(answer == "v1" || answer == "v2", "{answer}");
+                        asked += 1;
+                    }
+                    asked
+                })
+            })
+            .collect();
+        let reloading = scope.spawn(|| handle.block_on(reloads));
+        let reloaded = reloading.join();
+        stop.store(true, Ordering::Relaxed);
+        reloaded.unwrap();
+        asking.into_iter().map(|thread| thread.join().unwrap()).sum::<u64>()
+    });
+    assert!(asked > 1_000, "{asked}");
+    let status = &plugins.status()[0];
+    assert_eq!((status.state, status.traps), ("running", 0), "{status:?}");
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 64, "{grown} MB more after 180 reloads");
+    assert!(fs::read_dir(cache).unwrap().count() > 0);
+}
