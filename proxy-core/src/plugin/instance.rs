@@ -1,6 +1,9 @@
 //! One instance of a plugin: its memory, its limits, the calls into it.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use wasmtime::{
     ResourceLimiter, Store, Trap, UpdateDeadline,
@@ -34,8 +37,51 @@ pub(super) struct State {
     pub(super) memory: MemoryLimit,
     /// The last error that it logged: of a panic, its message, by the SDK's panic hook.
     pub(super) last_words: String,
-    /// The deadline has been passed once.
-    late: bool,
+    time: CallTime,
+}
+
+/// What a call may still take once the first half of its deadline has passed.
+///
+/// A deadline in wall time alone would blame a plugin for what the system does: on a busy machine a thread may be
+/// taken away for longer than that in the midst of a short call. So the first half is counted in wall time, which
+/// costs nothing, and the second in the thread's own time, up to a bound.
+#[derive(Debug, Clone, Copy, Default)]
+struct CallTime {
+    /// Of the deadline, in ticks.
+    deadline: u64,
+    /// Of the thread, when the first half had passed.
+    half_time: Option<Duration>,
+    /// Ticks since then.
+    late: u64,
+}
+
+/// A call that waits for the processor is stopped after so many deadlines all the same.
+const MOST_DEADLINES: u64 = 20;
+
+impl CallTime {
+    fn first_half(self) -> u64 {
+        self.deadline.div_ceil(2)
+    }
+
+    /// At each tick after the first half.
+    fn tick(&mut self) -> UpdateDeadline {
+        let now = thread_time();
+        let half_time = *self.half_time.get_or_insert(now);
+        self.late += 1;
+        let used = now.saturating_sub(half_time);
+        let left = Duration::from_millis(self.deadline - self.first_half()).saturating_sub(used);
+        if left.is_zero() || self.late > self.deadline.saturating_mul(MOST_DEADLINES) {
+            UpdateDeadline::Interrupt
+        } else {
+            UpdateDeadline::Continue(1)
+        }
+    }
+}
+
+/// Processor time of this thread.
+fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Bounds memory and tables, and remembers that it was memory that ended a call.
@@ -220,19 +266,11 @@ impl Instance {
             records_left: RECORDS_PER_CALL,
             memory: MemoryLimit { most: template.memory_bytes, hit: false },
             last_words: String::new(),
-            late: false,
+            time: CallTime::default(),
         };
         let mut store = Store::new(template.pre.engine(), state);
         store.limiter(|state| &mut state.memory);
-        store.epoch_deadline_callback(|mut store| {
-            // One tick of grace: the system may have taken the thread away in the midst of a short call.
-            let state = store.data_mut();
-            Ok(if std::mem::replace(&mut state.late, true) {
-                UpdateDeadline::Interrupt
-            } else {
-                UpdateDeadline::Continue(1)
-            })
-        });
+        store.epoch_deadline_callback(|mut store| Ok(store.data_mut().time.tick()));
         store.set_epoch_deadline(SLOW_DEADLINE);
         let functions = Functions::find(template, &mut store).map_err(|error| Failure {
             kind: if store.data().memory.hit { TrapKind::Memory } else { kind_of(&error) },
@@ -248,10 +286,11 @@ impl Instance {
     }
 
     fn begin(&mut self, ticks: u64) {
-        self.store.set_epoch_deadline(ticks);
+        let time = CallTime { deadline: ticks, ..CallTime::default() };
+        self.store.set_epoch_deadline(time.first_half());
         let state = self.store.data_mut();
+        state.time = time;
         state.tainted = false;
-        state.late = false;
         state.last_words.clear();
         state.records_left = RECORDS_PER_CALL;
     }

@@ -255,11 +255,13 @@ struct Loaded {
 impl Plugins {
     /// Loads everything and starts the thread.
     pub(super) fn manage(self: &Arc<Self>, configs: &[PluginConfig]) {
+        let mut stamps = HashMap::new();
+        note_stamps(&mut stamps, configs);
         self.configure(configs);
         let (plugins, inbox) = (Arc::downgrade(self), self.inbox.clone());
         let started = thread::Builder::new()
             .name("pinion-plugins".into())
-            .spawn(move || run(&plugins, &inbox))
+            .spawn(move || run(&plugins, &inbox, stamps))
             .map(drop);
         if let Err(error) = started {
             error!(proxy = &*self.proxy, %error, "no thread for plugins: they cannot be reloaded");
@@ -598,19 +600,24 @@ fn self_test(
     }
 }
 
-fn run(plugins: &Weak<Plugins>, inbox: &Arc<Inbox>) {
+/// Notes what the files are like before they are read: what changes from then on is read again.
+fn note_stamps(stamps: &mut HashMap<PathBuf, Stamp>, configs: &[PluginConfig]) {
+    for path in configs.iter().flat_map(files_of) {
+        let now = stamp(&path);
+        stamps.entry(path).or_insert(now);
+    }
+}
+
+fn run(plugins: &Weak<Plugins>, inbox: &Arc<Inbox>, mut stamps: HashMap<PathBuf, Stamp>) {
     let mut watched = Watched::new(inbox);
-    let mut stamps = HashMap::new();
+    // For what has changed before it was watched.
+    inbox.note_change();
     loop {
         {
             let Some(plugins) = plugins.upgrade() else { return };
             let files = plugins.files();
             watched.set(&files);
             stamps.retain(|path, _| files.contains(path));
-            for path in files {
-                let now = stamp(&path);
-                stamps.entry(path).or_insert(now);
-            }
         }
         let Some(task) = inbox.next() else { return };
         let Some(plugins) = plugins.upgrade() else { return };
@@ -618,6 +625,7 @@ fn run(plugins: &Weak<Plugins>, inbox: &Arc<Inbox>) {
         match task {
             Task::Look => plugins.look(&mut stamps),
             Task::Configure(configs) => {
+                note_stamps(&mut stamps, &configs);
                 plugins.configure(&configs);
                 plugins.look(&mut stamps);
             }
