@@ -186,6 +186,11 @@ fn read_config<C: serde::de::DeserializeOwned>(json: &str) -> Result<C, String> 
     })
 }
 
+/// The plugin in the README, which must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 #[cfg(test)]
 mod tests {
     use super::*;

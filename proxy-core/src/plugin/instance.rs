@@ -204,7 +204,7 @@ pub(super) struct Template {
 const SLOW_DEADLINE: u64 = 1_000;
 
 /// Whole ticks; one more, since the first may come at once.
-pub(super) fn ticks(deadline: std::time::Duration) -> u64 {
+pub(super) fn ticks(deadline: Duration) -> u64 {
     u64::try_from(deadline.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX / 2).saturating_add(1)
 }
 
