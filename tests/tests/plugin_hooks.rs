@@ -1,7 +1,7 @@
 //! Every verdict of every hook, from a client's point of view, by a plugin whose script is its configuration.
 #![allow(clippy::unwrap_used)]
 
-use pinion_tests::{Client, Plugin, Proxy, ProxyBuilder, RawClient, Server, until, wire};
+use pinion_tests::{Client, Cluster, Plugin, Proxy, ProxyBuilder, RawClient, Server, until, wire};
 
 /// `rules` in TOML's inline form, as in `{ hook = "on-query", contains = "x", verdict = "reject" }`.
 fn scripted(hooks: &[&str], rewrite: bool, rules: &[&str]) -> Plugin {
@@ -287,4 +287,110 @@ async fn a_replay_that_fails_is_told() {
     assert!(message.contains("permission denied to set parameter"), "{message}");
     // Nobody else is concerned.
     assert_eq!(b.scalar::<String>("SHOW log_duration").await, "off");
+}
+
+#[tokio::test]
+async fn policy_decides_where_a_request_runs() {
+    let cluster = Cluster::start(1).await;
+    let standby = &cluster.standbys[0];
+    let to_standby = format!(
+        r#"{{ hook = "on-route", contains = "by name", verdict = "target", text = "{}" }}"#,
+        standby.name()
+    );
+    let rules = [
+        r#"{ hook = "on-route", contains = "to the writer", verdict = "writer" }"#,
+        r#"{ hook = "on-route", contains = "to a reader", verdict = "reader" }"#,
+        to_standby.as_str(),
+        r#"{ hook = "on-route", contains = "to nowhere", verdict = "target", text = "nowhere:5432" }"#,
+        r#"{ hook = "on-route", contains = "refused", verdict = "reject", text = "not here", sqlstate = "PN003" }"#,
+    ];
+    let proxy = Proxy::in_front_of_cluster(&cluster)
+        .endpoint("reading", "READ_ONLY")
+        .plugin(scripted(&["on-route"], false, &rules))
+        .start()
+        .await;
+    let client = proxy.connect().await;
+    let on_standby = async |client: &Client, words: &str| {
+        client.scalar::<String>(&format!("SELECT pg_is_in_recovery() /* {words} */")).await == "t"
+    };
+    assert!(!on_standby(&client, "no opinion").await);
+    assert!(!on_standby(&client, "to the writer").await);
+    assert!(on_standby(&client, "to a reader").await);
+    assert!(on_standby(&client, "by name").await);
+    assert_eq!(error(&client, "SELECT 1 /* to nowhere */").await.0, "08000");
+    let (code, message, _) = error(&client, "SELECT 1 /* refused */").await;
+    assert_eq!((code.as_str(), message.as_str()), ("PN003", "not here"));
+    // A verdict holds for its request and not longer, and none is asked for within a transaction.
+    assert!(!on_standby(&client, "no opinion").await);
+    client.execute("BEGIN /* to a reader */").await;
+    assert!(on_standby(&client, "to the writer").await);
+    assert!(on_standby(&client, "refused").await);
+    client.execute("COMMIT").await;
+    assert!(!on_standby(&client, "no opinion").await);
+    // Rejected in a pipeline, the rest of it is skipped and the next one is served.
+    let mut raw = proxy.raw().await;
+    let batch = |sql: &str| {
+        [wire::parse("", sql), wire::bind("", "", &[]), wire::execute("", 0), wire::sync()].concat()
+    };
+    raw.send_all(&[batch("SELECT 1 /* refused */"), batch("SELECT 2")]).await;
+    assert_eq!(answers(&mut raw).await, "E:PN003 Z:I");
+    assert_eq!(answers(&mut raw).await, "1 2 D C Z:I");
+    // An endpoint for reading leads to readers, whatever policy says.
+    let reading = proxy.connect_to("reading").await;
+    assert!(on_standby(&reading, "to the writer").await);
+    let by_writers_name = error(&reading, "SELECT 1 /* to nowhere */").await.0;
+    assert_eq!(by_writers_name, "08000");
+}
+
+/// Plugins are asked in order; the first that has an opinion counts, and a rewrite is seen by those after it.
+#[tokio::test]
+async fn plugins_are_asked_in_order() {
+    let pg = Server::postgres().start().await;
+    let first = [
+        r#"{ hook = "on-query", contains = "'a'", verdict = "rewrite", text = "'b'" }"#,
+        r#"{ hook = "on-query", contains = "both", verdict = "reject", text = "the first" }"#,
+    ];
+    let second = [
+        r#"{ hook = "on-query", contains = "'b'", verdict = "rewrite", text = "'c'" }"#,
+        r#"{ hook = "on-query", contains = "both", verdict = "reject", text = "the second" }"#,
+    ];
+    let proxy = Proxy::in_front_of(&pg)
+        .plugin(scripted(&["on-query"], true, &first).named("first"))
+        .plugin(scripted(&["on-query"], true, &second).named("second"))
+        .start()
+        .await;
+    let client = proxy.connect().await;
+    assert_eq!(client.scalar::<String>("SELECT 'a'").await, "c");
+    assert_eq!(client.scalar::<String>("SELECT 'b'").await, "c");
+    assert_eq!(error(&client, "SELECT 'both'").await.1, "the first");
+}
+
+/// Function calls and statements too long to be read are asked about as well.
+#[tokio::test]
+async fn every_way_to_the_server_is_asked_about() {
+    let pg = Server::postgres().start().await;
+    let rules = [
+        r#"{ hook = "on-query", contains = "", verdict = "reject", text = "nothing runs", sqlstate = "PN004" }"#,
+    ];
+    let proxy = with(&pg, scripted(&["on-query"], false, &rules)).start().await;
+    let mut raw = proxy.raw().await;
+    let long = format!("SELECT '{}'", "x".repeat(2 << 20));
+    for (what, message) in [
+        ("query", wire::query("SELECT 1")),
+        ("empty query", wire::query("")),
+        ("several statements", wire::query("SELECT 1; SELECT 2")),
+        ("a long query", wire::query(&long)),
+        ("text that is no SQL", wire::query("no sql")),
+        ("execute of SQL", wire::query("EXECUTE s")),
+        ("copy", wire::query("COPY pg_class TO STDOUT")),
+        ("function call", wire::function_call(1598, &[])),
+    ] {
+        raw.send_all(&[message]).await;
+        assert_eq!(answers(&mut raw).await, "E:PN004 Z:I", "{what}");
+    }
+    raw.send_all(&[wire::parse("", "SELECT 1"), wire::bind("", "", &[]), wire::execute("", 0), wire::sync()])
+        .await;
+    assert_eq!(answers(&mut raw).await, "1 2 E:PN004 Z:I");
+    raw.send_all(&[wire::parse("s", &long), wire::sync()]).await;
+    assert_eq!(answers(&mut raw).await, "E:PN004 Z:I");
 }

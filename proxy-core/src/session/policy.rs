@@ -8,8 +8,8 @@ use std::{
 use super::{Session, SessionError, Turn};
 use crate::{
     plugin::{
-        Ask, Completion, Decision, Emitted, Event, Hook, PinVerdict, QueryVerdict, RouteVerdict, SessionEvent,
-        SessionNames,
+        Ask, Completion, Decision, Emitted, Event, Hook, PinVerdict, QueryVerdict, RouteVerdict,
+        SessionEvent, SessionNames,
     },
     protocol::{
         Facts, Fault, FaultKind, PinReason, PinReasons, Protocol, Rewritten, Role, Severity, Statement,
