@@ -1,6 +1,9 @@
 //! One instance of a plugin: its memory, its limits, the calls into it.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use wasmtime::{
     ResourceLimiter, Store, Trap, UpdateDeadline,
@@ -34,8 +37,40 @@ pub(super) struct State {
     pub(super) memory: MemoryLimit,
     /// The last error that it logged: of a panic, its message, by the SDK's panic hook.
     pub(super) last_words: String,
-    /// The deadline has been passed once.
-    late: bool,
+    late: Option<Late>,
+}
+
+/// A call that has passed its deadline.
+///
+/// The system may have taken the thread away in the midst of a call of a microsecond, which is no fault of the plugin's.
+/// So the call goes on from tick to tick until it has been seen running for some of them in a row, or for all too long.
+#[derive(Clone, Copy)]
+struct Late {
+    since: Instant,
+    last: Instant,
+    /// Ticks in which it was running.
+    ran: u32,
+}
+
+impl Late {
+    /// Ticks of running that prove it is the plugin that takes long.
+    const PROOF: u32 = 3;
+    /// Whatever held the call up, it ends this long after its deadline.
+    const MOST: Duration = Duration::from_millis(250);
+
+    /// Notes a tick at `now`; whether the call must end.
+    fn tick(late: &mut Option<Self>, now: Instant) -> bool {
+        let Some(late) = late else {
+            *late = Some(Self { since: now, last: now, ran: 0 });
+            return false;
+        };
+        // It asks after each tick while it runs; a longer gap means that it did not.
+        if now.saturating_duration_since(late.last) < 3 * TICK {
+            late.ran += 1;
+        }
+        late.last = now;
+        late.ran >= Self::PROOF || now.saturating_duration_since(late.since) > Self::MOST
+    }
 }
 
 /// Bounds memory and tables, and remembers that it was memory that ended a call.
@@ -158,7 +193,7 @@ pub(super) struct Template {
 const SLOW_DEADLINE: u64 = 1_000;
 
 /// Whole ticks; one more, since the first may come at once.
-pub(super) fn ticks(deadline: std::time::Duration) -> u64 {
+pub(super) fn ticks(deadline: Duration) -> u64 {
     u64::try_from(deadline.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX / 2).saturating_add(1)
 }
 
@@ -220,18 +255,13 @@ impl Instance {
             records_left: RECORDS_PER_CALL,
             memory: MemoryLimit { most: template.memory_bytes, hit: false },
             last_words: String::new(),
-            late: false,
+            late: None,
         };
         let mut store = Store::new(template.pre.engine(), state);
         store.limiter(|state| &mut state.memory);
         store.epoch_deadline_callback(|mut store| {
-            // One tick of grace: the system may have taken the thread away in the midst of a short call.
-            let state = store.data_mut();
-            Ok(if std::mem::replace(&mut state.late, true) {
-                UpdateDeadline::Interrupt
-            } else {
-                UpdateDeadline::Continue(1)
-            })
+            let must_end = Late::tick(&mut store.data_mut().late, Instant::now());
+            Ok(if must_end { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(1) })
         });
         store.set_epoch_deadline(SLOW_DEADLINE);
         let functions = Functions::find(template, &mut store).map_err(|error| Failure {
@@ -251,7 +281,7 @@ impl Instance {
         self.store.set_epoch_deadline(ticks);
         let state = self.store.data_mut();
         state.tainted = false;
-        state.late = false;
+        state.late = None;
         state.last_words.clear();
         state.records_left = RECORDS_PER_CALL;
     }
@@ -397,4 +427,27 @@ pub(super) fn now_ms() -> u64 {
 pub(super) fn monotonic_ns() -> u64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a call that asks at these moments, in milliseconds, must end at the last.
+    fn ends(moments: &[u64]) -> bool {
+        let start = Instant::now();
+        let mut late = None;
+        moments.iter().fold(false, |_, ms| Late::tick(&mut late, start + Duration::from_millis(*ms)))
+    }
+
+    #[test]
+    fn only_a_call_that_runs_is_late_for_good() {
+        assert!(!ends(&[0]));
+        assert!(!ends(&[0, 1, 2]));
+        assert!(ends(&[0, 1, 2, 3]));
+        // Held up again and again, it has run for two ticks only.
+        assert!(!ends(&[0, 20, 21, 60, 61, 100]));
+        assert!(ends(&[0, 20, 21, 60, 61, 100, 101]));
+        assert!(ends(&[0, 100, 200, 300]));
+    }
 }

@@ -3,7 +3,7 @@
 //! Whatever fails leaves what runs as it is.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -239,7 +239,7 @@ impl Watched {
 }
 
 /// A file as the system shows it: another one when this is another.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
+pub(super) type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 fn stamp(path: &Path) -> Stamp {
     let metadata = fs::metadata(path).ok()?;
@@ -301,15 +301,16 @@ impl Plugins {
         for config in configs {
             let found = old.members.iter().find(|member| *member.slot.shared.name == *config.name);
             let mut member = found.cloned().unwrap_or_else(|| self.member(&host, config));
-            let changed = found.is_none() || member.slot.history().wanted != *config;
-            member.slot.history().wanted = config.clone();
-            if changed {
-                match self.load(&host, &mut member, true) {
-                    Ok(_) => {}
-                    // Nothing of its own to keep: what was configured holds.
-                    Err(_) if member.generation.is_none() => member.on_failure = config.on_failure,
-                    Err(_) => {}
-                }
+            // What was refused before is tried again: what it failed for may have been mended elsewhere.
+            let force = {
+                let mut history = member.slot.history();
+                let force = found.is_none() || history.wanted != *config || !history.settled;
+                history.wanted = config.clone();
+                force
+            };
+            if self.load(&host, &mut member, force).is_err() && member.generation.is_none() {
+                // Nothing of its own to keep: what was configured holds.
+                member.on_failure = config.on_failure;
             }
             members.push(member);
         }
@@ -346,6 +347,8 @@ impl Plugins {
             unchanged: 0,
             refused: 0,
             tried: Vec::new(),
+            settled: false,
+            stamps: Vec::new(),
             loading: false,
             shadow_differences: 0,
             before: Default::default(),
@@ -410,6 +413,7 @@ impl Plugins {
                     warn!(proxy, plugin, imports = ?generation.trapping, "these imports trap when they are called");
                 }
                 history.applied += 1;
+                history.settled = true;
                 history.since = SystemTime::now();
                 history.last_error = None;
                 if let Some(old) = &member.generation {
@@ -430,6 +434,7 @@ impl Plugins {
             }
             Err(error) => {
                 history.refused += 1;
+                history.settled = false;
                 history.last_error = Some(error.to_string());
                 slot.shared.metrics.reloads[2].increment(1);
                 if member.generation.is_some() {
@@ -451,6 +456,9 @@ impl Plugins {
         config: &PluginConfig,
         force: bool,
     ) -> Result<Option<Loaded>, LoadError> {
+        // Taken before the files are read: what changes after that shows.
+        member.slot.history().stamps =
+            files_of(config).into_iter().map(|path| (path.clone(), stamp(&path))).collect();
         let file = load::read(&config.wasm)?;
         let shadow_file = config.shadow.as_deref().map(load::read).transpose()?;
         let vectors_file = config.vectors.as_deref().map(load::read).transpose()?;
@@ -528,26 +536,28 @@ impl Plugins {
         Generation::start(compiled, file.sha256, config, shared, lanes, machine.keep_ticking())
     }
 
-    /// Looks whether files have changed and loads those.
-    fn look(self: &Arc<Self>, stamps: &mut HashMap<PathBuf, Stamp>) {
+    /// Looks whether files have changed since they were loaded and loads those.
+    fn look(self: &Arc<Self>) {
         let Some(host) = self.host.clone() else { return };
         let chain = self.chain.load_full();
         for member in &chain.members {
-            let files = files_of(&member.slot.history().wanted);
             let mut changed = false;
-            for path in &files {
+            let mut missing = false;
+            for (path, before) in &mut member.slot.history().stamps {
                 let now = stamp(path);
-                let before = stamps.insert(path.clone(), now);
-                if before != Some(now) {
-                    if now.is_none() {
-                        let (proxy, plugin) = (&*self.proxy, &*member.slot.shared.name);
-                        warn!(proxy, plugin, file = %path.display(), "the plugin's file is gone; what runs goes on");
-                    } else if before.is_some() {
-                        changed = true;
-                    }
+                if now == *before {
+                    missing |= now.is_none();
+                    continue;
+                }
+                changed = true;
+                if now.is_none() {
+                    missing = true;
+                    *before = now;
+                    let (proxy, plugin) = (&*self.proxy, &*member.slot.shared.name);
+                    warn!(proxy, plugin, file = %path.display(), "the plugin's file is gone; what runs goes on");
                 }
             }
-            if changed && files.iter().all(|path| stamps.get(path).is_some_and(Option::is_some)) {
+            if changed && !missing {
                 let _ = self.replace(&host, &member.slot.shared.name, false);
             }
         }
@@ -600,27 +610,19 @@ fn self_test(
 
 fn run(plugins: &Weak<Plugins>, inbox: &Arc<Inbox>) {
     let mut watched = Watched::new(inbox);
-    let mut stamps = HashMap::new();
     loop {
         {
             let Some(plugins) = plugins.upgrade() else { return };
-            let files = plugins.files();
-            watched.set(&files);
-            stamps.retain(|path, _| files.contains(path));
-            for path in files {
-                let now = stamp(&path);
-                stamps.entry(path).or_insert(now);
-            }
+            watched.set(&plugins.files());
+            // What changed before it was watched would not be told of.
+            plugins.look();
         }
         let Some(task) = inbox.next() else { return };
         let Some(plugins) = plugins.upgrade() else { return };
         let Some(host) = plugins.host.clone() else { return };
         match task {
-            Task::Look => plugins.look(&mut stamps),
-            Task::Configure(configs) => {
-                plugins.configure(&configs);
-                plugins.look(&mut stamps);
-            }
+            Task::Look => plugins.look(),
+            Task::Configure(configs) => plugins.configure(&configs),
             Task::Reload(name, reply) => {
                 let _ = reply.send(plugins.replace(&host, &name, true));
             }

@@ -1,6 +1,7 @@
 //! One configured plugin: its place in the chain, whatever file runs there now.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -13,6 +14,7 @@ use super::{
     cache::Asked,
     generation::{Counts, Generation},
     instance::{Failure, TrapKind},
+    manage::Stamp,
     shared::Shared,
     wit::Event,
 };
@@ -37,8 +39,12 @@ pub(super) struct History {
     pub(super) applied: u64,
     pub(super) unchanged: u64,
     pub(super) refused: u64,
-    /// The files that were tried last, as (path, hash): the same again changes nothing.
+    /// Hashes of the files that were tried last: the same again change nothing.
     pub(super) tried: Vec<[u8; 32]>,
+    /// Those files as the system showed them then.
+    pub(super) stamps: Vec<(PathBuf, Stamp)>,
+    /// The last attempt succeeded.
+    pub(super) settled: bool,
     pub(super) loading: bool,
     pub(super) shadow_differences: u64,
     /// What generations that are gone did.
