@@ -41,7 +41,7 @@ impl std::error::Error for AuditError {}
 
 /// Queues one record: anything that serde makes a JSON object of. The host adds a number that rises by one with each
 /// record, so that a missing one is noticed, and gives it back. Where the sink is configured to block, the record is
-/// always taken, and the session waits after the hook, never in here.
+/// always taken, and the session waits after the hook, never in here. A verdict that used it is not cached by the host.
 pub fn append(record: &impl serde::Serialize) -> Result<u64, AuditError> {
     let fields = serde_json::to_string(record).map_err(|_| AuditError::Malformed)?;
     host::audit_append(&fields)

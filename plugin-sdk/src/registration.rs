@@ -26,8 +26,8 @@ flags! {
     /// alone, and the rest of [`Query`](crate::Query) is empty, false or `other`.
     ///
     /// Never kept are rewrites, verdicts that carry text (a rejection, a target's name), and those of a call that used
-    /// the [`store`](crate::store) or the [`clock`](crate::clock). Fields of the plugin are invisible to the host: a
-    /// plugin that counts in them must not cache.
+    /// [`store`](crate::store), [`clock`](crate::clock) or [`audit`](crate::audit). Fields of the plugin are invisible
+    /// to the host: a plugin that counts in them must not cache.
     pub CacheBy: u16 {
         /// The language.
         DIALECT = 0,

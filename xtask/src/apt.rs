@@ -116,9 +116,9 @@ pub(crate) fn provide(needs: &[Need]) -> Result<()> {
     if packages.iter().any(|package| !has_candidate(package)) {
         update()?;
     }
-    if install(&packages).is_err() {
-        // An index from before the archive's last change names files that are gone.
-        println!("The installation failed; trying once more with fresh package lists.");
+    // An index from before the archive's last change names files that are gone, or versions that are too old.
+    if install(&packages).is_err() || !missing.iter().all(|need| need.is_met()) {
+        println!("That did not do; trying once more with fresh package lists.");
         update()?;
         install(&packages)?;
     }

@@ -142,11 +142,22 @@ pub(crate) fn has_target() -> bool {
     print("target-libdir").is_some_and(|directory| directory.is_dir())
 }
 
-/// Debian's compiler, with the source beside it.
+/// Debian's compiler, with the source beside it, if it is new enough for the workspace.
 pub(crate) fn debian_rustc() -> Option<PathBuf> {
     let rustc = PathBuf::from("/usr/bin/rustc");
     let source = Path::new("/usr/lib/rustlib/src/rust/library/std/Cargo.toml");
-    (rustc.is_file() && source.exists()).then_some(rustc)
+    if !rustc.is_file() || !source.exists() {
+        return None;
+    }
+    let version = process::run(Command::new(&rustc).arg("--version")).ok()?;
+    let version = minor(version.strip_prefix("rustc ")?)?;
+    (version >= minor(env!("CARGO_PKG_RUST_VERSION"))?).then_some(rustc)
+}
+
+/// Major and minor number of a version that may go on.
+fn minor(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// LLVM's linker: the one that comes with rustup's compiler, else one of the system.
@@ -164,4 +175,16 @@ fn print(what: &str) -> Option<PathBuf> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let text = process::run(Command::new(rustc).args(["--print", what, "--target", TARGET])).ok()?;
     Some(PathBuf::from(text.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert_eq!(minor("1.96.0 (ac68faa20 2026-05-25)"), Some((1, 96)));
+        assert!(minor("1.100.0") > minor("1.95") && minor("2.0") > minor("1.95"));
+        assert_eq!(minor("nightly"), None);
+    }
 }

@@ -289,6 +289,7 @@ pub(crate) fn monotonic_ns() -> u64 {
 
 pub(crate) fn audit_append(fields: &str) -> Result<u64, AuditError> {
     with(|fake| {
+        fake.tainted = true;
         if !fake.grants("audit") {
             return Err(AuditError::NotGranted);
         }

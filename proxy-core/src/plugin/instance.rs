@@ -37,40 +37,51 @@ pub(super) struct State {
     pub(super) memory: MemoryLimit,
     /// The last error that it logged: of a panic, its message, by the SDK's panic hook.
     pub(super) last_words: String,
-    late: Option<Late>,
+    time: CallTime,
 }
 
-/// A call that has passed its deadline.
+/// What a call may still take once the first half of its deadline has passed.
 ///
-/// The system may have taken the thread away in the midst of a call of a microsecond, which is no fault of the plugin's.
-/// So the call goes on from tick to tick until it has been seen running for some of them in a row, or for all too long.
-#[derive(Clone, Copy)]
-struct Late {
-    since: Instant,
-    last: Instant,
-    /// Ticks in which it was running.
-    ran: u32,
+/// A deadline in wall time alone would blame a plugin for what the system does: on a busy machine a thread may be
+/// taken away for longer than that in the midst of a short call. So the first half is counted in wall time, which
+/// costs nothing, and the second in the thread's own time, up to a bound.
+#[derive(Debug, Clone, Copy, Default)]
+struct CallTime {
+    /// Of the deadline, in ticks.
+    deadline: u64,
+    /// Of the thread, when the first half had passed.
+    half_time: Option<Duration>,
+    /// Ticks since then.
+    late: u64,
 }
 
-impl Late {
-    /// Ticks of running that prove it is the plugin that takes long.
-    const PROOF: u32 = 3;
-    /// Whatever held the call up, it ends this long after its deadline.
-    const MOST: Duration = Duration::from_millis(250);
+/// A call that waits for the processor is stopped after so many deadlines all the same.
+const MOST_DEADLINES: u64 = 20;
 
-    /// Notes a tick at `now`; whether the call must end.
-    fn tick(late: &mut Option<Self>, now: Instant) -> bool {
-        let Some(late) = late else {
-            *late = Some(Self { since: now, last: now, ran: 0 });
-            return false;
-        };
-        // It asks after each tick while it runs; a longer gap means that it did not.
-        if now.saturating_duration_since(late.last) < 3 * TICK {
-            late.ran += 1;
-        }
-        late.last = now;
-        late.ran >= Self::PROOF || now.saturating_duration_since(late.since) > Self::MOST
+impl CallTime {
+    fn first_half(self) -> u64 {
+        self.deadline.div_ceil(2)
     }
+
+    /// At each tick after the first half.
+    fn tick(&mut self) -> UpdateDeadline {
+        let now = thread_time();
+        let half_time = *self.half_time.get_or_insert(now);
+        self.late += 1;
+        let used = now.saturating_sub(half_time);
+        let left = Duration::from_millis(self.deadline - self.first_half()).saturating_sub(used);
+        if left.is_zero() || self.late > self.deadline.saturating_mul(MOST_DEADLINES) {
+            UpdateDeadline::Interrupt
+        } else {
+            UpdateDeadline::Continue(1)
+        }
+    }
+}
+
+/// Processor time of this thread.
+fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Bounds memory and tables, and remembers that it was memory that ended a call.
@@ -255,14 +266,11 @@ impl Instance {
             records_left: RECORDS_PER_CALL,
             memory: MemoryLimit { most: template.memory_bytes, hit: false },
             last_words: String::new(),
-            late: None,
+            time: CallTime::default(),
         };
         let mut store = Store::new(template.pre.engine(), state);
         store.limiter(|state| &mut state.memory);
-        store.epoch_deadline_callback(|mut store| {
-            let must_end = Late::tick(&mut store.data_mut().late, Instant::now());
-            Ok(if must_end { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(1) })
-        });
+        store.epoch_deadline_callback(|mut store| Ok(store.data_mut().time.tick()));
         store.set_epoch_deadline(SLOW_DEADLINE);
         let functions = Functions::find(template, &mut store).map_err(|error| Failure {
             kind: if store.data().memory.hit { TrapKind::Memory } else { kind_of(&error) },
@@ -278,10 +286,11 @@ impl Instance {
     }
 
     fn begin(&mut self, ticks: u64) {
-        self.store.set_epoch_deadline(ticks);
+        let time = CallTime { deadline: ticks, ..CallTime::default() };
+        self.store.set_epoch_deadline(time.first_half());
         let state = self.store.data_mut();
+        state.time = time;
         state.tainted = false;
-        state.late = None;
         state.last_words.clear();
         state.records_left = RECORDS_PER_CALL;
     }
@@ -427,27 +436,4 @@ pub(super) fn now_ms() -> u64 {
 pub(super) fn monotonic_ns() -> u64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Whether a call that asks at these moments, in milliseconds, must end at the last.
-    fn ends(moments: &[u64]) -> bool {
-        let start = Instant::now();
-        let mut late = None;
-        moments.iter().fold(false, |_, ms| Late::tick(&mut late, start + Duration::from_millis(*ms)))
-    }
-
-    #[test]
-    fn only_a_call_that_runs_is_late_for_good() {
-        assert!(!ends(&[0]));
-        assert!(!ends(&[0, 1, 2]));
-        assert!(ends(&[0, 1, 2, 3]));
-        // Held up again and again, it has run for two ticks only.
-        assert!(!ends(&[0, 20, 21, 60, 61, 100]));
-        assert!(ends(&[0, 20, 21, 60, 61, 100, 101]));
-        assert!(ends(&[0, 100, 200, 300]));
-    }
 }

@@ -3,7 +3,7 @@
 //! Whatever fails leaves what runs as it is.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -239,7 +239,7 @@ impl Watched {
 }
 
 /// A file as the system shows it: another one when this is another.
-pub(super) type Stamp = Option<(u64, u64, u64, i64, i64)>;
+type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 fn stamp(path: &Path) -> Stamp {
     let metadata = fs::metadata(path).ok()?;
@@ -255,11 +255,13 @@ struct Loaded {
 impl Plugins {
     /// Loads everything and starts the thread.
     pub(super) fn manage(self: &Arc<Self>, configs: &[PluginConfig]) {
+        let mut stamps = HashMap::new();
+        note_stamps(&mut stamps, configs);
         self.configure(configs);
         let (plugins, inbox) = (Arc::downgrade(self), self.inbox.clone());
         let started = thread::Builder::new()
             .name("pinion-plugins".into())
-            .spawn(move || run(&plugins, &inbox))
+            .spawn(move || run(&plugins, &inbox, stamps))
             .map(drop);
         if let Err(error) = started {
             error!(proxy = &*self.proxy, %error, "no thread for plugins: they cannot be reloaded");
@@ -348,7 +350,6 @@ impl Plugins {
             refused: 0,
             tried: Vec::new(),
             settled: false,
-            stamps: Vec::new(),
             loading: false,
             shadow_differences: 0,
             before: Default::default(),
@@ -456,9 +457,6 @@ impl Plugins {
         config: &PluginConfig,
         force: bool,
     ) -> Result<Option<Loaded>, LoadError> {
-        // Taken before the files are read: what changes after that shows.
-        member.slot.history().stamps =
-            files_of(config).into_iter().map(|path| (path.clone(), stamp(&path))).collect();
         let file = load::read(&config.wasm)?;
         let shadow_file = config.shadow.as_deref().map(load::read).transpose()?;
         let vectors_file = config.vectors.as_deref().map(load::read).transpose()?;
@@ -536,28 +534,26 @@ impl Plugins {
         Generation::start(compiled, file.sha256, config, shared, lanes, machine.keep_ticking())
     }
 
-    /// Looks whether files have changed since they were loaded and loads those.
-    fn look(self: &Arc<Self>) {
+    /// Looks whether files have changed and loads those.
+    fn look(self: &Arc<Self>, stamps: &mut HashMap<PathBuf, Stamp>) {
         let Some(host) = self.host.clone() else { return };
         let chain = self.chain.load_full();
         for member in &chain.members {
+            let files = files_of(&member.slot.history().wanted);
             let mut changed = false;
-            let mut missing = false;
-            for (path, before) in &mut member.slot.history().stamps {
+            for path in &files {
                 let now = stamp(path);
-                if now == *before {
-                    missing |= now.is_none();
-                    continue;
-                }
-                changed = true;
-                if now.is_none() {
-                    missing = true;
-                    *before = now;
-                    let (proxy, plugin) = (&*self.proxy, &*member.slot.shared.name);
-                    warn!(proxy, plugin, file = %path.display(), "the plugin's file is gone; what runs goes on");
+                let before = stamps.insert(path.clone(), now);
+                if before != Some(now) {
+                    if now.is_none() {
+                        let (proxy, plugin) = (&*self.proxy, &*member.slot.shared.name);
+                        warn!(proxy, plugin, file = %path.display(), "the plugin's file is gone; what runs goes on");
+                    } else if before.is_some() {
+                        changed = true;
+                    }
                 }
             }
-            if changed && !missing {
+            if changed && files.iter().all(|path| stamps.get(path).is_some_and(Option::is_some)) {
                 let _ = self.replace(&host, &member.slot.shared.name, false);
             }
         }
@@ -608,21 +604,35 @@ fn self_test(
     }
 }
 
-fn run(plugins: &Weak<Plugins>, inbox: &Arc<Inbox>) {
+/// Notes what the files are like before they are read: what changes from then on is read again.
+fn note_stamps(stamps: &mut HashMap<PathBuf, Stamp>, configs: &[PluginConfig]) {
+    for path in configs.iter().flat_map(files_of) {
+        let now = stamp(&path);
+        stamps.entry(path).or_insert(now);
+    }
+}
+
+fn run(plugins: &Weak<Plugins>, inbox: &Arc<Inbox>, mut stamps: HashMap<PathBuf, Stamp>) {
     let mut watched = Watched::new(inbox);
+    // For what has changed before it was watched.
+    inbox.note_change();
     loop {
         {
             let Some(plugins) = plugins.upgrade() else { return };
-            watched.set(&plugins.files());
-            // What changed before it was watched would not be told of.
-            plugins.look();
+            let files = plugins.files();
+            watched.set(&files);
+            stamps.retain(|path, _| files.contains(path));
         }
         let Some(task) = inbox.next() else { return };
         let Some(plugins) = plugins.upgrade() else { return };
         let Some(host) = plugins.host.clone() else { return };
         match task {
-            Task::Look => plugins.look(),
-            Task::Configure(configs) => plugins.configure(&configs),
+            Task::Look => plugins.look(&mut stamps),
+            Task::Configure(configs) => {
+                note_stamps(&mut stamps, &configs);
+                plugins.configure(&configs);
+                plugins.look(&mut stamps);
+            }
             Task::Reload(name, reply) => {
                 let _ = reply.send(plugins.replace(&host, &name, true));
             }

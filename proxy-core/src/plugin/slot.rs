@@ -1,7 +1,6 @@
 //! One configured plugin: its place in the chain, whatever file runs there now.
 
 use std::{
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -14,7 +13,6 @@ use super::{
     cache::Asked,
     generation::{Counts, Generation},
     instance::{Failure, TrapKind},
-    manage::Stamp,
     shared::Shared,
     wit::Event,
 };
@@ -41,8 +39,6 @@ pub(super) struct History {
     pub(super) refused: u64,
     /// Hashes of the files that were tried last: the same again change nothing.
     pub(super) tried: Vec<[u8; 32]>,
-    /// Those files as the system showed them then.
-    pub(super) stamps: Vec<(PathBuf, Stamp)>,
     /// The last attempt succeeded.
     pub(super) settled: bool,
     pub(super) loading: bool,

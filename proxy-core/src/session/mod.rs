@@ -139,7 +139,7 @@ pub struct Session<P: Protocol> {
     /// The client must wait for the server before more of its bytes are understood.
     wants_answer: bool,
     /// As plugins know it.
-    names: SessionNames,
+    names: Box<SessionNames>,
     /// For observers; `None` while there are none.
     notes: Option<Box<policy::Notes>>,
     /// Events that there was no room for, where observers may hold up clients.
@@ -215,7 +215,7 @@ impl<P: Protocol> Session<P> {
             received: None,
             sent: None,
             wants_answer: false,
-            names,
+            names: Box::new(names),
             notes: None,
             backlog: None,
             settings: None,

@@ -8,7 +8,8 @@ use std::{
 use super::{Session, SessionError, Turn};
 use crate::{
     plugin::{
-        Ask, Completion, Decision, Emitted, Event, Hook, PinVerdict, QueryVerdict, RouteVerdict, SessionEvent,
+        Ask, Completion, Decision, Emitted, Event, Hook, PinVerdict, QueryVerdict, RouteVerdict,
+        SessionEvent, SessionNames,
     },
     protocol::{
         Facts, Fault, FaultKind, PinReason, PinReasons, Protocol, Rewritten, Role, Severity, Statement,
@@ -352,7 +353,7 @@ impl<P: Protocol> Session<P> {
             decisions.append(&mut route);
             self.emit(Event::Completion(Box::new(Completion {
                 at_ms,
-                names: self.names.clone(),
+                names: SessionNames::clone(&self.names),
                 dialect: P::DIALECT,
                 digest: note.digest,
                 facts: note.facts,
@@ -377,7 +378,7 @@ impl<P: Protocol> Session<P> {
     /// Tells observers that the session begins.
     pub(super) fn observe_start(&mut self) {
         if self.endpoint.proxy.plugins.asks(Hook::Events) {
-            let (at_ms, names) = (unix_ms(), self.names.clone());
+            let (at_ms, names) = (unix_ms(), SessionNames::clone(&self.names));
             self.emit(Event::SessionStart(SessionEvent { at_ms, names, reason: String::new() }));
         }
     }
@@ -386,7 +387,7 @@ impl<P: Protocol> Session<P> {
     pub(super) async fn observe_end(&mut self, ended: &Result<(), SessionError>) {
         if self.endpoint.proxy.plugins.asks(Hook::Events) {
             let reason = ended.as_ref().err().map(ToString::to_string).unwrap_or_default();
-            let (at_ms, names) = (unix_ms(), self.names.clone());
+            let (at_ms, names) = (unix_ms(), SessionNames::clone(&self.names));
             self.emit(Event::SessionEnd(SessionEvent { at_ms, names, reason }));
         }
         self.relieve().await;
