@@ -249,7 +249,7 @@ pub(super) const KEYS: &[Key] = {
         key("proxy.plugin", "grants", Text("a list of \"log\", \"metrics\", \"store\", \"clock\" and, with [audit], \"audit\""), Value("[]"), Live),
         key("proxy.plugin", "on_failure", Text("\"open\" or \"closed\", or a table of those by hook such as { on-query = \"closed\" }"), Value(r#""open""#), Live),
         key("proxy.plugin", "config", Free("a table; what may stand in it is the plugin's affair"), Value("{}"), Live),
-        key("proxy.plugin", "deadline", Duration("1ms", "1s"), Value(r#""5ms""#), Live),
+        key("proxy.plugin", "deadline", Duration("1ms", "10s"), Value(r#""5ms""#), Live),
         key("proxy.plugin", "events_deadline", Duration("10ms", "1m"), Value(r#""1s""#), Live),
         key("proxy.plugin", "memory_bytes", Integer(1 << 20, crate::plugin::MAX_MEMORY_BYTES), Value("16777216"), Live),
         key("proxy.plugin", "store_bytes", Integer(1_024, 1 << 30), Value("1048576"), Live),

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
@@ -56,6 +56,8 @@ struct Shared {
     freed: Condvar,
     /// Records queued or being written.
     waiting: AtomicUsize,
+    /// Nobody writes any more.
+    ended: AtomicBool,
     bound: usize,
     when_full: WhenFull,
     metrics: AuditMetrics,
@@ -87,6 +89,7 @@ impl Audit {
             room: Notify::new(),
             freed: Condvar::new(),
             waiting: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
             bound: config.queue,
             when_full: config.when_full,
             metrics: AuditMetrics::new(label),
@@ -143,7 +146,8 @@ impl Audit {
 
     /// Whether more is queued than may be.
     pub(super) fn is_over(&self) -> bool {
-        self.blocks() && self.shared.waiting.load(Relaxed) > self.shared.bound
+        let shared = &self.shared;
+        self.blocks() && shared.waiting.load(Relaxed) > shared.bound && !shared.ended.load(Relaxed)
     }
 
     /// Waits until there is room, where the sink blocks.
@@ -177,6 +181,7 @@ impl Audit {
         {
             error!("the audit sink's thread failed");
         }
+        self.shared.ended.store(true, Relaxed);
         self.shared.room.notify_waiters();
     }
 }

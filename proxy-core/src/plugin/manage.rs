@@ -303,15 +303,16 @@ impl Plugins {
         for config in configs {
             let found = old.members.iter().find(|member| *member.slot.shared.name == *config.name);
             let mut member = found.cloned().unwrap_or_else(|| self.member(&host, config));
-            let changed = found.is_none() || member.slot.history().wanted != *config;
-            member.slot.history().wanted = config.clone();
-            if changed {
-                match self.load(&host, &mut member, true) {
-                    Ok(_) => {}
-                    // Nothing of its own to keep: what was configured holds.
-                    Err(_) if member.generation.is_none() => member.on_failure = config.on_failure,
-                    Err(_) => {}
-                }
+            // What was refused before is tried again: what it failed for may have been mended elsewhere.
+            let force = {
+                let mut history = member.slot.history();
+                let force = found.is_none() || history.wanted != *config || !history.settled;
+                history.wanted = config.clone();
+                force
+            };
+            if self.load(&host, &mut member, force).is_err() && member.generation.is_none() {
+                // Nothing of its own to keep: what was configured holds.
+                member.on_failure = config.on_failure;
             }
             members.push(member);
         }
@@ -348,6 +349,7 @@ impl Plugins {
             unchanged: 0,
             refused: 0,
             tried: Vec::new(),
+            settled: false,
             loading: false,
             shadow_differences: 0,
             before: Default::default(),
@@ -412,6 +414,7 @@ impl Plugins {
                     warn!(proxy, plugin, imports = ?generation.trapping, "these imports trap when they are called");
                 }
                 history.applied += 1;
+                history.settled = true;
                 history.since = SystemTime::now();
                 history.last_error = None;
                 if let Some(old) = &member.generation {
@@ -432,6 +435,7 @@ impl Plugins {
             }
             Err(error) => {
                 history.refused += 1;
+                history.settled = false;
                 history.last_error = Some(error.to_string());
                 slot.shared.metrics.reloads[2].increment(1);
                 if member.generation.is_some() {

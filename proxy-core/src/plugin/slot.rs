@@ -37,8 +37,10 @@ pub(super) struct History {
     pub(super) applied: u64,
     pub(super) unchanged: u64,
     pub(super) refused: u64,
-    /// The files that were tried last, as (path, hash): the same again changes nothing.
+    /// Hashes of the files that were tried last: the same again change nothing.
     pub(super) tried: Vec<[u8; 32]>,
+    /// The last attempt succeeded.
+    pub(super) settled: bool,
     pub(super) loading: bool,
     pub(super) shadow_differences: u64,
     /// What generations that are gone did.

@@ -467,7 +467,8 @@ async fn calls_go_on_while_files_change_and_memory_does_not_grow() {
                     let mut asked = 0_u64;
                     while !stop.load(Ordering::Relaxed) {
                         let answer = message(query(&host, &plugins, "SELECT 1").0);
-                        assert!(answer == "v1" || answer == "v2", "{answer}");
+                        let status = || plugins.status()[0].last_error.clone();
+                        assert!(answer == "v1" || answer == "v2", "{answer}: {:?}", status());
                         asked += 1;
                     }
                     asked
