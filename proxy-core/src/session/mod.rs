@@ -5,7 +5,6 @@
 //! connections and gives them back, and keeps the pins.
 
 use std::{
-    collections::VecDeque,
     future::poll_fn,
     io,
     sync::{
@@ -21,7 +20,7 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Profile,
     metrics::ResetCause,
-    plugin::{Decision, Event, SessionNames},
+    plugin::{Decision, SessionNames},
     pool::Pooled,
     protocol::{
         ClientEvent, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError, ServerEvent,
@@ -143,7 +142,7 @@ pub struct Session<P: Protocol> {
     /// For observers; `None` while there are none.
     notes: Option<Box<policy::Notes>>,
     /// Events that there was no room for, where observers may hold up clients.
-    backlog: Option<Box<VecDeque<Event>>>,
+    backlog: Option<Box<policy::Backlog>>,
     /// What is set again on each connection that serves this client.
     settings: Option<Arc<Settings>>,
 }

@@ -1,6 +1,7 @@
 //! What policy plugins have to say about a client's statements, and what observers are told of them.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -24,6 +25,9 @@ const MAX_NOTES: usize = 1024;
 const MAX_AHEAD_BYTES: usize = 64 * 1024;
 /// Statements of one request that are asked about before it is routed; with more of them the writer gets it.
 const MAX_ROUTED: usize = 64;
+
+/// Events that wait for room.
+pub(super) type Backlog = VecDeque<Event>;
 
 /// What is kept of the statements of a request for observers.
 #[derive(Debug, Default)]

@@ -92,7 +92,7 @@ pub struct PgTracker {
     standing: PinReasons,
     watch: Watch,
     /// Names whose statement policy has seen when it was prepared.
-    asked: Option<Box<HashMap<Box<[u8]>, Asked>>>,
+    asked: Option<Box<AskedNames>>,
     outcomes: Vec<Outcome>,
     /// Rows of the statement under way, as counted here, and those of the Query under way, as the server counted.
     rows: u64,
@@ -100,6 +100,9 @@ pub struct PgTracker {
     /// Tells pools apart: what one server accepts another user or database may not have.
     pool: u64,
 }
+
+/// By name of the client, the unnamed statement's empty.
+type AskedNames = HashMap<Box<[u8]>, Asked>;
 
 /// What the client's statement names stand for.
 type Named = HashMap<Box<[u8]>, Arc<Statement>>;
@@ -379,9 +382,8 @@ impl Tracker<Postgres> for PgTracker {
     fn upcoming(&self, shared: &Shared, up: &Pipe, visit: &mut dyn FnMut(&Submitted, &[u8])) -> Upcoming {
         let mut request = Request::default();
         let seen = self.look_ahead(shared, up, &mut request);
-        for (name, statement, bound) in &request.statements {
-            let parsed = statement.clone().or_else(|| self.named_statement(name));
-            match parsed {
+        for Mentioned { name, parsed, bound } in &request.statements {
+            match parsed.clone().or_else(|| self.named_statement(name)) {
                 Some(statement) => {
                     let text = statement.text();
                     let submitted = Submitted { prepares: !bound, ..statement.submitted(PinReasons::NONE) };
@@ -630,7 +632,11 @@ impl PgTracker {
                         Some(parsed) => parsed,
                         None => self.read_parse(shared, name, tail),
                     };
-                    request.statements.push((name.into(), Some(parsed), false));
+                    request.statements.push(Mentioned {
+                        name: name.into(),
+                        parsed: Some(parsed),
+                        bound: false,
+                    });
                 }
                 (b'B', Some(body)) => {
                     let name = cstr(body).and_then(|(_, rest)| Some(cstr(rest)?.0));
@@ -1476,11 +1482,18 @@ impl PgTracker {
     }
 }
 
+/// A statement that a request names.
+struct Mentioned {
+    name: Box<[u8]>,
+    /// Its Parse stands in the request.
+    parsed: Option<Arc<Statement>>,
+    bound: bool,
+}
+
 /// The statements of one request.
 #[derive(Default)]
 struct Request {
-    /// By name: what its Parse says where that is in the request, and whether it is bound.
-    statements: Vec<(Box<[u8]>, Option<Arc<Statement>>, bool)>,
+    statements: Vec<Mentioned>,
     /// A Query or FunctionCall.
     whole: Option<Submitted>,
 }
@@ -1488,9 +1501,9 @@ struct Request {
 impl Request {
     fn bind(&mut self, name: &[u8]) {
         // The last of that name: the unnamed statement may be parsed several times.
-        match self.statements.iter_mut().rev().find(|(known, ..)| **known == *name) {
-            Some((_, _, bound)) => *bound = true,
-            None => self.statements.push((name.into(), None, true)),
+        match self.statements.iter_mut().rev().find(|known| *known.name == *name) {
+            Some(known) => known.bound = true,
+            None => self.statements.push(Mentioned { name: name.into(), parsed: None, bound: true }),
         }
     }
 }
