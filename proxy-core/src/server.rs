@@ -242,16 +242,20 @@ impl<P: Protocol> ServerConnection<P> {
 
     /// Makes a connection that wears nothing wear `settings`.
     pub async fn dress(&mut self, settings: &Arc<Settings>) -> Result<(), ServerError> {
-        let mut request = Vec::new();
         // Uncertain until all of it is done.
         self.worn = Worn::Uncertain;
-        for statement in settings.statements() {
-            request.clear();
-            P::write_query(statement, &mut request);
-            if let (_, Some(error)) = self.exchange(&request).await? {
-                return Err(ServerError::Statement { what: "setting session state", error });
+        let all = async {
+            let mut request = Vec::new();
+            for statement in settings.statements() {
+                request.clear();
+                P::write_query(statement, &mut request);
+                if let (_, Some(error)) = self.exchange(&request).await? {
+                    return Err(ServerError::Statement { what: "setting session state", error });
+                }
             }
-        }
+            Ok(())
+        };
+        timeout(EXCHANGE_TIMEOUT, all).await.unwrap_or(Err(ServerError::Timeout))?;
         self.worn = Worn::Settings(settings.clone());
         Ok(())
     }

@@ -5,10 +5,6 @@
 
 use std::sync::Arc;
 
-/// Most settings of one client, and most bytes of their statements. Who wants more keeps its connection.
-const MAX_SETTINGS: usize = 64;
-const MAX_BYTES: usize = 16 * 1024;
-
 /// A client's settings that are replayed. Never empty inside an [`Arc`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -17,6 +13,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Most settings of one client. Who wants more keeps its connection.
+    pub const MOST: usize = 64;
+    /// Most bytes of their statements.
+    pub const MOST_BYTES: usize = 16 * 1024;
+
     /// These settings and one more, which takes the place of an older one of the same variable; `None` when that would
     /// be too much.
     #[must_use]
@@ -25,7 +26,7 @@ impl Settings {
         settings.made.retain(|(known, _)| **known != *variable);
         settings.made.push((variable.into(), statement.into()));
         let bytes: usize = settings.made.iter().map(|(_, statement)| statement.len()).sum();
-        (settings.made.len() <= MAX_SETTINGS && bytes <= MAX_BYTES).then(|| Arc::new(settings))
+        (settings.made.len() <= Settings::MOST && bytes <= Settings::MOST_BYTES).then(|| Arc::new(settings))
     }
 
     /// These settings without that of `variable`; `None` when nothing is left.
@@ -92,8 +93,8 @@ mod tests {
 
     #[test]
     fn too_much_is_not_kept() {
-        assert!(Settings::with(None, "a", &"x".repeat(MAX_BYTES + 1)).is_none());
-        let many = (0..MAX_SETTINGS).try_fold(None, |before: Option<Arc<Settings>>, n| {
+        assert!(Settings::with(None, "a", &"x".repeat(Settings::MOST_BYTES + 1)).is_none());
+        let many = (0..Settings::MOST).try_fold(None, |before: Option<Arc<Settings>>, n| {
             Settings::with(before.as_ref(), &n.to_string(), "x").map(Some)
         });
         let many = many.flatten().expect("just enough");

@@ -181,7 +181,7 @@ impl World {
                     self.decide(who, &statement);
                     let client = &mut self.clients[who];
                     client.collect();
-                    client.tracker.admit();
+                    client.tracker.admit(true);
                 }
                 Ok(ClientEvent::NeedServer { .. }) => self.lend(who),
                 Ok(ClientEvent::NeedAnswer) => {

@@ -311,11 +311,15 @@ pub struct Statement {
     pub extra_pins: PinReasons,
     /// It is prepared now and does not run yet.
     pub prepares: bool,
+    /// It runs within the statement reported before, as what SQL `EXECUTE` names.
+    pub within: bool,
 }
 
 /// What policy asks of a tracker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Watch {
+    /// Policy is asked about statements that run.
+    pub runs: bool,
     /// Report statements when they are prepared, too, so that they may be rewritten.
     pub prepares: bool,
     /// Of the policy: what was prepared under another one is reported again before it is used.
@@ -385,8 +389,9 @@ pub trait Tracker<P: Protocol>: Send {
     /// A server connection was borrowed. What was found out about the statement at the front may not hold there; then
     /// it is reported anew.
     fn attach(&mut self, server: &P::Server);
-    /// The statement last reported may run.
-    fn admit(&mut self);
+    /// The statement last reported may run. Unless it is `settled`, policy failed to say anything about it and is asked
+    /// again when it is used next.
+    fn admit(&mut self, settled: bool);
     /// What policy asks from now on.
     fn watch(&mut self, watch: Watch);
     /// Text of the statement last reported, empty where it was not read. `up` is unchanged since.
@@ -406,6 +411,8 @@ pub trait Tracker<P: Protocol>: Send {
         server: Option<&mut P::Server>,
         down: &mut Pipe,
     ) -> bool;
+    /// How much of the request at the front has come.
+    fn extent(&self, up: &Pipe) -> Upcoming;
     /// Shows the statements of the request at the front, each with its text, as far as they have come.
     fn upcoming(&self, shared: &P::Shared, up: &Pipe, visit: &mut dyn FnMut(&Statement, &[u8])) -> Upcoming;
     /// How the statements of the request just answered went, in the order they ran.

@@ -267,6 +267,10 @@ pub struct Facts {
     pub variables: Vec<String>,
     /// The names of further variables stand in literals (`set_config`), so they are not known by digest.
     pub variables_in_literals: bool,
+    /// The text is one `SET` of one variable to a value, for the session, that does the same wherever it is run again.
+    pub is_plain_set: bool,
+    /// It begins or ends transactions, or runs code that may: what is around it in its request may have been undone.
+    pub moves_transaction: bool,
     /// Statement text with literals replaced by `$n`, at most 1,024 bytes, for logs.
     pub digest_text: String,
 }

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     buffer::Pipe,
     metrics::ResetCause,
-    pool::{Acquired, Grant, Pooled, Slot},
+    pool::{Acquired, Grant, PoolId, Pooled, Slot},
     protocol::{ConnectError, Fault, FaultKind, PoolKey, Protocol},
     proxy::{CANCEL, Endpoint, STOP, SessionHandle},
     router::{NoTarget, Route},
@@ -67,7 +67,7 @@ impl<P: Protocol> Session<P> {
             client: &mut self.client,
             up: &mut self.up,
             prefer_own,
-            settings: self.settings.as_ref(),
+            settings: self.settings.as_ref().filter(|_| !self.undressed),
         };
         let first = match borrower.place() {
             Ok(place) => match borrower.acquire(place, now) {
@@ -150,8 +150,8 @@ impl<'a, P: Protocol> Borrower<'a, P> {
                 },
             };
             let fit = match self.turn(place, acquired, deadline, &mut changes).await? {
-                Turn::Connection(connection) => self.make_fit(connection, Instant::now()).await,
-                Turn::Opened(connection) => self.make_fit(connection, Instant::now()).await,
+                Turn::Connection(connection) => self.make_fit(place, connection, Instant::now()).await,
+                Turn::Opened(connection) => self.make_fit(place, connection, Instant::now()).await,
                 Turn::Again => None,
                 Turn::Over(fault) => break Err(fault),
             };
@@ -212,6 +212,7 @@ impl<'a, P: Protocol> Borrower<'a, P> {
     /// client's own settings cannot be made.
     async fn make_fit(
         &self,
+        place: Place,
         mut connection: Box<ServerConnection<P>>,
         now: Instant,
     ) -> Option<Result<Box<ServerConnection<P>>, Fault>> {
@@ -231,7 +232,8 @@ impl<'a, P: Protocol> Borrower<'a, P> {
         match outcome {
             Ok(()) => Some(Ok(connection)),
             Err(ServerError::Statement { what: "setting session state", error }) => {
-                connection.retire();
+                // It does for others once it is reset, which whoever borrows it next sees to.
+                self.target(place).pool.give_back(place.pool, connection, now);
                 let message = format!("The settings of this session could not be made again: {error}");
                 Some(Err(Fault::error(FaultKind::StateLost, message)))
             }
@@ -273,10 +275,11 @@ impl<'a, P: Protocol> Borrower<'a, P> {
             target.pool.leave(pool);
         });
         let wish = self.wish();
+        let mut opened = Opening { opened, target: self.target(place).clone(), pool };
         let opened = async {
             tokio::select! {
                 biased;
-                opened = opened => Some(opened),
+                opened = &mut opened.opened => Some(opened),
                 () = moved(wish, place.target, changes) => None,
             }
         };
@@ -311,6 +314,22 @@ impl<'a, P: Protocol> Borrower<'a, P> {
                 watching(self.client, self.up, self.handle, pause).await?;
                 Ok(Turn::Again)
             }
+        }
+    }
+}
+
+/// A connection that is being opened for this session. What comes after it has given up goes to the pool.
+struct Opening<P: Protocol> {
+    opened: oneshot::Receiver<Result<Box<ServerConnection<P>>, ServerError>>,
+    target: Arc<Target<P>>,
+    pool: PoolId,
+}
+
+impl<P: Protocol> Drop for Opening<P> {
+    fn drop(&mut self) {
+        self.opened.close();
+        if let Ok(Ok(connection)) = self.opened.try_recv() {
+            self.target.pool.give_back(self.pool, connection, Instant::now());
         }
     }
 }

@@ -23,8 +23,8 @@ use crate::{
     plugin::{Decision, SessionNames},
     pool::Pooled,
     protocol::{
-        ClientEvent, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError, ServerEvent,
-        ServerState, Severity, Statement, StatementKind, Tracker, Tx,
+        ClientEvent, Facts, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError,
+        ServerEvent, ServerState, Severity, Statement, StatementKind, Tracker, Tx,
     },
     proxy::{Activity, CHECK, DRAIN, Endpoint, STOP, SessionHandle},
     router::Route,
@@ -145,6 +145,8 @@ pub struct Session<P: Protocol> {
     backlog: Option<Box<policy::Backlog>>,
     /// What is set again on each connection that serves this client.
     settings: Option<Arc<Settings>>,
+    /// But not on the one that is borrowed now.
+    undressed: bool,
 }
 
 /// What the statements under way will have done once they are through.
@@ -157,13 +159,35 @@ struct Pending {
     in_transaction: bool,
     /// The connection they get is tainted.
     taints: bool,
-    /// Settings that they make or take back, in order; `None` for one taken back.
-    settings: Vec<(Box<str>, Option<Box<str>>)>,
+    /// What they do to the settings that are replayed, in order.
+    settings: Vec<Change>,
     /// They change settings in a way that is not followed.
     unsettles: bool,
+    /// Statements reported; a text of several is one.
+    reported: u32,
+    /// One of them begins or ends transactions, or may.
+    moves_transaction: bool,
     /// Of the last statement.
     digest: u128,
-    text: Option<Arc<crate::protocol::Facts>>,
+    text: Option<Arc<Facts>>,
+}
+
+/// What a statement does to the settings that are replayed.
+#[derive(Debug)]
+enum Change {
+    /// Variable, and the statement that sets it.
+    Made(Box<str>, Box<str>),
+    /// A variable is what it was after login.
+    Reset(Box<str>),
+    /// All of them are.
+    ResetAll,
+}
+
+impl Pending {
+    /// True when what its statements did, each by itself, may have been undone or kept by others of them.
+    fn is_entangled(&self) -> bool {
+        self.moves_transaction && self.reported > 1
+    }
 }
 
 /// Why [`Session::turn`] came back.
@@ -218,6 +242,7 @@ impl<P: Protocol> Session<P> {
             notes: None,
             backlog: None,
             settings: None,
+            undressed: false,
         }
     }
 
@@ -246,8 +271,9 @@ impl<P: Protocol> Session<P> {
                     self.consult(statement);
                     continue;
                 }
-                ClientEvent::NeedServer { facts: _ } => {
-                    self.take_server().await?;
+                ClientEvent::NeedServer { facts } => {
+                    self.wants_answer = false;
+                    self.take_server(facts.as_deref()).await?;
                     continue;
                 }
                 ClientEvent::Quit => return Box::pin(self.see_off()).await,
@@ -340,6 +366,8 @@ impl<P: Protocol> Session<P> {
         self.pending.sets = self.pending.sets.union(sets);
         self.pending.clears = self.pending.clears.union(clears);
         self.pending.statements += u32::from(facts.statements.max(1));
+        self.pending.reported += 1;
+        self.pending.moves_transaction |= facts.moves_transaction;
         self.pending.in_transaction |= in_transaction;
         self.pending.digest = statement.digest;
         self.pending.text = Some(facts.clone());
@@ -356,26 +384,41 @@ impl<P: Protocol> Session<P> {
         in_transaction: bool,
     ) {
         let facts = &statement.facts;
-        let replays = self.settings.is_some() || !self.pending.settings.is_empty();
-        if let Some((variable, text)) = replay {
-            self.pending.settings.push((variable, Some(text)));
-        } else if replays && facts.changes_session_settings() {
-            let variable = PinReason::SessionVariable;
-            let resets_one = facts.statements == 1 && facts.pins.is_empty() && facts.clears.is_empty();
-            match &facts.variables[..] {
-                _ if sets.contains(variable) => {}
-                _ if facts.clears.contains(variable) && facts.statements == 1 && !in_transaction => {}
-                [one] if resets_one && !in_transaction && facts.kind == StatementKind::Session => {
-                    self.pending.settings.push((one.as_str().into(), None));
-                }
-                _ if facts.pins.contains(variable) => self.pending.unsettles = true,
-                _ => sets.insert(variable),
+        let variable = PinReason::SessionVariable;
+        if let Some((name, text)) = replay {
+            if self.pending.settings.len() < Settings::MOST && text.len() <= Settings::MOST_BYTES {
+                self.pending.settings.push(Change::Made(name, text));
+            } else {
+                sets.insert(variable);
             }
+            return;
+        }
+        let replays = self.settings.is_some() || !self.pending.settings.is_empty();
+        if !replays || !facts.changes_session_settings() || sets.contains(variable) {
+            return;
+        }
+        let resets_one = facts.statements == 1 && facts.pins.is_empty() && facts.clears.is_empty();
+        match &facts.variables[..] {
+            _ if in_transaction => sets.insert(variable),
+            _ if facts.clears.contains(variable) => self.pending.settings.push(Change::ResetAll),
+            [one] if resets_one && facts.kind == StatementKind::Session => {
+                self.pending.settings.push(Change::Reset(one.as_str().into()));
+            }
+            _ if facts.pins.contains(variable) => self.pending.unsettles = true,
+            _ => sets.insert(variable),
+        }
+        if self.pending.settings.len() > 2 * Settings::MOST {
+            self.pending.settings.truncate(1);
+            sets.insert(variable);
+            self.pending.unsettles = true;
         }
     }
 
     /// Gets a server connection for the request at the front, or refuses that request.
-    async fn take_server(&mut self) -> Result<(), SessionError> {
+    async fn take_server(&mut self, facts: Option<&Facts>) -> Result<(), SessionError> {
+        // What takes all settings back need not have them made first, which may be what fails.
+        self.undressed = facts
+            .is_some_and(|facts| facts.statements == 1 && facts.clears.contains(PinReason::SessionVariable));
         let now = *self.received.get_or_insert_with(Instant::now);
         let borrowed = match self.route().await? {
             Ok(true) => self.borrow(now).await?,
@@ -522,10 +565,12 @@ impl<P: Protocol> Session<P> {
         let tx = connection.state.tx();
         let id = connection.state.key().id;
         let mut pending = std::mem::take(&mut self.pending);
-        self.settle_settings(&mut pending, failed);
+        self.settle_settings(&mut pending, failed, nothing_ran);
         self.settle_pins(pending, failed, nothing_ran, now, id);
-        if let Some(received) = received {
-            self.observe(received, sent, now, None);
+        match received {
+            Some(received) => self.observe(received, sent, now, None),
+            // Nothing was reported that could have an outcome.
+            None => drop(self.tracker.take_outcomes()),
         }
         self.handle.set_activity(match () {
             () if !self.pins.is_empty() => Activity::Pinned,
@@ -560,6 +605,7 @@ impl<P: Protocol> Session<P> {
         if let Some(received) = self.received.take() {
             self.pending = Pending::default();
             self.forget_on_borrow = false;
+            self.sent = None;
             self.observe(received, None, Instant::now(), fault);
             self.endpoint.metrics.query_refused(self.client.is_tls(), received.elapsed());
         }
@@ -586,36 +632,50 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// Takes over what the statements just answered have done to the settings that are replayed.
-    fn settle_settings(&mut self, pending: &mut Pending, failed: bool) {
+    /// Takes over what the statements just answered have done to the settings that are replayed. Where that cannot be
+    /// told, the client keeps its connection until it takes all settings back.
+    fn settle_settings(&mut self, pending: &mut Pending, failed: bool, nothing_ran: bool) {
+        let changes = std::mem::take(&mut pending.settings);
         let Some(connection) = &mut self.link else { return };
-        let outside = connection.state.tx() == Tx::Idle && !pending.in_transaction;
-        if !failed && outside && pending.clears.contains(PinReason::SessionVariable) {
-            self.settings = None;
-            connection.worn = Worn::Nothing;
-        }
-        for (variable, statement) in std::mem::take(&mut pending.settings) {
-            let after = match &statement {
-                // Undone, with everything before it in its implicit transaction.
-                _ if failed => break,
-                // A transaction has begun behind it, which may take it back.
-                _ if !outside => None,
-                Some(statement) => Settings::with(self.settings.as_ref(), &variable, statement).map(Some),
-                None => Some(self.settings.as_ref().and_then(|before| Settings::without(before, &variable))),
-            };
-            match after {
-                Some(after) => {
-                    self.settings = after.clone();
-                    connection.worn = Worn::from(after);
-                }
-                None => {
-                    pending.sets.insert(PinReason::SessionVariable);
-                    connection.worn = Worn::Uncertain;
-                }
-            }
+        if nothing_ran {
+            return;
         }
         if pending.unsettles {
             connection.worn = Worn::Uncertain;
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let outside = connection.state.tx() == Tx::Idle && !pending.in_transaction;
+        let lone_failure = failed && pending.statements <= 1 && outside;
+        if lone_failure {
+            return;
+        }
+        let mut settings = self.settings.clone();
+        let mut followed = outside && !failed && !pending.is_entangled();
+        let mut certain = !matches!(connection.worn, Worn::Uncertain);
+        for change in changes {
+            settings = match change {
+                Change::ResetAll => {
+                    certain = !pending.unsettles;
+                    None
+                }
+                Change::Reset(variable) => settings.and_then(|before| Settings::without(&before, &variable)),
+                Change::Made(variable, statement) => {
+                    let after = Settings::with(settings.as_ref(), &variable, &statement);
+                    followed &= after.is_some();
+                    after.or(settings)
+                }
+            };
+        }
+        if followed {
+            if certain {
+                connection.worn = Worn::from(settings.clone());
+            }
+            self.settings = settings;
+        } else {
+            connection.worn = Worn::Uncertain;
+            pending.sets.insert(PinReason::SessionVariable);
         }
     }
 
@@ -632,6 +692,12 @@ impl<P: Protocol> Session<P> {
         let mut sets = pending.sets;
         if nothing_ran {
             sets = PinReasons::NONE;
+            if let Some(connection) = &mut self.link
+                && !pending.sets.is_empty()
+            {
+                // By the server's word alone.
+                connection.tainted = true;
+            }
         } else if failed && pending.statements <= 1 && !pending.in_transaction {
             // A lone statement that failed is rolled back, and with it what a rollback undoes.
             sets = sets.without(PinReasons::ROLLED_BACK);
@@ -643,7 +709,7 @@ impl<P: Protocol> Session<P> {
         }
         // What a transaction still open has cleared may come back.
         let open = self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle);
-        if !failed && !open {
+        if !failed && !open && !pending.is_entangled() {
             self.pins = self.pins.without(pending.clears).union(self.tracker.standing_pins());
         }
         self.pins = self.pins.union(sets);

@@ -14,13 +14,15 @@ use crate::{
     },
     protocol::{
         Facts, Fault, FaultKind, PinReason, PinReasons, Protocol, Rewritten, Role, Severity, Statement,
-        StatementKind, Tracker, Upcoming, Watch,
+        Tracker, Upcoming, Watch,
     },
     router::Route,
 };
 
 /// Statements of one request that observers are told of; what comes after them is counted as lost.
 const MAX_NOTES: usize = 1024;
+/// Bytes of text of one request that observers are told; of what comes after them the text is left out.
+const MAX_NOTED_BYTES: usize = 1 << 20;
 /// A request is read this far ahead before it is routed.
 const MAX_AHEAD_BYTES: usize = 64 * 1024;
 /// Statements of one request that are asked about before it is routed; with more of them the writer gets it.
@@ -33,6 +35,8 @@ pub(super) type Backlog = VecDeque<Event>;
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     statements: Vec<Note>,
+    /// Of their texts.
+    bytes: usize,
     lost: u64,
     /// Of the request as a whole.
     decisions: Vec<Decision>,
@@ -66,6 +70,7 @@ impl<P: Protocol> Session<P> {
     pub(super) fn watch(&mut self) {
         let plugins = &self.endpoint.proxy.plugins;
         self.tracker.watch(Watch {
+            runs: plugins.asks(Hook::Query),
             prepares: plugins.rewrites(),
             generation: plugins.generation(),
             outcomes: plugins.asks(Hook::Events),
@@ -79,12 +84,13 @@ impl<P: Protocol> Session<P> {
         let verdict = self
             .ask(&mut statement, &mut decisions)
             .and_then(|()| if statement.prepares { Ok(()) } else { self.decide(&statement, &mut decisions) });
+        let settled = decisions.iter().all(|decision| decision.verdict != "failed");
         let rejected = verdict.as_ref().err().map(P::fault_code);
-        if rejected.is_some() || !statement.prepares {
+        if rejected.is_some() || !(statement.prepares || statement.within) {
             self.note(&statement, decisions, rejected);
         }
         match verdict {
-            Ok(()) => self.tracker.admit(),
+            Ok(()) => self.tracker.admit(settled),
             Err(fault) => {
                 self.received.get_or_insert_with(Instant::now);
                 self.reject(&fault);
@@ -219,6 +225,10 @@ impl<P: Protocol> Session<P> {
     /// Where the request at the front should run. `None`: more of it must come first.
     fn ask_route(&mut self, decisions: &mut Vec<Decision>) -> Option<Result<Route, Fault>> {
         let proxy = &self.endpoint.proxy;
+        // Plugins are asked once, when there is all that they can be asked about.
+        if self.tracker.extent(&self.up) == Upcoming::Partial && self.up.unread().len() < MAX_AHEAD_BYTES {
+            return None;
+        }
         let mut verdicts: Vec<RouteVerdict> = Vec::new();
         let mut asked = 0_usize;
         let (tracker, names) = (&self.tracker, &self.names);
@@ -242,9 +252,6 @@ impl<P: Protocol> Session<P> {
                 verdicts.push(verdict);
             }
         });
-        if seen == Upcoming::Partial && self.up.unread().len() < MAX_AHEAD_BYTES {
-            return None;
-        }
         if let Some(RouteVerdict::Reject(fault)) =
             verdicts.iter().find(|verdict| matches!(verdict, RouteVerdict::Reject(_)))
         {
@@ -303,8 +310,10 @@ impl<P: Protocol> Session<P> {
         let in_transaction = self.in_transaction();
         let text = self.tracker.text(&self.up);
         let hint = self.tracker.hint(text).into();
-        let text = plugins.wants_text_in_events().then(|| text.into());
         let notes = self.notes.get_or_insert_default();
+        let wanted = plugins.wants_text_in_events() && notes.bytes + text.len() <= MAX_NOTED_BYTES;
+        let text: Option<Box<[u8]>> = wanted.then(|| text.into());
+        notes.bytes += text.as_ref().map_or(0, |text| text.len());
         if notes.statements.len() >= MAX_NOTES {
             notes.lost += 1;
             return;
@@ -345,7 +354,8 @@ impl<P: Protocol> Session<P> {
         };
         let mut route = notes.decisions;
         for note in notes.statements {
-            let outcome = outcomes.next();
+            // What was rejected never ran.
+            let outcome = if note.rejected.is_some() { None } else { outcomes.next() };
             let error = match (note.rejected, &outcome, fault) {
                 (Some(code), ..) => code.into(),
                 (None, Some(outcome), _) => outcome.error.as_deref().unwrap_or_default().to_owned(),
@@ -442,8 +452,7 @@ fn millis(duration: Duration) -> u64 {
 /// The variable and the statement, when running that statement again elsewhere does what it does here.
 fn replayable(statement: &Statement, variables: &[String], text: &[u8]) -> Option<(Box<str>, Box<str>)> {
     let facts = &statement.facts;
-    let alone = facts.statements == 1
-        && facts.kind == StatementKind::Session
+    let alone = facts.is_plain_set
         && facts.pins == PinReasons::only(PinReason::SessionVariable)
         && statement.extra_pins.is_empty();
     match variables {

@@ -98,6 +98,8 @@ pub struct ErrorFields {
     pub message: String,
     /// Where it happened, for errors inside functions.
     pub context: String,
+    /// The server's own function that raised it.
+    pub routine: String,
 }
 
 impl ErrorFields {
@@ -117,6 +119,7 @@ impl ErrorFields {
                 b'C' => fields.code = text(),
                 b'M' => fields.message = text(),
                 b'W' => fields.context = text(),
+                b'R' => fields.routine = text(),
                 _ => {}
             }
             body = rest;

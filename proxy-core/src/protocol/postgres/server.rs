@@ -8,7 +8,7 @@ use super::{
     super::{Absorbed, Greeting, ProtocolError, ServerKey, ServerState, Tx},
     classify::LexMode,
     codec::{ErrorFields, HEADER_BYTES, Header, cstr},
-    statement::Statement,
+    statement::{Prepared, Statement},
 };
 use crate::buffer::Buffer;
 
@@ -21,8 +21,9 @@ const MAX_OWED_ANSWERS: usize = 16 * 1024;
 /// One answer that the server owes, in the order of the messages sent.
 #[derive(Debug)]
 pub(super) enum Expect {
-    /// Ends with ReadyForQuery: Query.
-    Query,
+    /// Ends with ReadyForQuery: Query. Of one of ours, sent in place of a rejected one: the error that the client gets
+    /// in place of the server's.
+    Query { rejection: Option<Vec<u8>> },
     /// Ends with ReadyForQuery: FunctionCall.
     FunctionCall,
     /// ReadyForQuery; swallowed when ours.
@@ -51,9 +52,9 @@ pub(super) enum Expect {
 #[derive(Debug)]
 pub(super) enum Undo {
     /// A named statement.
-    Named { name: Box<[u8]>, before: Option<Arc<Statement>> },
+    Named { name: Box<[u8]>, before: Option<Prepared> },
     /// The unnamed one, as the client and as the server connection had it.
-    Unnamed { before: Option<Arc<Statement>>, server_before: Option<u64> },
+    Unnamed { before: Option<Prepared>, server_before: Option<u64> },
 }
 
 /// One server connection's state.
@@ -96,8 +97,6 @@ pub struct PgServer {
     pub(super) ignored_sync: bool,
     /// A COPY failed so early that the server may still answer that Sync. Never lent again.
     pub(super) extra_ready: bool,
-    /// In place of the error that the Query under way, ours, will get, the client gets this one.
-    pub(super) rejection: Option<Vec<u8>>,
     /// Our DISCARD SEQUENCES has run.
     pub(super) forgot: bool,
     /// How this server reads text, as it last said.
@@ -131,7 +130,6 @@ impl PgServer {
             nothing_ran: false,
             ignored_sync: false,
             extra_ready: false,
-            rejection: None,
             forgot: false,
             mode,
             absorbing: (None, None),
@@ -152,17 +150,16 @@ impl PgServer {
         self.expected.push_back(entry);
     }
 
+    pub(super) fn head_mut(&mut self) -> Option<&mut Expect> {
+        self.expected.front_mut()
+    }
+
     pub(super) fn head(&self) -> Option<&Expect> {
         self.expected.front()
     }
 
     pub(super) fn pop(&mut self) -> Option<Expect> {
         self.expected.pop_front()
-    }
-
-    /// Takes back a [`Self::pop`].
-    pub(super) fn put_back(&mut self, entry: Expect) {
-        self.expected.push_front(entry);
     }
 
     pub(super) fn expects_nothing(&self) -> bool {
@@ -177,8 +174,9 @@ impl PgServer {
     /// True when a request of the client awaits its ReadyForQuery. What comes after it waits here: only then is it
     /// certain what names mean, how text is read and what pins.
     pub(super) fn is_request_under_way(&self) -> bool {
-        let ends =
-            |e: &Expect| matches!(e, Expect::Query | Expect::FunctionCall | Expect::Sync { ours: false });
+        let ends = |e: &Expect| {
+            matches!(e, Expect::Query { .. } | Expect::FunctionCall | Expect::Sync { ours: false })
+        };
         // The end of a request is the last that was sent of it, but for the end of a COPY's data.
         self.expected.iter().rev().find(|e| !matches!(e, Expect::CopyEnd)).is_some_and(ends)
     }
@@ -194,7 +192,7 @@ impl PgServer {
             .iter()
             .find_map(|e| match e {
                 Expect::Sync { ours } => Some(*ours),
-                Expect::Query | Expect::FunctionCall => Some(false),
+                Expect::Query { .. } | Expect::FunctionCall => Some(false),
                 _ => None,
             })
             .unwrap_or(false)

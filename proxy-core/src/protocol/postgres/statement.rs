@@ -41,6 +41,22 @@ pub struct Statement {
     home: Option<(Weak<StatementCache>, u64)>,
 }
 
+/// What a client's statement name stands for.
+#[derive(Debug, Clone)]
+pub(super) struct Prepared {
+    pub(super) statement: Arc<Statement>,
+    /// Policy was asked when it was prepared, or used first under another policy.
+    pub(super) asked: Option<Arc<Asked>>,
+}
+
+/// What policy was asked about, and which policy.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) generation: u64,
+    /// As the client prepared it, before any rewrite.
+    pub(super) original: Arc<Statement>,
+}
+
 impl Statement {
     /// A statement of its own, for the unnamed ones.
     #[must_use]
@@ -64,6 +80,7 @@ impl Statement {
             bytes: self.text().len(),
             extra_pins,
             prepares: false,
+            within: false,
         }
     }
 

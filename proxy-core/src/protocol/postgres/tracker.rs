@@ -26,12 +26,15 @@ use super::{
     server::{
         Expect, MAX_HELD_BYTES, PgServer, Undo, greeting_mode, note_parameter, read_parameter, read_status,
     },
-    statement::{NAME_PREFIX, Statement},
+    statement::{Asked, NAME_PREFIX, Prepared, Statement},
 };
 use crate::buffer::Pipe;
 
 /// Longest Query or Parse that is read whole. What is longer is relayed unread, so its client is pinned.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
+
+/// Statements of one request whose outcome is told.
+const MAX_OUTCOMES: usize = 1024;
 
 /// Longest run of names at the front of a Bind.
 const MAX_NAME_BYTES: usize = 16 * 1024;
@@ -45,6 +48,10 @@ const REJECTED: &[u8] = b"rejected by a policy plugin of Pinion\0";
 
 /// SQLSTATE of "cached plan must not change result type", among others: the text must be prepared anew.
 const STALE_PLAN: &str = "0A000";
+
+/// Where the server's grammar raises what it cannot read (`scan.l`): before anything of the text has run, unlike the
+/// many other places that use the same code.
+const GRAMMAR: &str = "scanner_yyerror";
 
 /// SQLSTATE of a syntax error.
 const SYNTAX_ERROR: &str = "42601";
@@ -73,7 +80,7 @@ const LARGE_OBJECT_OIDS: [u32; 17] =
 #[derive(Debug)]
 pub struct PgTracker {
     named: Option<Box<Named>>,
-    unnamed: Option<Arc<Statement>>,
+    unnamed: Option<Prepared>,
     portals: Portals,
     /// Bytes still to come of a client message that is passed on (or skipped) as it comes.
     owed: usize,
@@ -91,21 +98,28 @@ pub struct PgTracker {
     mode: LexMode,
     standing: PinReasons,
     watch: Watch,
-    /// Names whose statement policy has seen when it was prepared.
-    asked: Option<Box<AskedNames>>,
-    outcomes: Vec<Outcome>,
-    /// Rows of the statement under way, as counted here, and those of the Query under way, as the server counted.
-    rows: u64,
-    query_rows: u64,
+    /// What is at the front, while policy is asked about the statements that it names.
+    outer: Option<Box<Current>>,
+    /// Of those statements, as many have been asked about.
+    nested: usize,
+    /// While somebody wants outcomes.
+    tally: Option<Box<Tally>>,
     /// Tells pools apart: what one server accepts another user or database may not have.
     pool: u64,
 }
 
-/// By name of the client, the unnamed statement's empty.
-type AskedNames = HashMap<Box<[u8]>, Asked>;
+/// How the statements of a request went.
+#[derive(Debug, Default)]
+struct Tally {
+    outcomes: Vec<Outcome>,
+    /// Rows of the statement under way, as counted here.
+    rows: u64,
+    /// Rows of the Query under way, as the server counted.
+    query_rows: u64,
+}
 
 /// What the client's statement names stand for.
-type Named = HashMap<Box<[u8]>, Arc<Statement>>;
+type Named = HashMap<Box<[u8]>, Prepared>;
 
 /// Which statement a portal runs.
 #[derive(Debug, Default)]
@@ -127,26 +141,59 @@ struct Current {
     admitted: bool,
     /// Of a Parse, kept so that it is classified once.
     parsed: Option<Arc<Statement>>,
-    /// What `parsed` was before policy rewrote it.
+    /// What `parsed` was before policy rewrote it; `None` unless policy is asked.
     original: Option<Arc<Statement>>,
+    /// Of the policy that is asked.
+    generation: u64,
+    /// Of a statement that the SQL at the front names.
+    nested: bool,
+    /// Policy has been asked about the statements that it names.
+    asked_nested: bool,
+    /// Policy failed to say anything.
+    failed: bool,
     text: Text,
 }
 
 impl Current {
     fn new(statement: Submitted, text: Text) -> Self {
-        Self { statement, admitted: false, parsed: None, original: None, text }
+        Self {
+            statement,
+            admitted: false,
+            parsed: None,
+            original: None,
+            generation: 0,
+            nested: false,
+            asked_nested: false,
+            failed: false,
+            text,
+        }
     }
 
     /// A statement to be prepared.
-    fn prepares(statement: Arc<Statement>) -> Self {
+    fn prepares(statement: Arc<Statement>, generation: u64) -> Self {
         let submitted = Submitted { prepares: true, ..statement.submitted(PinReasons::NONE) };
         Self {
             statement: submitted,
             admitted: false,
             parsed: Some(statement.clone()),
             original: Some(statement.clone()),
+            generation,
+            nested: false,
+            asked_nested: false,
+            failed: false,
             text: Text::Of(statement),
         }
+    }
+
+    /// Takes what was settled about a statement that is prepared, if it was settled by policy `generation`.
+    fn settled(&mut self, generation: u64) -> Option<Prepared> {
+        if !self.admitted || !self.statement.prepares || self.generation != generation {
+            return None;
+        }
+        let statement = self.parsed.take()?;
+        let original = self.original.take().filter(|_| !self.failed);
+        let asked = original.map(|original| Arc::new(Asked { generation, original }));
+        Some(Prepared { statement, asked })
     }
 }
 
@@ -161,13 +208,6 @@ enum Text {
     Of(Arc<Statement>),
     /// It was not read.
     Unread,
-}
-
-/// What a name stood for when policy was asked, and under which policy.
-#[derive(Debug)]
-struct Asked {
-    generation: u64,
-    original: Arc<Statement>,
 }
 
 impl Tracker<Postgres> for PgTracker {
@@ -193,10 +233,9 @@ impl Tracker<Postgres> for PgTracker {
             mode: greeting_mode(&greeting.bytes),
             standing,
             watch: Watch::default(),
-            asked: None,
-            outcomes: Vec::new(),
-            rows: 0,
-            query_rows: 0,
+            outer: None,
+            nested: 0,
+            tally: None,
             pool: pool.finish().max(1),
         }
     }
@@ -256,18 +295,22 @@ impl Tracker<Postgres> for PgTracker {
     fn attach(&mut self, server: &PgServer) {
         if self.mode != server.mode {
             self.mode = server.mode;
-            self.current = None;
+            self.forget_current();
         }
     }
 
-    fn admit(&mut self) {
+    fn admit(&mut self, settled: bool) {
         if let Some(current) = &mut self.current {
             current.admitted = true;
+            current.failed = !settled;
         }
     }
 
     fn watch(&mut self, watch: Watch) {
         self.watch = watch;
+        if watch.outcomes != self.tally.is_some() {
+            self.tally = watch.outcomes.then(Box::default);
+        }
     }
 
     fn text<'a>(&'a self, up: &'a Pipe) -> &'a [u8] {
@@ -293,21 +336,13 @@ impl Tracker<Postgres> for PgTracker {
     }
 
     fn rewrite(&mut self, shared: &Shared, text: String) -> Rewritten {
-        let mode = self.mode;
         let Some(current) = &self.current else { return Rewritten::Impossible };
         if text.contains('\0') {
             return Rewritten::Impossible;
         }
         match &current.text {
             Text::Query | Text::Rewritten(_) => {
-                let Classified { digest, facts } = shared.classifier.facts(text.as_bytes(), mode);
-                let statement = Submitted {
-                    extra_pins: self.native_pins(&facts),
-                    facts,
-                    digest,
-                    bytes: text.len(),
-                    prepares: false,
-                };
+                let statement = self.read_query(shared, text.as_bytes());
                 self.current = Some(Current::new(statement.clone(), Text::Rewritten(text.into_bytes())));
                 Rewritten::Known(statement)
             }
@@ -316,13 +351,11 @@ impl Tracker<Postgres> for PgTracker {
                 let mut tail = text.into_bytes();
                 tail.push(0);
                 tail.extend_from_slice(types);
-                let text = cstr(&tail).map_or(&[][..], |(text, _)| text);
-                let statement = shared.statements.intern(&tail, mode, || {
-                    let Classified { digest, facts } = shared.classifier.facts(text, mode);
-                    (facts, digest)
-                });
-                let original = current.original.clone();
-                let current = Current { original, ..Current::prepares(statement) };
+                // The name only has to say that there is one: what is shared is found again by its text.
+                let statement = self.read_parse(shared, b"rewritten", &tail);
+                let (original, nested) = (current.original.clone(), current.nested);
+                let current =
+                    Current { original, nested, ..Current::prepares(statement, current.generation) };
                 let statement = current.statement.clone();
                 self.current = Some(current);
                 Rewritten::Known(statement)
@@ -343,7 +376,7 @@ impl Tracker<Postgres> for PgTracker {
             self.refuse(fault, up, down);
             return !self.skip_to_sync;
         };
-        self.current = None;
+        self.forget_current();
         let Ok(Some(header)) = Header::read_from_client(up.unread()) else { return false };
         let whole_request = matches!(header.tag, b'Q' | b'F');
         let mut error = Vec::new();
@@ -364,8 +397,7 @@ impl Tracker<Postgres> for PgTracker {
             self.portals.unnamed = None;
             server.unnamed = None;
             write_message(up.output(), b'Q', |body| body.extend_from_slice(REJECTED));
-            server.rejection = Some(error);
-            server.expect(Expect::Query);
+            server.expect(Expect::Query { rejection: Some(error) });
             server.batch_open = false;
         } else {
             write_message(up.output(), b'P', |body| {
@@ -377,6 +409,20 @@ impl Tracker<Postgres> for PgTracker {
             server.batch_open = true;
         }
         false
+    }
+
+    fn extent(&self, up: &Pipe) -> Upcoming {
+        let mut rest = up.unread();
+        loop {
+            let Ok(Some(header)) = Header::read_from_client(rest) else { return Upcoming::Partial };
+            match header.tag {
+                b'Q' | b'F' | b'S' | b'X' => return Upcoming::Whole,
+                b'H' => return Upcoming::OpenEnded,
+                _ => {}
+            }
+            let Some(after) = rest.get(header.total()..) else { return Upcoming::Partial };
+            rest = after;
+        }
     }
 
     fn upcoming(&self, shared: &Shared, up: &Pipe, visit: &mut dyn FnMut(&Submitted, &[u8])) -> Upcoming {
@@ -399,7 +445,7 @@ impl Tracker<Postgres> for PgTracker {
     }
 
     fn take_outcomes(&mut self) -> Vec<Outcome> {
-        std::mem::take(&mut self.outcomes)
+        self.tally.as_mut().map(|tally| std::mem::take(&mut tally.outcomes)).unwrap_or_default()
     }
 
     fn on_server(&mut self, down: &mut Pipe, server: &mut PgServer) -> Result<ServerEvent, ProtocolError> {
@@ -421,7 +467,9 @@ impl Tracker<Postgres> for PgTracker {
             // What is only passed on needs no more than its header.
             if let b'D' | b'd' | b'T' | b't' | b'V' | b'A' | b'N' | b'n' | b'c' = header.tag {
                 let kept = self.on_answer(header.tag, down, server)?;
-                self.rows += u64::from(kept && header.tag == b'D');
+                if let Some(tally) = &mut self.tally {
+                    tally.rows += u64::from(kept && header.tag == b'D');
+                }
                 relay(down, server, header.total(), kept);
                 if header.tag != b'D' {
                     settle_heads(down, server);
@@ -439,10 +487,9 @@ impl Tracker<Postgres> for PgTracker {
                 server.tx = read_status(&down.unread()[HEADER_BYTES..header.total()])?;
                 let kept = match server.pop() {
                     Some(Expect::Sync { ours }) => !ours,
-                    Some(Expect::Query | Expect::FunctionCall) => {
-                        server.rejection = None;
+                    Some(Expect::Query { .. } | Expect::FunctionCall) => {
                         if !server.failed {
-                            let rows = std::mem::take(&mut self.query_rows);
+                            let rows = self.tally.as_ref().map_or(0, |tally| tally.query_rows);
                             self.note_outcome(rows, None);
                         }
                         true
@@ -488,7 +535,7 @@ impl Tracker<Postgres> for PgTracker {
     }
 
     fn refuse(&mut self, fault: &Fault, up: &mut Pipe, down: &mut Pipe) {
-        self.current = None;
+        self.forget_current();
         write_error(fault, down.output());
         match Header::read(up.unread()) {
             Ok(Some(header)) if matches!(header.tag, b'Q' | b'F') => {
@@ -575,38 +622,121 @@ impl PgTracker {
     }
 
     /// A statement is about to be prepared, or used for the first time under this policy.
-    fn report_prepare(&mut self, statement: Arc<Statement>) -> ClientEvent {
-        let current = Current::prepares(statement);
+    fn report_prepare(&mut self, statement: Arc<Statement>, nested: bool) -> ClientEvent {
+        let current = Current { nested, ..Current::prepares(statement, self.watch.generation) };
         let submitted = current.statement.clone();
         self.current = Some(current);
         ClientEvent::Statement(submitted)
     }
 
-    /// What policy should have been asked about before `name` is used, as it was when the client prepared it.
+    /// What policy should be asked about before `name` is used, as it was when the client prepared it.
     fn unasked(&self, name: &[u8]) -> Option<Arc<Statement>> {
         if !self.watch.prepares {
             return None;
         }
-        let statement = self.named_statement(name)?;
-        match self.asked.as_ref().and_then(|asked| asked.get(name)) {
+        let prepared = self.prepared(name)?;
+        match &prepared.asked {
             Some(asked) if asked.generation == self.watch.generation => None,
             Some(asked) => Some(asked.original.clone()),
-            None => Some(statement),
+            None => Some(prepared.statement.clone()),
         }
     }
 
-    fn note_asked(&mut self, name: &[u8], original: Option<Arc<Statement>>) {
-        if let Some(original) = original {
-            let asked = Asked { generation: self.watch.generation, original };
-            self.asked.get_or_insert_default().insert(name.into(), asked);
+    /// Sees to it that policy has been asked about the statement `name`; what it says then stands for the name.
+    fn ask_about(&mut self, name: &[u8], nested: bool) -> Option<ClientEvent> {
+        let before = self.unasked(name)?;
+        let generation = self.watch.generation;
+        let current = self.current.take();
+        match current.filter(|current| current.nested == nested).and_then(|mut c| c.settled(generation)) {
+            Some(settled) => {
+                // Where policy failed to say anything, it is asked again for the next use, but not for this one.
+                if settled.asked.is_some() {
+                    self.put_prepared(name, settled);
+                }
+                None
+            }
+            None => Some(self.report_prepare(before, nested)),
+        }
+    }
+
+    /// The facts of what is at the front once it may run, with all that it runs: SQL `EXECUTE` runs statements that were
+    /// prepared by protocol, and policy is asked about them as about any that runs. The inner event is for the session.
+    fn admitted_whole(&mut self) -> Result<Arc<Facts>, ClientEvent> {
+        if self.outer.is_none() {
+            let Some(facts) = self.admitted_facts() else { return Err(ClientEvent::NeedBytes) };
+            let asked = self.current.as_ref().is_some_and(|current| current.asked_nested);
+            if asked || !self.watch.runs || facts.is_deallocate_one || facts.prepared_names.is_empty() {
+                return Ok(facts);
+            }
+            self.outer = self.current.take().map(Box::new);
+            self.nested = 0;
+        }
+        let Some(facts) = self.outer.as_ref().map(|outer| outer.statement.facts.clone()) else {
+            return Err(ClientEvent::NeedBytes);
+        };
+        while let Some(name) = facts.prepared_names.get(self.nested).map(|name| name.as_bytes()) {
+            let runs = |current: &Current| current.nested && current.admitted && !current.statement.prepares;
+            if self.current.as_ref().is_some_and(runs) {
+                self.current = None;
+                self.nested += 1;
+                continue;
+            }
+            if let Some(event) = self.ask_about(name, true) {
+                return Err(event);
+            }
+            let Some(statement) = self.named_statement(name) else {
+                self.nested += 1;
+                continue;
+            };
+            let submitted = Submitted { within: true, ..statement.submitted(PinReasons::NONE) };
+            let current = Current { nested: true, ..Current::new(submitted.clone(), Text::Of(statement)) };
+            self.current = Some(current);
+            return Err(ClientEvent::Statement(submitted));
+        }
+        self.current = self.outer.take().map(|outer| Current { asked_nested: true, ..*outer });
+        Ok(facts)
+    }
+
+    /// Nothing is known of the message at the front any more.
+    fn forget_current(&mut self) {
+        self.current = None;
+        self.outer = None;
+    }
+
+    fn prepared(&self, name: &[u8]) -> Option<&Prepared> {
+        if name.is_empty() {
+            return self.unnamed.as_ref();
+        }
+        self.named.as_ref().and_then(|named| named.get(name))
+    }
+
+    fn put_prepared(&mut self, name: &[u8], prepared: Prepared) {
+        if name.is_empty() {
+            self.unnamed = Some(prepared);
+        } else {
+            self.named.get_or_insert_default().insert(name.into(), prepared);
         }
     }
 
     fn named_statement(&self, name: &[u8]) -> Option<Arc<Statement>> {
-        if name.is_empty() {
-            return self.unnamed.clone();
+        self.prepared(name).map(|prepared| prepared.statement.clone())
+    }
+
+    /// The text of a Query, or what policy put in its place.
+    fn read_query(&self, shared: &Shared, text: &[u8]) -> Submitted {
+        if self.mode_uncertain {
+            // How the server will cut it is not known before what runs in this batch has been answered.
+            return opaque_statement(text.len());
         }
-        self.named.as_ref().and_then(|named| named.get(name)).cloned()
+        let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
+        Submitted {
+            extra_pins: self.native_pins(&facts),
+            facts,
+            digest,
+            bytes: text.len(),
+            prepares: false,
+            within: false,
+        }
     }
 
     /// Reads the request at the front as far as it has come, without taking anything.
@@ -669,18 +799,15 @@ impl PgTracker {
         }
     }
 
-    /// What `name` stands for is not what policy was asked about.
-    fn forget_asked(&mut self, name: &[u8]) {
-        if let Some(asked) = &mut self.asked {
-            asked.remove(name);
-        }
+    fn rows(&self) -> u64 {
+        self.tally.as_ref().map_or(0, |tally| tally.rows)
     }
 
     fn note_outcome(&mut self, rows: u64, error: Option<&str>) {
-        self.rows = 0;
-        self.query_rows = 0;
-        if self.watch.outcomes {
-            self.outcomes.push(Outcome { rows, error: error.map(Into::into) });
+        let Some(tally) = &mut self.tally else { return };
+        (tally.rows, tally.query_rows) = (0, 0);
+        if tally.outcomes.len() < MAX_OUTCOMES {
+            tally.outcomes.push(Outcome { rows, error: error.map(Into::into) });
         }
     }
 
@@ -703,18 +830,19 @@ impl PgTracker {
         server: Option<&mut PgServer>,
         down: &mut Pipe,
     ) -> Result<Option<ClientEvent>, ProtocolError> {
-        if self.current.is_none() {
+        if self.current.is_none() && self.outer.is_none() {
             if header.body > MAX_TEXT_BYTES {
                 return Ok(Some(self.report(opaque_statement(header.body), Text::Unread)));
             }
             let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
             let (text, _) = exact_cstr(body, "Query")?;
-            let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
-            let extra_pins = self.native_pins(&facts);
-            let statement = Submitted { extra_pins, facts, digest, bytes: text.len(), prepares: false };
+            let statement = self.read_query(shared, text);
             return Ok(Some(self.report(statement, Text::Query)));
         }
-        let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let facts = match self.admitted_whole() {
+            Ok(facts) => facts,
+            Err(event) => return Ok(Some(event)),
+        };
         if facts.is_deallocate_one && self.knows_all(&facts.prepared_names) {
             return Ok(self.deallocate(&facts, header, up, server, down));
         }
@@ -730,7 +858,7 @@ impl PgTracker {
         self.portals.unnamed = None;
         server.unnamed = None;
         self.pass_query(header, up);
-        server.expect(Expect::Query);
+        server.expect(Expect::Query { rejection: None });
         server.batch_open = false;
         Ok(None)
     }
@@ -748,42 +876,51 @@ impl PgTracker {
         }
         let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
         let (name, tail) = cstr(body).ok_or(ProtocolError::Malformed("Parse"))?;
-        let statement = match self.current.as_mut().and_then(|c| c.parsed.take()) {
-            Some(statement) => statement,
+        let generation = self.watch.generation;
+        let mut current = self.current.take();
+        // Settled under a policy that has been replaced meanwhile does not count.
+        let stale = current.as_ref().is_some_and(|c| self.watch.prepares && c.generation != generation);
+        let settled = current.as_mut().filter(|_| !stale).and_then(|current| current.settled(generation));
+        let prepared = match settled {
+            Some(prepared) => prepared,
             None => {
-                cstr(tail).ok_or(ProtocolError::Malformed("Parse"))?;
-                self.read_parse(shared, name, tail)
+                let first = current.and_then(|current| current.original.or(current.parsed));
+                let statement = match first {
+                    Some(statement) => statement,
+                    None => {
+                        cstr(tail).ok_or(ProtocolError::Malformed("Parse"))?;
+                        self.read_parse(shared, name, tail)
+                    }
+                };
+                if self.watch.prepares {
+                    return Ok(Some(self.report_prepare(statement, false)));
+                }
+                Prepared { statement, asked: None }
             }
         };
-        if self.watch.prepares && self.current.as_ref().is_none_or(|current| !current.admitted) {
-            return Ok(Some(self.report_prepare(statement)));
-        }
-        let original = self.current.as_ref().and_then(|current| current.original.clone());
+        let statement = prepared.statement.clone();
         let Some(server) = server else {
             if !name.is_empty() && statement.is_accepted(self.pool) && !self.knows(name) {
                 let name: Box<[u8]> = name.into();
                 up.skip(header.total());
-                self.current = None;
-                self.note_asked(&name, original);
-                self.named.get_or_insert_default().insert(name, statement);
+                self.put_prepared(&name, prepared);
                 down.emit(PARSE_COMPLETE);
                 return Ok(None);
             }
             let facts = statement.facts.clone();
-            let current = Current::prepares(statement);
-            self.current = Some(Current { admitted: true, original, ..current });
+            let original = prepared.asked.as_ref().map(|asked| asked.original.clone());
+            let failed = original.is_none();
+            let current = Current::prepares(statement, generation);
+            let original = original.or(current.original.clone());
+            self.current = Some(Current { admitted: true, original, failed, ..current });
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
-        let rewritten = original.as_ref().is_some_and(|original| original.id != statement.id);
-        self.current = None;
+        let rewritten = cstr(&statement.tail).map(|(text, _)| text) != cstr(tail).map(|(text, _)| text);
         let name: Box<[u8]> = name.into();
-        self.note_asked(&name, original);
         server.batch_open = true;
         if name.is_empty() {
-            let undo = Undo::Unnamed {
-                before: self.unnamed.replace(statement.clone()),
-                server_before: server.unnamed,
-            };
+            let undo =
+                Undo::Unnamed { before: self.unnamed.replace(prepared), server_before: server.unnamed };
             server.unnamed = Some(statement.id);
             if rewritten {
                 self.take(up, header.total(), false);
@@ -808,7 +945,7 @@ impl PgTracker {
             return Ok(None);
         }
         let named = self.named.get_or_insert_default();
-        named.insert(name.clone(), statement.clone());
+        named.insert(name.clone(), prepared);
         let undo = Some(Undo::Named { name, before: None });
         // In a failed transaction the server refuses every Parse but of what ends it; let it say so.
         let refused = server.tx == Tx::Failed && !statement.facts.ends_transaction;
@@ -871,22 +1008,13 @@ impl PgTracker {
         };
         let at = HEADER_BYTES + portal.len() + 1;
         let Some(name) = front_cstr(header, up, at, "Bind")? else { return Ok(Some(ClientEvent::NeedBytes)) };
-        if let Some(before) = self.unasked(&name) {
-            match self.current.take() {
-                Some(Current { admitted: true, parsed: Some(settled), original, .. }) => {
-                    if name.is_empty() {
-                        self.unnamed = Some(settled);
-                    } else {
-                        self.named.get_or_insert_default().insert(name.clone(), settled);
-                    }
-                    self.note_asked(&name, original);
-                }
-                _ => return Ok(Some(self.report_prepare(before))),
-            }
+        if let Some(event) = self.ask_about(&name, false) {
+            return Ok(Some(event));
         }
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: self.facts_of(&name) }));
         };
+        self.current = None;
         server.batch_open = true;
         let Resolved { statement, called } = self.resolve(&name, server, up);
         self.portals.put(&portal, statement.clone());
@@ -949,7 +1077,7 @@ impl PgTracker {
         let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
         let (portal, _) = cstr(body).ok_or(ProtocolError::Malformed("Execute"))?;
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: None })) };
-        if self.current.is_none() {
+        if self.current.is_none() && self.outer.is_none() {
             let event = match self.portals.get(portal).cloned() {
                 Some(statement) if statement.mode == self.mode => {
                     let submitted = statement.submitted(self.native_pins(&statement.facts));
@@ -960,7 +1088,10 @@ impl PgTracker {
             };
             return Ok(Some(event));
         }
-        let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let facts = match self.admitted_whole() {
+            Ok(facts) => facts,
+            Err(event) => return Ok(Some(event)),
+        };
         if !facts.prepared_names.is_empty() {
             self.make_native(&facts.prepared_names, server, up);
             if facts.is_deallocate_one && server.tx != Tx::Failed {
@@ -1067,7 +1198,7 @@ impl PgTracker {
         server: Option<&mut PgServer>,
         down: &mut Pipe,
     ) -> Option<ClientEvent> {
-        self.current = None;
+        self.forget_current();
         self.skip_to_sync = false;
         match server {
             None => {
@@ -1110,7 +1241,7 @@ impl PgTracker {
         if name.is_empty() {
             return Resolved { statement: self.resolve_unnamed(server, up), called: None };
         }
-        let Some(statement) = self.named.as_ref().and_then(|named| named.get(name)).cloned() else {
+        let Some(statement) = self.named_statement(name) else {
             if name.starts_with(NAME_PREFIX) {
                 return Resolved { statement: None, called: Some(NOBODY.to_vec()) };
             }
@@ -1129,7 +1260,7 @@ impl PgTracker {
     }
 
     fn resolve_unnamed(&mut self, server: &mut PgServer, up: &mut Pipe) -> Option<Arc<Statement>> {
-        let Some(statement) = self.unnamed.clone() else {
+        let Some(statement) = self.named_statement(b"") else {
             if server.unnamed != Some(OPAQUE) {
                 write_close(up.output(), b'S', b"");
                 server.expect(Expect::Close { ours: true, evicts: None });
@@ -1138,7 +1269,7 @@ impl PgTracker {
             return None;
         };
         if server.unnamed != Some(statement.id) {
-            let undo = Undo::Unnamed { before: Some(statement.clone()), server_before: server.unnamed };
+            let undo = Undo::Unnamed { before: self.unnamed.clone(), server_before: server.unnamed };
             server.unnamed = Some(statement.id);
             write_parse(up.output(), b"", &statement.tail);
             server.expect(Expect::Parse { ours: true, adds: None, undo: Some(undo) });
@@ -1181,7 +1312,7 @@ impl PgTracker {
         // A failed transaction refuses every Parse, and what names the statement too.
         let names = if server.tx == Tx::Failed { &[] } else { names };
         for name in names {
-            let Some(statement) = self.named.as_ref().and_then(|named| named.get(name.as_bytes())) else {
+            let Some(statement) = self.named_statement(name.as_bytes()) else {
                 continue;
             };
             if server.native.iter().any(|n| **n == *name.as_bytes()) {
@@ -1224,13 +1355,14 @@ impl PgTracker {
                     self.forget_named(&facts.prepared_names);
                 }
                 self.pass_query(header, up);
-                server.expect(Expect::Query);
+                server.expect(Expect::Query { rejection: None });
                 return None;
             }
             Some(server) => server.tx,
         };
         self.forget_named(&facts.prepared_names);
         self.current = None;
+        self.note_outcome(0, None);
         self.take(up, header.total(), false);
         down.emit(DEALLOCATED);
         write_ready(down.output(), tx);
@@ -1263,12 +1395,7 @@ impl PgTracker {
     }
 
     fn facts_of(&self, name: &[u8]) -> Option<Arc<Facts>> {
-        let statement = if name.is_empty() {
-            self.unnamed.as_ref()
-        } else {
-            self.named.as_ref().and_then(|named| named.get(name))
-        };
-        statement.map(|s| s.facts.clone())
+        self.prepared(name).map(|prepared| prepared.statement.facts.clone())
     }
 
     fn admitted_facts(&self) -> Option<Arc<Facts>> {
@@ -1283,6 +1410,8 @@ impl PgTracker {
             b'T' | b'n' => {
                 if matches!(server.head(), Some(Expect::Describe)) {
                     server.pop();
+                } else {
+                    server.ran = true;
                 }
                 Ok(true)
             }
@@ -1297,7 +1426,12 @@ impl PgTracker {
                 if !server.failed {
                     server.nothing_ran = match server.head() {
                         // Of the text itself, not of one that a function ran: not even its first statement ran.
-                        Some(Expect::Query) => error.code == SYNTAX_ERROR && error.context.is_empty(),
+                        Some(Expect::Query { .. }) => {
+                            !server.ran
+                                && error.code == SYNTAX_ERROR
+                                && error.context.is_empty()
+                                && error.routine == GRAMMAR
+                        }
                         Some(
                             Expect::Parse { .. }
                             | Expect::Taken(_)
@@ -1308,22 +1442,15 @@ impl PgTracker {
                         _ => false,
                     };
                 }
-                let hidden = server.next_sync_is_ours();
-                if !hidden {
-                    self.note_outcome(self.rows, Some(&error.code));
-                }
-                let in_place = match server.head() {
-                    Some(Expect::Query) => server.rejection.take(),
-                    Some(Expect::Rejected(_)) => match server.pop() {
-                        Some(Expect::Rejected(in_place)) => {
-                            // What follows is skipped as after any error of the client's.
-                            server.put_back(Expect::Rejected(Vec::new()));
-                            Some(in_place)
-                        }
-                        _ => None,
-                    },
+                let in_place = match server.head_mut() {
+                    Some(Expect::Query { rejection }) => rejection.take(),
+                    Some(Expect::Rejected(error)) => Some(std::mem::take(error)),
                     _ => None,
                 };
+                // Of a rejected statement the session knows more than the server.
+                if in_place.is_none() && !server.next_sync_is_ours() {
+                    self.note_outcome(self.rows(), Some(&error.code));
+                }
                 if let Some(in_place) = in_place {
                     self.substitute = Some(in_place);
                     self.on_error(server);
@@ -1369,16 +1496,17 @@ impl PgTracker {
                         server.forgot |= *ours && tag == b'C';
                         server.ran |= kept;
                         server.pop();
-                        if kept && self.watch.outcomes {
+                        if kept && self.tally.is_some() {
                             let rows = counted_rows(message_body(down)?).filter(|_| tag == b'C');
-                            self.note_outcome(rows.unwrap_or(self.rows), None);
+                            self.note_outcome(rows.unwrap_or_else(|| self.rows()), None);
                         }
                         kept
                     }
-                    Some(Expect::Query) => {
-                        if self.watch.outcomes {
-                            self.query_rows += counted_rows(message_body(down)?).unwrap_or(0);
-                            self.rows = 0;
+                    Some(Expect::Query { .. }) => {
+                        server.ran = true;
+                        if let Some(tally) = &mut self.tally {
+                            tally.query_rows += counted_rows(message_body(down)?).unwrap_or(0);
+                            tally.rows = 0;
                         }
                         true
                     }
@@ -1401,7 +1529,8 @@ impl PgTracker {
                 Ok(true)
             }
             b'G' | b'W' => match server.head() {
-                Some(Expect::Query | Expect::Execute { ours: false, .. }) => {
+                Some(Expect::Query { .. } | Expect::Execute { ours: false, .. }) => {
+                    server.ran = true;
                     server.begin_copy_in();
                     Ok(true)
                 }
@@ -1421,7 +1550,7 @@ impl PgTracker {
         // What was bound may or may not be what the portals then run.
         self.portals.clear();
         match server.head() {
-            None | Some(Expect::Query | Expect::FunctionCall | Expect::Sync { ours: false }) => {
+            None | Some(Expect::Query { .. } | Expect::FunctionCall | Expect::Sync { ours: false }) => {
                 server.failed = true;
                 return true;
             }
@@ -1456,11 +1585,9 @@ impl PgTracker {
             };
             match undo {
                 Some(Undo::Named { name, before: Some(before) }) => {
-                    self.forget_asked(&name);
                     self.named.get_or_insert_default().insert(name, before);
                 }
                 Some(Undo::Named { name, before: None }) => {
-                    self.forget_asked(&name);
                     if let Some(named) = &mut self.named {
                         named.remove(&name);
                     }
@@ -1471,7 +1598,6 @@ impl PgTracker {
                     server.unnamed = None;
                 }
                 Some(Undo::Unnamed { before, server_before }) => {
-                    self.forget_asked(b"");
                     self.unnamed = before;
                     server.unnamed = server_before;
                 }
@@ -1657,6 +1783,8 @@ fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what:
         functions: Vec::new(),
         variables: Vec::new(),
         variables_in_literals: false,
+        is_plain_set: false,
+        moves_transaction: taints,
         digest_text: what.to_owned(),
     })
 }
@@ -1666,7 +1794,14 @@ fn opaque_statement(bytes: usize) -> Submitted {
     static FACTS: LazyLock<Arc<Facts>> = LazyLock::new(|| {
         facts_without_text(StatementKind::Unknown, PinReasons::only(PinReason::Unknown), true, "<not read>")
     });
-    Submitted { facts: FACTS.clone(), digest: 0, bytes, extra_pins: PinReasons::NONE, prepares: false }
+    Submitted {
+        facts: FACTS.clone(),
+        digest: 0,
+        bytes,
+        extra_pins: PinReasons::NONE,
+        prepares: false,
+        within: false,
+    }
 }
 
 /// A FunctionCall known to leave nothing behind.
@@ -1674,7 +1809,14 @@ fn function_statement(bytes: usize) -> Submitted {
     static FACTS: LazyLock<Arc<Facts>> = LazyLock::new(|| {
         facts_without_text(StatementKind::Other, PinReasons::NONE, false, "<large object call>")
     });
-    Submitted { facts: FACTS.clone(), digest: 0, bytes, extra_pins: PinReasons::NONE, prepares: false }
+    Submitted {
+        facts: FACTS.clone(),
+        digest: 0,
+        bytes,
+        extra_pins: PinReasons::NONE,
+        prepares: false,
+        within: false,
+    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,8 @@ pub(super) fn unknown(digest_text: String) -> Facts {
         functions: Vec::new(),
         variables: Vec::new(),
         variables_in_literals: false,
+        is_plain_set: false,
+        moves_transaction: true,
         digest_text,
     }
 }
@@ -68,6 +70,8 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         functions: Vec::new(),
         variables: Vec::new(),
         variables_in_literals: false,
+        is_plain_set: matches!(statements[..], [NodeEnum::VariableSetStmt(one)] if is_plain_set(one)),
+        moves_transaction: false,
         digest_text: String::new(),
     };
     let mut ever_pinned = PinReasons::NONE;
@@ -91,6 +95,7 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         facts.changes_settings |= one.seen.changes_settings;
         facts.drops_all_prepared |= one.drops_all_prepared;
         facts.prepared_names.extend(one.seen.prepared_names);
+        facts.moves_transaction |= matches!(one.kind, StatementKind::Transaction | StatementKind::Routine);
         facts.locks_rows |= one.seen.locks_rows;
         facts.writes |= one.seen.writes || one.seen.selects_into;
         facts.calls_acting_function |= one.seen.calls_acting_function;
@@ -255,6 +260,16 @@ impl Statement {
         let query = explain.query.as_ref().and_then(|query| query.node.as_ref());
         matches!(query, Some(NodeEnum::SelectStmt(_))) && self.seen.only_reads()
     }
+}
+
+/// `SET variable = value` that means the same wherever it is run again. Not those that change how later texts are read:
+/// on replay they might come before the text that they should have come after.
+fn is_plain_set(set: &VariableSetStmt) -> bool {
+    const READING: [&str; 4] =
+        ["standard_conforming_strings", "backslash_quote", "escape_string_warning", "client_encoding"];
+    VariableSetKind::try_from(set.kind) == Ok(VariableSetKind::VarSetValue)
+        && !set.is_local
+        && !READING.iter().any(|name| set.name.eq_ignore_ascii_case(name))
 }
 
 /// The pin of a setting made for the session.
