@@ -210,3 +210,38 @@ async fn the_record_names_target_role_and_decisions() {
     let decisions = row["decisions"].as_array().unwrap();
     assert!(decisions.iter().any(|one| one["plugin"] == "rw-split" && one["verdict"] == "reader"), "{row}");
 }
+
+/// Statements that are answered in other ways than by the server take nobody else's outcome.
+#[tokio::test]
+async fn outcomes_belong_to_their_statements() {
+    let pg = Server::postgres().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let rule =
+        r#"{ hook = "on-query", contains = "secret", verdict = "reject", text = "no", sqlstate = "PN001" }"#;
+    let guard = Plugin::fixture("scripted")
+        .setting(&format!("config = {{ hooks = [\"on-query\"], rules = [{rule}] }}"));
+    let builder = Proxy::in_front_of(&pg).max_connections(2).plugin(guard);
+    let proxy = audited(builder, &folder, "", "text = \"full\"").start().await;
+    let mut raw = proxy.raw().await;
+    raw.send_all(&[wire::parse("s1", "SELECT 1"), wire::sync()]).await;
+    raw.read_reply().await;
+    raw.send_all(&[wire::query("DEALLOCATE s1"), wire::query("INSERT INTO t (v) VALUES ('one'), ('two')")])
+        .await;
+    raw.read_reply().await;
+    raw.read_reply().await;
+    assert_eq!(record(&folder, "'two'").await["rows"], 2);
+    raw.send_all(&[wire::query("SELECT 'secret'"), wire::query("INSERT INTO t (v) VALUES ('three')")]).await;
+    raw.read_reply().await;
+    raw.read_reply().await;
+    let three = record(&folder, "'three'").await;
+    assert_eq!((&three["rows"], three.get("error")), (&Value::from(1), None), "{three}");
+    let secret = record(&folder, "'secret'").await;
+    assert_eq!((&secret["error"], secret.get("target")), (&Value::from("PN001"), None), "{secret}");
+    // Pinned, and a Parse that fails with nothing to run.
+    raw.query("SET application_name = 'pinned'").await;
+    raw.send_all(&[wire::parse("", "SELEC"), wire::sync()]).await;
+    raw.read_reply().await;
+    raw.query("DELETE FROM t WHERE v = 'three'").await;
+    let deleted = record(&folder, "DELETE FROM t").await;
+    assert_eq!((&deleted["rows"], deleted.get("error")), (&Value::from(1), None), "{deleted}");
+}

@@ -218,3 +218,42 @@ async fn a_client_that_reads_nothing_is_read_no_further() {
     let grown = bench.proxy.memory_kib("VmRSS").saturating_sub(before);
     assert!(grown < 16 * 1024, "{grown} KiB");
 }
+
+/// The server says "syntax error" of more than texts that it could not read, and by then something may have run.
+#[tokio::test]
+async fn an_error_with_the_code_of_a_syntax_error_that_came_late() {
+    let bench = bench("").await;
+    for text in [
+        "SET search_path TO evil; COMMIT; SELECT (SELECT 1, 2)",
+        "SET search_path TO evil; COMMIT; SELECT to_tsquery('a &&& ')",
+    ] {
+        let mut a = bench.proxy.raw().await;
+        send(&mut a, &[(vec![wire::query(text)], 1)]).await;
+        drop(a);
+        assert_eq!(bench.next_sees().await, CLEAN, "{text}");
+    }
+    for text in [
+        "SELECT pg_advisory_lock(77); SELECT (SELECT 1, 2)",
+        "SELECT pg_advisory_lock(78), to_tsquery(n::text || ' &&& ') FROM generate_series(1, 2) n LIMIT 1",
+    ] {
+        let mut a = bench.proxy.raw().await;
+        send(&mut a, &[(vec![wire::query(text)], 1)]).await;
+        drop(a);
+        let mut next = bench.proxy.raw().await;
+        let locks = next.scalar("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").await;
+        assert_eq!(locks, "0", "{text}");
+    }
+}
+
+/// What runs in a batch may change how the server cuts the next text; nothing of it is believed until it is answered.
+#[tokio::test]
+async fn a_query_in_an_open_batch_that_changed_how_text_is_read() {
+    let bench = bench("").await;
+    let mut a = bench.proxy.raw().await;
+    let set = "SET LOCAL standard_conforming_strings = off";
+    let text = r"SELECT '\' || ', set_config($$search_path$$, $$evil$$, false) --'";
+    let batch = vec![wire::parse("", set), wire::bind("", "", &[]), wire::execute("", 0), wire::query(text)];
+    send(&mut a, &[(batch, 1)]).await;
+    drop(a);
+    assert_eq!(bench.next_sees().await, CLEAN);
+}

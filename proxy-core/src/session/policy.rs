@@ -355,7 +355,8 @@ impl<P: Protocol> Session<P> {
         let mut route = notes.decisions;
         for note in notes.statements {
             // What was rejected never ran.
-            let outcome = if note.rejected.is_some() { None } else { outcomes.next() };
+            let ran = note.rejected.is_none();
+            let outcome = if ran { outcomes.next() } else { None };
             let error = match (note.rejected, &outcome, fault) {
                 (Some(code), ..) => code.into(),
                 (None, Some(outcome), _) => outcome.error.as_deref().unwrap_or_default().to_owned(),
@@ -375,11 +376,11 @@ impl<P: Protocol> Session<P> {
                 hint: note.hint,
                 in_transaction: note.in_transaction,
                 duration,
-                database,
+                database: if ran { database } else { Duration::ZERO },
                 rows: outcome.map_or(0, |outcome| outcome.rows),
                 error,
-                target: target.clone(),
-                role,
+                target: target.clone().filter(|_| ran),
+                role: if ran { role } else { Role::Unknown },
                 pinned: self.is_pinned(),
                 decisions,
             })));
