@@ -230,10 +230,10 @@ async fn outcomes_belong_to_their_statements() {
     raw.read_reply().await;
     raw.read_reply().await;
     assert_eq!(record(&folder, "'two'").await["rows"], 2);
-    raw.send_all(&[wire::query("SELECT 'secret'"), wire::query("INSERT INTO t (v) VALUES ('three')")]).await;
+    raw.send_all(&[wire::query("SELECT 'secret'"), wire::query("INSERT INTO t (v) VALUES ('third')")]).await;
     raw.read_reply().await;
     raw.read_reply().await;
-    let three = record(&folder, "'three'").await;
+    let three = record(&folder, "'third'").await;
     assert_eq!((&three["rows"], three.get("error")), (&Value::from(1), None), "{three}");
     let secret = record(&folder, "'secret'").await;
     assert_eq!((&secret["error"], secret.get("target")), (&Value::from("PN001"), None), "{secret}");
@@ -241,7 +241,7 @@ async fn outcomes_belong_to_their_statements() {
     raw.query("SET application_name = 'pinned'").await;
     raw.send_all(&[wire::parse("", "SELEC"), wire::sync()]).await;
     raw.read_reply().await;
-    raw.query("DELETE FROM t WHERE v = 'three'").await;
+    raw.query("DELETE FROM t WHERE v = 'third'").await;
     let deleted = record(&folder, "DELETE FROM t").await;
     assert_eq!((&deleted["rows"], deleted.get("error")), (&Value::from(1), None), "{deleted}");
 }
