@@ -18,6 +18,16 @@ macro_rules! flags {
                 self.0 & other.0 == other.0
             }
 
+            /// One bit for each.
+            pub(crate) const fn bits(self) -> $bits {
+                self.0
+            }
+
+            /// The set of these bits.
+            pub(crate) const fn from_bits(bits: $bits) -> Self {
+                Self(bits)
+            }
+
             /// Whether nothing is in it.
             #[must_use]
             $vis const fn is_empty(self) -> bool {

@@ -193,21 +193,29 @@ impl From<StatementKind> for types::StatementKind {
     }
 }
 
+/// The contract numbers facts as [`Facts`] does, so no call has to sort them.
+const _: () = {
+    use types::StatementFacts as Wire;
+    let pairs = [
+        (Wire::READ_ONLY, Facts::READ_ONLY),
+        (Wire::IN_TRANSACTION, Facts::IN_TRANSACTION),
+        (Wire::MULTIPLE, Facts::MULTIPLE),
+        (Wire::LOCKS_ROWS, Facts::LOCKS_ROWS),
+        (Wire::WRITES, Facts::WRITES),
+        (Wire::CALLS_ACTING_FUNCTION, Facts::CALLS_ACTING_FUNCTION),
+        (Wire::CALLS_UNKNOWN_FUNCTION, Facts::CALLS_UNKNOWN_FUNCTION),
+        (Wire::PREPARES, Facts::PREPARES),
+    ];
+    let mut at = 0;
+    while at < pairs.len() {
+        assert!(pairs[at].0.bits() == pairs[at].1.bits());
+        at += 1;
+    }
+};
+
 impl From<types::StatementFacts> for Facts {
     fn from(facts: types::StatementFacts) -> Self {
-        use types::StatementFacts as Wire;
-        let pairs = [
-            (Wire::READ_ONLY, Self::READ_ONLY),
-            (Wire::IN_TRANSACTION, Self::IN_TRANSACTION),
-            (Wire::MULTIPLE, Self::MULTIPLE),
-            (Wire::LOCKS_ROWS, Self::LOCKS_ROWS),
-            (Wire::WRITES, Self::WRITES),
-            (Wire::CALLS_ACTING_FUNCTION, Self::CALLS_ACTING_FUNCTION),
-            (Wire::CALLS_UNKNOWN_FUNCTION, Self::CALLS_UNKNOWN_FUNCTION),
-            (Wire::PREPARES, Self::PREPARES),
-        ];
-        let true_ones = pairs.into_iter().filter(|(wire, _)| facts.contains(*wire));
-        true_ones.fold(Self::NONE, |all, (_, fact)| all | fact)
+        Self::from_bits(facts.bits())
     }
 }
 

@@ -75,6 +75,8 @@ pub enum Hook {
 ///     .cache_by(CacheBy::DIGEST | CacheBy::DATABASE);
 /// assert!(writes_of_app.wants(StatementKind::Copy, "app", "orders", "default"));
 /// assert!(!writes_of_app.wants(StatementKind::Select, "app", "orders", "default"));
+/// // It could not be read, so it may be a write.
+/// assert!(writes_of_app.wants(StatementKind::Unknown, "app", "orders", "default"));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a subscription counts only when it is returned from `subscriptions`"]
@@ -119,7 +121,9 @@ impl Subscription {
         Self::to(Hook::Events)
     }
 
-    /// Only for statements of these kinds; none for all.
+    /// Only for statements of these kinds; none for all. Before it runs, one of kind
+    /// [`Unknown`](StatementKind::Unknown) always comes as well, since it may be anything: see
+    /// [`Query::kind`](crate::Query::kind) where that makes a difference.
     pub fn kinds(mut self, kinds: impl IntoIterator<Item = StatementKind>) -> Self {
         self.kinds.extend(kinds);
         self
@@ -159,7 +163,8 @@ impl Subscription {
     #[must_use]
     pub fn wants(&self, kind: StatementKind, user: &str, database: &str, endpoint: &str) -> bool {
         let among = |list: &[String], name: &str| list.is_empty() || list.iter().any(|one| one == name);
-        (self.kinds.is_empty() || self.kinds.contains(&kind))
+        let unread = kind == StatementKind::Unknown && self.hook != Hook::Events;
+        (self.kinds.is_empty() || unread || self.kinds.contains(&kind))
             && among(&self.users, user)
             && among(&self.databases, database)
             && among(&self.endpoints, endpoint)

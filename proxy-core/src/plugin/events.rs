@@ -358,7 +358,7 @@ fn completion(
     };
     Some(wit::Completion {
         at_ms: event.at_ms,
-        statement: statement(&ask, names.hint(&event.hint)).0,
+        statement: statement(&ask, names.hint(&event.hint)),
         detail: detail(generation.needs, event.text.as_deref(), &event.facts),
         duration_us: micros(event.duration),
         database_us: micros(event.database),

@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, TryLockError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -214,16 +214,16 @@ impl Generation {
         ask: &Ask<'_>,
         hint: u32,
         (reason, subject, may_keep): (u8, &str, bool),
-        call: impl Fn(&mut Instance, Statement, Option<Detail>) -> Result<V, Failure>,
+        call: impl FnOnce(&mut Instance, &Statement, Option<Detail>) -> Result<V, Failure>,
     ) -> Asked<V> {
         let Some(filter) = self.filters[hook as usize].iter().find(|filter| filter.wants(ask)) else {
             return Asked::Unwanted;
         };
-        let (mut statement, mut facts) = statement(ask, hint);
+        let mut statement = statement(ask, hint);
         let mut text = Some(ask.text);
         let mut tells = true;
         if let Some(by) = filter.cache_by {
-            facts = only(by, &mut statement, facts);
+            only(by, &mut statement);
             text = None;
             tells = by.contains(CacheField::DIGEST);
         }
@@ -242,7 +242,7 @@ impl Generation {
                 hook: hook as u8,
                 dialect: statement.dialect as u8,
                 kind: statement.kind as u8,
-                facts,
+                facts: bits(statement.facts),
                 reason,
             });
             match key.map_or(Found::Miss, |key| lane.cache.find(&key)) {
@@ -262,7 +262,7 @@ impl Generation {
         lane.calls = lane.calls.wrapping_add(1);
         lane.counts.calls += 1;
         let begun = lane.calls.is_multiple_of(TIMED).then(Instant::now);
-        let answered = self.with_instance(&mut lane, |instance| call(instance, statement, detail));
+        let answered = self.with_instance(&mut lane, |instance| call(instance, &statement, detail));
         if let Some(begun) = begun
             && !self.shared.muted
         {
@@ -312,23 +312,23 @@ impl Generation {
 
     /// This thread's lane, or another that is free.
     fn lane(&self) -> MutexGuard<'_, Lane> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local!(static LANE: Cell<usize> = const { Cell::new(usize::MAX) });
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        thread_local!(static LANE: Cell<u32> = const { Cell::new(u32::MAX) });
         let mine = LANE.with(|lane| {
-            if lane.get() == usize::MAX {
+            if lane.get() == u32::MAX {
                 lane.set(NEXT.fetch_add(1, Relaxed));
             }
             lane.get()
         });
-        let count = self.lanes.len();
-        for at in 0..count {
-            match self.lanes[(mine + at) % count].try_lock() {
+        let (before, from_mine) = self.lanes.split_at((mine % self.lanes.len() as u32) as usize);
+        for lane in from_mine.iter().chain(before) {
+            match lane.try_lock() {
                 Ok(lane) => return lane,
                 Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => {}
             }
         }
-        self.lanes[mine % count].lock().unwrap_or_else(PoisonError::into_inner)
+        from_mine[0].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls the lane's instance, made when there is none, and drops it after a failure: what is left in its memory
@@ -338,13 +338,16 @@ impl Generation {
         lane: &mut Lane,
         call: impl FnOnce(&mut Instance) -> Result<R, Failure>,
     ) -> Result<R, Failure> {
-        let mut instance = match lane.instance.take() {
+        // Used where it lies: it is some hundred bytes, and this is every call.
+        let instance = match &mut lane.instance {
             Some(instance) => instance,
-            None => self.instance()?,
+            none => none.insert(self.instance()?),
         };
-        let answered = call(&mut instance)?;
-        lane.instance = Some(instance);
-        Ok(answered)
+        let answered = call(instance);
+        if answered.is_err() {
+            lane.instance = None;
+        }
+        answered
     }
 
     fn instance(&self) -> Result<Instance, Failure> {
@@ -397,30 +400,20 @@ pub(super) fn cut(text: &str, most: usize) -> String {
     text[..end].to_owned()
 }
 
-/// A statement as plugins see it, and its facts as bits.
-pub(super) fn statement(ask: &Ask<'_>, hint: u32) -> (Statement, u8) {
+/// A statement as plugins see it.
+pub(super) fn statement(ask: &Ask<'_>, hint: u32) -> Statement {
     let facts = ask.facts;
     let mut flags = StatementFacts::empty();
-    let mut bits = 0_u8;
-    for (at, (is, flag)) in [
-        (facts.read_only, StatementFacts::READ_ONLY),
-        (ask.in_transaction, StatementFacts::IN_TRANSACTION),
-        (facts.statements > 1, StatementFacts::MULTIPLE),
-        (facts.locks_rows, StatementFacts::LOCKS_ROWS),
-        (facts.writes, StatementFacts::WRITES),
-        (facts.calls_acting_function, StatementFacts::CALLS_ACTING_FUNCTION),
-        (facts.calls_unknown_function, StatementFacts::CALLS_UNKNOWN_FUNCTION),
-        (ask.prepares, StatementFacts::PREPARES),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        if is {
-            flags |= flag;
-            bits |= 1 << at;
-        }
-    }
-    let statement = Statement {
+    let mut note = |is: bool, flag: StatementFacts| flags |= if is { flag } else { StatementFacts::empty() };
+    note(facts.read_only, StatementFacts::READ_ONLY);
+    note(ask.in_transaction, StatementFacts::IN_TRANSACTION);
+    note(facts.statements > 1, StatementFacts::MULTIPLE);
+    note(facts.locks_rows, StatementFacts::LOCKS_ROWS);
+    note(facts.writes, StatementFacts::WRITES);
+    note(facts.calls_acting_function, StatementFacts::CALLS_ACTING_FUNCTION);
+    note(facts.calls_unknown_function, StatementFacts::CALLS_UNKNOWN_FUNCTION);
+    note(ask.prepares, StatementFacts::PREPARES);
+    Statement {
         session: ask.names.session,
         digest_high: (ask.digest >> 64) as u64,
         digest_low: ask.digest as u64,
@@ -436,12 +429,16 @@ pub(super) fn statement(ask: &Ask<'_>, hint: u32) -> (Statement, u8) {
         },
         kind: kind(facts.kind),
         facts: flags,
-    };
-    (statement, bits)
+    }
 }
 
-/// Leaves nothing in `statement` but the fields `by` which a verdict may be kept; the facts that are left, as bits.
-fn only(by: CacheField, statement: &mut Statement, facts: u8) -> u8 {
+/// Facts as a number.
+fn bits(facts: StatementFacts) -> u8 {
+    facts.as_array()[0] as u8
+}
+
+/// Leaves nothing in `statement` but the fields `by` which a verdict may be kept.
+fn only(by: CacheField, statement: &mut Statement) {
     statement.session = 0;
     statement.client = 0;
     if !by.contains(CacheField::DIGEST) {
@@ -466,9 +463,7 @@ fn only(by: CacheField, statement: &mut Statement, facts: u8) -> u8 {
     }
     if !by.contains(CacheField::FACTS) {
         statement.facts = StatementFacts::empty();
-        return 0;
     }
-    facts
 }
 
 /// The contract's word for a kind.

@@ -331,14 +331,14 @@ impl Instance {
     /// `on-query`, with detail for a plugin that has needs.
     pub(super) fn on_query(
         &mut self,
-        statement: Statement,
+        statement: &Statement,
         detail: Option<Detail>,
     ) -> Result<QueryVerdict, Failure> {
         self.begin(self.deadline);
         let Some((plain, detailed)) = &self.functions.query else { return Ok(QueryVerdict::Pass) };
         let called = match detail {
-            None => plain.call(&mut self.store, (statement,)),
-            Some(detail) => detailed.call(&mut self.store, (statement, detail)),
+            None => plain.call(&mut self.store, (*statement,)),
+            Some(detail) => detailed.call(&mut self.store, (*statement, detail)),
         };
         called.map(|(verdict,)| verdict).map_err(|error| self.failure(error))
     }
@@ -346,14 +346,14 @@ impl Instance {
     /// `on-route`, likewise.
     pub(super) fn on_route(
         &mut self,
-        statement: Statement,
+        statement: &Statement,
         detail: Option<Detail>,
     ) -> Result<RouteVerdict, Failure> {
         self.begin(self.deadline);
         let Some((plain, detailed)) = &self.functions.route else { return Ok(RouteVerdict::Pass) };
         let called = match detail {
-            None => plain.call(&mut self.store, (statement,)),
-            Some(detail) => detailed.call(&mut self.store, (statement, detail)),
+            None => plain.call(&mut self.store, (*statement,)),
+            Some(detail) => detailed.call(&mut self.store, (*statement, detail)),
         };
         called.map(|(verdict,)| verdict).map_err(|error| self.failure(error))
     }
@@ -361,7 +361,7 @@ impl Instance {
     /// `on-pin`, likewise.
     pub(super) fn on_pin(
         &mut self,
-        statement: Statement,
+        statement: &Statement,
         reason: PinReason,
         subject: &str,
         detail: Option<Detail>,
@@ -370,8 +370,8 @@ impl Instance {
         let Some((plain, detailed)) = &self.functions.pin else { return Ok(PinVerdict::Pass) };
         let subject = subject.to_owned();
         let called = match detail {
-            None => plain.call(&mut self.store, (statement, reason, subject)),
-            Some(detail) => detailed.call(&mut self.store, (statement, reason, subject, detail)),
+            None => plain.call(&mut self.store, (*statement, reason, subject)),
+            Some(detail) => detailed.call(&mut self.store, (*statement, reason, subject, detail)),
         };
         called.map(|(verdict,)| verdict).map_err(|error| self.failure(error))
     }
@@ -416,7 +416,11 @@ pub(super) fn detail(needs: Needs, text: Option<&[u8]>, facts: &crate::protocol:
     let names = |flag, names: &Vec<String>| if needs.contains(flag) { names.clone() } else { Vec::new() };
     Detail {
         text: match text {
-            Some(text) if needs.contains(Needs::TEXT) => String::from_utf8_lossy(text).into_owned(),
+            // Looks at many bytes at once, which replacing does not.
+            Some(text) if needs.contains(Needs::TEXT) => match std::str::from_utf8(text) {
+                Ok(text) => text.to_owned(),
+                Err(_) => String::from_utf8_lossy(text).into_owned(),
+            },
             _ => String::new(),
         },
         normalised: if needs.contains(Needs::NORMALISED) { facts.digest_text.clone() } else { String::new() },
