@@ -1,9 +1,8 @@
 //! Verdicts that are kept, one table an instance.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, Hash, Hasher, RandomState},
-};
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
 
 use super::instance::Failure;
 
@@ -15,7 +14,7 @@ const SUBJECTS: usize = 1_024;
 const RECHECK: u32 = 1_024;
 
 /// All that a kept verdict depends on. Compared in full, so that a hash that collides shows nobody another's verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) digest: u128,
     pub(super) user: u32,
@@ -29,58 +28,6 @@ pub(super) struct Key {
     pub(super) kind: u8,
     pub(super) facts: u8,
     pub(super) reason: u8,
-}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let two = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
-        let four = |high: u64, low: u64| u128::from(high) << 64 | u128::from(low);
-        let small = u64::from_be_bytes([self.hook, self.dialect, self.kind, self.facts, self.reason, 0, 0, 0]);
-        state.write_u128(self.digest);
-        state.write_u128(four(two(self.user, self.database), two(self.endpoint, self.application)));
-        state.write_u128(four(two(self.hint, self.subject), small));
-    }
-}
-
-/// Hashes three long words, which the standard hasher takes as long for as all the rest of a hit. What decides a key
-/// comes from clients, so this one has a secret as well. Should two keys meet all the same, they are compared in full.
-#[derive(Debug, Clone)]
-struct Folding {
-    state: u64,
-    secret: u64,
-}
-
-impl Default for Folding {
-    fn default() -> Self {
-        let random = || RandomState::new().hash_one(0);
-        Self { state: random(), secret: random() }
-    }
-}
-
-impl BuildHasher for Folding {
-    type Hasher = Self;
-
-    fn build_hasher(&self) -> Self {
-        self.clone()
-    }
-}
-
-impl Hasher for Folding {
-    fn write_u128(&mut self, word: u128) {
-        let (high, low) = ((word >> 64) as u64, word as u64);
-        let product = u128::from(low ^ self.state) * u128::from(high ^ self.secret);
-        self.state = (product >> 64) as u64 ^ product as u64;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u128((*byte).into());
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.state
-    }
 }
 
 /// A verdict that may be one without text, and then can be kept.
@@ -105,7 +52,9 @@ pub(super) enum Found {
 /// The verdicts of one instance.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
-    verdicts: HashMap<Key, u8, Folding>,
+    // Seeded at random, since what decides a key comes from clients; the standard hasher takes longer than all the rest
+    // of a hit.
+    verdicts: HashMap<Key, u8, RandomState>,
     subjects: HashMap<Box<str>, u32>,
     hits: u32,
 }

@@ -24,6 +24,8 @@ use crate::protocol::{Dialect, Facts, Role};
 
 /// Events in one call.
 const BATCH: usize = 256;
+/// Bytes of all events that are queued, about; texts are as long as clients make them.
+const QUEUED_BYTES: usize = 64 * 1024 * 1024;
 /// How long a batch that is not full waits for more.
 const LINGER: Duration = Duration::from_millis(10);
 /// Names of targets that the thread holds.
@@ -38,6 +40,21 @@ pub enum Event {
     SessionEnd(SessionEvent),
     /// A statement is over.
     Completion(Box<Completion>),
+}
+
+impl Event {
+    /// Bytes that it holds, about.
+    fn size(&self) -> usize {
+        match self {
+            Self::SessionStart(event) | Self::SessionEnd(event) => size_of::<Self>() + event.reason.len(),
+            Self::Completion(event) => {
+                size_of::<Completion>()
+                    + event.text.as_ref().map_or(0, |text| text.len())
+                    + event.hint.len()
+                    + size_of_val(&*event.decisions)
+            }
+        }
+    }
 }
 
 /// See [`Event`].
@@ -116,6 +133,8 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct Inner {
     events: VecDeque<Queued>,
+    /// Sum of [`Event::size`].
+    bytes: usize,
     lost: u64,
     busy: bool,
     stop: bool,
@@ -125,6 +144,15 @@ struct Inner {
 enum Queued {
     Event(Event),
     Lost(u64),
+}
+
+impl Queued {
+    fn size(&self) -> usize {
+        match self {
+            Self::Event(event) => event.size(),
+            Self::Lost(_) => 0,
+        }
+    }
 }
 
 impl Queue {
@@ -149,9 +177,12 @@ impl Queue {
         if inner.stop {
             return Ok(());
         }
-        if inner.events.len() >= self.bound {
+        // One that is larger than the bound by itself has to get through all the same.
+        let bytes = inner.bytes.saturating_add(event.size());
+        if inner.events.len() >= self.bound || (bytes > QUEUED_BYTES && !inner.events.is_empty()) {
             return Err(event);
         }
+        inner.bytes = bytes;
         let lost = std::mem::take(&mut inner.lost);
         if lost > 0 {
             inner.events.push_back(Queued::Lost(lost));
@@ -242,7 +273,9 @@ impl Queue {
         }
         inner.busy = true;
         let count = inner.events.len().min(BATCH);
-        let batch = inner.events.drain(..count).collect();
+        let batch: Vec<_> = inner.events.drain(..count).collect();
+        let bytes: usize = batch.iter().map(Queued::size).sum();
+        inner.bytes = inner.bytes.saturating_sub(bytes);
         drop(inner);
         self.room.notify_waiters();
         Some(batch)
@@ -405,6 +438,24 @@ mod tests {
         assert_eq!(shown(&queue.next().unwrap()), ["1", "2"]);
         assert!(queue.push_or_lose(event(5)));
         assert_eq!(shown(&queue.next().unwrap()), ["lost 2", "5"]);
+    }
+
+    #[test]
+    fn long_texts_fill_the_queue_as_well() {
+        let queue = Queue::new(1_000);
+        let long = |length: usize| {
+            let (at_ms, names, reason) = (0, SessionNames::none(1), "x".repeat(length));
+            Event::SessionStart(SessionEvent { at_ms, names, reason })
+        };
+        assert!(queue.push_or_lose(long(QUEUED_BYTES + 1)), "nothing else is queued");
+        assert!(!queue.push_or_lose(event(2)));
+        assert_eq!(queue.next().unwrap().len(), 1);
+        assert!(queue.push_or_lose(long(QUEUED_BYTES / 2)));
+        assert!(!queue.push_or_lose(long(QUEUED_BYTES / 2)));
+        assert!(queue.push_or_lose(event(3)));
+        // Lost, long, lost, short.
+        assert_eq!(queue.next().unwrap().len(), 4);
+        assert_eq!(queue.lock().bytes, 0);
     }
 
     #[test]

@@ -93,7 +93,7 @@ mod tests {
         };
         let filter = Filter::new(&subscription, &names);
         let user = names.hold("app");
-        let facts = Facts { kind, ..Facts::default() };
+        let facts = Facts { kind, ..Facts::unknown(String::new()) };
         filter.wants(&Ask {
             names: &SessionNames { user: user.id(), ..SessionNames::none(1) },
             dialect: Dialect::Postgresql,

@@ -221,7 +221,7 @@ pub(super) enum AuditError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ComponentType, Lift)]
 #[component(enum)]
 #[repr(u8)]
-#[expect(dead_code, reason = "made by plugins only")]
+#[cfg_attr(not(test), expect(dead_code, reason = "made by plugins only"))]
 pub(super) enum HookName {
     #[component(name = "on-query")]
     Query,

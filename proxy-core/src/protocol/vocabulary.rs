@@ -279,6 +279,37 @@ impl Facts {
     /// Most tables, functions and variables kept of one text.
     pub const MAX_NAMES: usize = 64;
 
+    /// The facts of a text that nobody understands: it may do anything.
+    #[must_use]
+    pub const fn unknown(digest_text: String) -> Self {
+        Self {
+            kind: StatementKind::Unknown,
+            statements: 1,
+            read_only: false,
+            pins: PinReasons::only(PinReason::Unknown),
+            clears: PinReasons::NONE,
+            rds_pins: PinReasons::only(PinReason::Unknown),
+            taints: true,
+            needs_session_function: false,
+            changes_settings: true,
+            drops_all_prepared: false,
+            prepared_names: Vec::new(),
+            is_deallocate_one: false,
+            ends_transaction: false,
+            locks_rows: false,
+            writes: true,
+            calls_acting_function: true,
+            calls_unknown_function: true,
+            tables: Vec::new(),
+            functions: Vec::new(),
+            variables: Vec::new(),
+            variables_in_literals: false,
+            is_plain_set: false,
+            moves_transaction: true,
+            digest_text,
+        }
+    }
+
     /// True when it changes settings for longer than the transaction.
     #[must_use]
     pub const fn changes_session_settings(&self) -> bool {

@@ -170,6 +170,7 @@ impl<P: Protocol> Session<P> {
                 vec![String::new()]
             };
             let mut verdicts = Vec::with_capacity(subjects.len());
+            let before = decisions.len();
             for subject in &subjects {
                 match plugins.on_pin(&ask, reason, subject, decisions) {
                     PinVerdict::Reject(fault) => return Err(fault),
@@ -191,6 +192,12 @@ impl<P: Protocol> Session<P> {
                 policy.replay = Some(replay);
             } else {
                 policy.pin = policy.pin.union(only);
+                // Observers are told what became of it.
+                for decision in &mut decisions[before..] {
+                    if matches!(decision.verdict, "replay" | "ignore") {
+                        decision.verdict = "pin";
+                    }
+                }
             }
         }
         Ok(policy)

@@ -1791,9 +1791,7 @@ fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what:
 
 /// A text that was not read, or a function known only by number: anything may have happened.
 fn opaque_statement(bytes: usize) -> Submitted {
-    static FACTS: LazyLock<Arc<Facts>> = LazyLock::new(|| {
-        facts_without_text(StatementKind::Unknown, PinReasons::only(PinReason::Unknown), true, "<not read>")
-    });
+    static FACTS: LazyLock<Arc<Facts>> = LazyLock::new(|| Arc::new(Facts::unknown("<not read>".to_owned())));
     Submitted {
         facts: FACTS.clone(),
         digest: 0,

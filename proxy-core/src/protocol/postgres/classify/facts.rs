@@ -14,36 +14,6 @@ use super::{
 };
 use crate::protocol::{Facts, PinReason, PinReasons, StatementKind};
 
-/// The facts of a text that nobody understands: it may do anything.
-pub(super) fn unknown(digest_text: String) -> Facts {
-    Facts {
-        kind: StatementKind::Unknown,
-        statements: 1,
-        read_only: false,
-        pins: PinReasons::only(PinReason::Unknown),
-        clears: PinReasons::NONE,
-        rds_pins: PinReasons::only(PinReason::Unknown),
-        taints: true,
-        needs_session_function: false,
-        changes_settings: true,
-        drops_all_prepared: false,
-        prepared_names: Vec::new(),
-        is_deallocate_one: false,
-        ends_transaction: false,
-        locks_rows: false,
-        writes: true,
-        calls_acting_function: true,
-        calls_unknown_function: true,
-        tables: Vec::new(),
-        functions: Vec::new(),
-        variables: Vec::new(),
-        variables_in_literals: false,
-        is_plain_set: false,
-        moves_transaction: true,
-        digest_text,
-    }
-}
-
 /// The facts of a parsed text; `None` when something in the tree is not known here.
 pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String) -> Option<Facts> {
     let statements: Vec<&NodeEnum> =

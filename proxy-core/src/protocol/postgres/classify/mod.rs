@@ -87,7 +87,7 @@ impl Classifier {
         let Digest { digest, trusted } = self.digest(text, mode);
         let not_for_the_grammar = !trusted || text.len() > PARSE_LIMIT;
         if not_for_the_grammar {
-            return Classified { digest, facts: Arc::new(facts::unknown(digest_text(text, mode, trusted))) };
+            return Classified { digest, facts: Arc::new(Facts::unknown(digest_text(text, mode, trusted))) };
         }
         if let Some(facts) = self.cache.get(&digest) {
             return Classified { digest, facts };
@@ -100,7 +100,7 @@ impl Classifier {
         let understood = parse(text, mode).and_then(|tree| facts::from_tree(&tree, text_for_logs));
         let (key, facts) = match understood {
             Some(facts) => (digest, facts),
-            None => (exact, facts::unknown(text_for_logs())),
+            None => (exact, Facts::unknown(text_for_logs())),
         };
         let facts = Arc::new(facts);
         self.cache.insert(key, Arc::clone(&facts));
