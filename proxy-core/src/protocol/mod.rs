@@ -360,6 +360,24 @@ pub struct Outcome {
     pub error: Option<Box<str>>,
 }
 
+/// What the server itself has said of the session, or what a request did to it as a whole.
+#[derive(Debug, Default)]
+pub struct Learned {
+    /// What a session must find on whatever connection serves it next, in order.
+    pub changes: Vec<StateChange>,
+    /// What keeps it on this connection.
+    pub pins: PinReasons,
+}
+
+/// See [`Learned`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StateChange {
+    /// A setting, in lower case, and the statement that makes it.
+    Made(Box<str>, Box<str>),
+    /// All settings are as after login, and so is everything else that pins.
+    ResetAll,
+}
+
 /// What the tracker made of the server's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerEvent {
@@ -418,6 +436,12 @@ pub trait Tracker<P: Protocol>: Send {
     fn upcoming(&self, shared: &P::Shared, up: &Pipe, visit: &mut dyn FnMut(&Statement, &[u8])) -> Upcoming;
     /// How the statements of the request just answered went, in the order they ran.
     fn take_outcomes(&mut self) -> Vec<Outcome>;
+    /// What the server has said of the session since this was asked last.
+    fn take_learned(&mut self) -> Learned {
+        Learned::default()
+    }
+    /// After an error that leaves open whether there is still a transaction: asks the server. The answer is swallowed.
+    fn write_question(&mut self, _server: &mut P::Server, _up: &mut Pipe) {}
     /// Judges what the server sent.
     fn on_server(&mut self, down: &mut Pipe, server: &mut P::Server) -> Result<ServerEvent, ProtocolError>;
     /// True when a message of the client has gone to the server in part only.

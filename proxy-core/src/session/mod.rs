@@ -24,7 +24,7 @@ use crate::{
     pool::Pooled,
     protocol::{
         ClientEvent, Facts, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError,
-        ServerEvent, ServerState, Severity, Statement, StatementKind, Tracker, Tx,
+        ServerEvent, ServerState, Severity, StateChange, Statement, StatementKind, Tracker, Tx,
     },
     proxy::{Activity, CHECK, DRAIN, Endpoint, STOP, SessionHandle},
     router::Route,
@@ -566,6 +566,7 @@ impl<P: Protocol> Session<P> {
         let id = connection.state.key().id;
         let mut pending = std::mem::take(&mut self.pending);
         self.settle_settings(&mut pending, failed, nothing_ran);
+        self.take_over(&mut pending);
         self.settle_pins(pending, failed, nothing_ran, now, id);
         match received {
             Some(received) => self.observe(received, sent, now, None),
@@ -577,6 +578,11 @@ impl<P: Protocol> Session<P> {
             () if tx == Tx::Idle => Activity::Other,
             () => Activity::InTransaction,
         });
+        if let Some(connection) = &mut self.link
+            && failed
+        {
+            self.tracker.write_question(&mut connection.state, &mut self.up);
+        }
         if self.is_free() {
             self.release(now);
         }
@@ -677,6 +683,36 @@ impl<P: Protocol> Session<P> {
             connection.worn = Worn::Uncertain;
             pending.sets.insert(PinReason::SessionVariable);
         }
+    }
+
+    /// Takes over what the server itself has said of the session. No text could be wrong about that, nor a rollback undo
+    /// it.
+    fn take_over(&mut self, pending: &mut Pending) {
+        let learned = self.tracker.take_learned();
+        pending.sets = pending.sets.union(learned.pins);
+        let Some(connection) = &mut self.link else { return };
+        if learned.changes.is_empty() {
+            return;
+        }
+        let mut certain = !matches!(connection.worn, Worn::Uncertain);
+        for change in learned.changes {
+            match change {
+                StateChange::ResetAll => {
+                    self.settings = None;
+                    certain = true;
+                }
+                StateChange::Made(variable, statement) => {
+                    match Settings::with(self.settings.as_ref(), &variable, &statement) {
+                        Some(settings) => self.settings = Some(settings),
+                        None => {
+                            certain = false;
+                            pending.sets.insert(PinReason::SessionVariable);
+                        }
+                    }
+                }
+            }
+        }
+        connection.worn = if certain { Worn::from(self.settings.clone()) } else { Worn::Uncertain };
     }
 
     /// Takes over what the statements just answered have done to the pins.
