@@ -1,10 +1,78 @@
-//! MySQL and MariaDB.
+//! MySQL and MariaDB, one protocol in two dialects, both sides.
 //!
 //! Source: MySQL Source Documentation, "Client/Server Protocol"; MariaDB knowledge base, "MariaDB
 //! Client/Server Protocol".
 
-pub mod codec;
+use std::sync::Arc;
 
-/// MySQL and MariaDB, one protocol in two dialects.
+use super::{CancelKey, Dialect, Facts, Fault, Greeting, PoolKey, Protocol, ServerKey};
+
+pub mod auth;
+pub mod classify;
+pub mod codec;
+pub mod error;
+pub mod handshake;
+pub mod server;
+pub mod statement;
+pub mod tracker;
+
+/// MySQL and MariaDB behind the seam.
 #[derive(Debug)]
 pub struct MySql;
+
+/// What all connections of one MySQL proxy share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Facts of statement texts, by digest.
+    pub classifier: classify::Classifier,
+    /// Prepared statements kept on one server connection.
+    pub max_prepared: usize,
+}
+
+/// Statement texts whose facts are kept.
+const CLASSIFIED_TEXTS: usize = 16_384;
+
+impl Protocol for MySql {
+    const NAME: &'static str = "mysql";
+    const DIALECT: Dialect = Dialect::Mysql;
+    // The server speaks first.
+    const DIRECT_TLS: bool = false;
+    // One more than `max_connections` is let in for administrators, and none of these is kept from anybody.
+    const LIMITS_QUERY: &'static str = "SELECT @@global.max_connections, 0";
+    // The variable is a number in most versions and a word in the newest.
+    const ROLE_QUERY: &'static str = "SELECT IF(@@global.read_only IN ('0', 'OFF') AND @@global.innodb_read_only = 0, \
+        'READ_WRITE', 'READ_ONLY')";
+
+    type Shared = Shared;
+    type Accept = handshake::MyAccept;
+    type Connect = handshake::MyConnect;
+    type Tracker = tracker::MyTracker;
+    type Server = server::MyServer;
+
+    fn shared(max_prepared: usize) -> Shared {
+        Shared { classifier: classify::Classifier::new(CLASSIFIED_TEXTS), max_prepared }
+    }
+
+    fn know(shared: &Shared, text: &[u8]) -> (u128, Arc<Facts>, String) {
+        let mode = classify::LexMode::default();
+        let known = shared.classifier.facts(text, mode);
+        (known.digest, known.facts, classify::hint(text, mode).to_owned())
+    }
+
+    fn write_query(sql: &str, out: &mut Vec<u8>) {
+        server::write_command(out, codec::Command::Query, sql.as_bytes());
+    }
+
+    fn write_reset(server: &mut server::MyServer, out: &mut Vec<u8>) {
+        let answers = server.write_reset(out);
+        server.absorb_answers(answers);
+    }
+
+    fn write_ping(out: &mut Vec<u8>) {
+        server::write_command(out, codec::Command::Ping, &[]);
+    }
+
+    fn write_goodbye(out: &mut Vec<u8>) {
+        server::write_command(out, codec::Command::Quit, &[]);
+    }
+}

@@ -753,7 +753,7 @@ impl MyTracker {
 
     fn note_mode(&mut self, name: &str, value: &str) {
         if name == "character_set_client" {
-            self.mode.set_charset(value);
+            self.mode.charset = classify::Charset::of(value);
         }
     }
 
