@@ -7,13 +7,13 @@ use std::sync::{
 };
 
 use super::{
-    super::{Facts, PinReasons, Statement as Submitted},
-    classify::LexMode,
+    super::Facts,
+    classify::{Classified, Details, LexMode},
 };
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// A prepared statement.
+/// A prepared statement of one client: what a server knows of the types of its parameters is nobody else's.
 #[derive(Debug)]
 pub struct Statement {
     /// Unique in this process.
@@ -22,6 +22,8 @@ pub struct Statement {
     pub text: Box<[u8]>,
     /// What the grammar says of it.
     pub facts: Arc<Facts>,
+    /// What only this protocol asks.
+    pub details: Arc<Details>,
     /// Of the text.
     pub digest: u128,
     /// How the text was read; in another mode it may mean something else.
@@ -29,23 +31,12 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// A statement of its own: what the server knows of parameter types belongs to one client alone.
+    /// What is `known` of `text`, read in `mode`.
     #[must_use]
-    pub fn new(text: &[u8], mode: LexMode, facts: Arc<Facts>, digest: u128) -> Self {
-        Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), text: text.into(), facts, digest, mode }
-    }
-
-    /// As it is reported when it runs.
-    #[must_use]
-    pub fn submitted(&self, extra_pins: PinReasons) -> Submitted {
-        Submitted {
-            facts: self.facts.clone(),
-            digest: self.digest,
-            bytes: self.text.len(),
-            extra_pins,
-            prepares: false,
-            within: false,
-        }
+    pub fn new(text: &[u8], mode: LexMode, known: Classified) -> Self {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let Classified { digest, facts, details } = known;
+        Self { id, text: text.into(), facts, details, digest, mode }
     }
 }
 

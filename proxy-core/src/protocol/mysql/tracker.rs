@@ -18,7 +18,7 @@ use super::{
         StatementKind, Tracker, Tx, Upcoming, Watch,
     },
     MySql, Shared,
-    classify::{self, LexMode},
+    classify::{self, Assignment, Charset, Details, LexMode, Scope},
     codec::{
         self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
         SessionChange, Status, put_lenenc, put_lenenc_bytes,
@@ -75,6 +75,7 @@ pub struct MyTracker {
 #[derive(Debug)]
 struct Current {
     statement: Submitted,
+    details: Arc<Details>,
     admitted: bool,
     text: Text,
 }
@@ -113,6 +114,13 @@ const UNTRACKED: &[&str] = &["last_gtid", "warning_count", "error_count", "rand_
 /// Variables that count for the next statement only, or whose value is a moment: not to be made again elsewhere.
 const MOMENTARY: &[&str] =
     &["timestamp", "insert_id", "last_insert_id", "identity", "pseudo_thread_id", "gtid_seq_no"];
+
+/// A statement, and what only this protocol asks of it.
+type Known = (Submitted, Arc<Details>);
+
+fn submitted(facts: Arc<Facts>, digest: u128, bytes: usize) -> Submitted {
+    Submitted { facts, digest, bytes, extra_pins: PinReasons::NONE, prepares: false, within: false }
+}
 
 impl MyTracker {
     fn packet<'a>(up: &'a Pipe, header: Header) -> &'a [u8] {
@@ -161,26 +169,20 @@ impl MyTracker {
         codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
     }
 
-    fn report(&mut self, statement: Submitted, text: Text) -> ClientEvent {
-        self.current = Some(Current { statement: statement.clone(), admitted: false, text });
+    fn report(&mut self, (statement, details): Known, text: Text) -> ClientEvent {
+        self.current = Some(Current { statement: statement.clone(), details, admitted: false, text });
         ClientEvent::Statement(statement)
     }
 
     /// The facts of the statement at the front, once it was admitted.
-    fn admitted(&self) -> Option<Arc<Facts>> {
-        self.current.as_ref().filter(|current| current.admitted).map(|current| current.statement.facts.clone())
+    fn admitted(&self) -> Option<(Arc<Facts>, Arc<Details>)> {
+        let current = self.current.as_ref().filter(|current| current.admitted)?;
+        Some((current.statement.facts.clone(), current.details.clone()))
     }
 
-    fn read_text(&self, shared: &Shared, text: &[u8]) -> Submitted {
+    fn read_text(&self, shared: &Shared, text: &[u8]) -> Known {
         let known = shared.classifier.facts(text, self.mode);
-        Submitted {
-            facts: known.facts,
-            digest: known.digest,
-            bytes: text.len(),
-            extra_pins: PinReasons::NONE,
-            prepares: false,
-            within: false,
-        }
+        (submitted(known.facts, known.digest, text.len()), known.details)
     }
 
     fn query(
@@ -193,15 +195,8 @@ impl MyTracker {
     ) -> Result<Option<ClientEvent>, ProtocolError> {
         if self.current.is_none() {
             if header.len > MAX_TEXT_BYTES {
-                let unread = Submitted {
-                    facts: Arc::new(Facts::unknown("<not read>".to_owned())),
-                    digest: 0,
-                    bytes: header.len,
-                    extra_pins: PinReasons::NONE,
-                    prepares: false,
-                    within: false,
-                };
-                return Ok(Some(self.report(unread, Text::None)));
+                let unread = submitted(Arc::new(Facts::unknown("<not read>".to_owned())), 0, header.len);
+                return Ok(Some(self.report((unread, Arc::new(Details::unknown())), Text::None)));
             }
             if up.unread().len() < header.total() {
                 up.expect(header.total());
@@ -211,7 +206,7 @@ impl MyTracker {
             let statement = self.read_text(shared, text);
             return Ok(Some(self.report(statement, Text::Front)));
         }
-        let Some(facts) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let Some((facts, details)) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
@@ -220,20 +215,20 @@ impl MyTracker {
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
-        if let Some(message) = self.forbidden(up, &facts) {
+        if details.kill.is_some() {
+            let message = "KILL is not supported by this proxy: the ids of its sessions are its own";
             self.fail(1235, "42000", message, up, header, down);
             return Ok(None);
         }
         let wants = self.multi_statements;
-        let text = self.text(up);
-        if server.multi_statements != wants && memchr::memchr(b';', text).is_some() {
+        if server.multi_statements != wants && memchr::memchr(b';', &text).is_some() {
             let option = u16::from(!wants);
             write_command(up.output(), Command::SetOption, &option.to_le_bytes());
             server.expect(Reply::Results, true, false);
             server.multi_statements = wants;
         }
         server.write_closes(up.output());
-        self.explains = self.explain(&facts, self.text(up));
+        self.explains = self.explain(&facts, &details, &text);
         let moves = facts.moves_transaction;
         match self.current.take().map(|current| current.text) {
             Some(Text::Rewritten(text)) => {
@@ -268,30 +263,28 @@ impl MyTracker {
         ))
     }
 
-    /// Why a text cannot go to a server that others use.
-    fn forbidden(&self, up: &Pipe, _facts: &Facts) -> Option<&'static str> {
-        let text = self.text(up);
-        classify::kill_target(text, self.mode)
-            .is_some()
-            .then_some("KILL by text is not supported by this proxy; the ids of its sessions are its own")
-    }
-
     /// What the text says of the session changes that the server will report.
-    fn explain(&self, facts: &Facts, text: &[u8]) -> Explained {
+    fn explain(&self, facts: &Facts, details: &Details, text: &[u8]) -> Explained {
         let mut explained = Explained { state: !facts.pins.is_empty() || facts.taints, ..Explained::default() };
         if facts.statements != 1 {
             return explained;
         }
-        if classify::sets_names(text, self.mode) {
+        if facts.is_plain_set
+            && let [Assignment { name, .. }] = &details.sets[..]
+            && matches!(&**name, "names" | "character set")
+            && let Ok(text) = std::str::from_utf8(text)
+        {
+            // Servers do not report the collation with it, so it is made again by its own text.
             explained.covers = CHARACTER_SET;
-            if let Ok(text) = std::str::from_utf8(text) {
-                explained.made.push(("names".into(), text.trim_end_matches([';', ' ']).into()));
-            }
+            explained.made.push(("names".into(), text.into()));
             explained.state = true;
-        } else if let Some(assignments) = classify::user_variable_assignments(text, self.mode) {
+        } else if details.sets.iter().any(|one| one.scope == Scope::User)
+            && let Some(assignments) = classify::user_variable_assignments(text, self.mode)
+        {
             for (name, value) in assignments {
-                let statement = format!("SET {name} = {value}");
-                explained.made.push((name.to_lowercase().into(), statement.into()));
+                let Ok(value) = String::from_utf8(value) else { return explained };
+                let statement = format!("SET @`{}` = {value}", name.replace('`', "``"));
+                explained.made.push((format!("@{name}").into(), statement.into()));
             }
             explained.state = true;
         }
@@ -320,8 +313,9 @@ impl MyTracker {
         }
         let text = Self::packet(up, header).get(1..).unwrap_or_default();
         if self.current.is_none() && self.watch.prepares {
-            let statement = Submitted { prepares: true, ..self.read_text(shared, text) };
-            return Ok(Some(self.report(statement, Text::Front)));
+            let (statement, details) = self.read_text(shared, text);
+            let statement = Submitted { prepares: true, ..statement };
+            return Ok(Some(self.report((statement, details), Text::Front)));
         }
         if self.watch.prepares && self.admitted().is_none() {
             return Ok(Some(ClientEvent::NeedBytes));
@@ -338,7 +332,7 @@ impl MyTracker {
         let text = Self::packet(up, header).get(1..).unwrap_or_default();
         let known = shared.classifier.facts(rewritten.as_deref().unwrap_or(text), self.mode);
         let text = rewritten.as_deref().unwrap_or(text);
-        let statement = Arc::new(Statement::new(text, self.mode, known.facts, known.digest));
+        let statement = Arc::new(Statement::new(text, self.mode, known));
         match rewritten {
             Some(text) => {
                 self.take_packet(up, header, false);
@@ -407,15 +401,20 @@ impl MyTracker {
         };
         let statement = prepared.statement.clone();
         if self.current.is_none() {
-            let submitted = statement.submitted(PinReasons::NONE);
-            return Ok(Some(self.report(submitted, Text::Of(statement))));
+            let known = (submitted(statement.facts.clone(), statement.digest, statement.text.len()), statement.details.clone());
+            return Ok(Some(self.report(known, Text::Of(statement))));
         }
-        let Some(facts) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let Some((facts, details)) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
         if let Some((code, sqlstate, message)) = self.stopped(&facts, &statement.text) {
             self.fail(code, sqlstate, message, up, header, down);
+            return Ok(None);
+        }
+        if details.kill.is_some() {
+            let message = "KILL is not supported by this proxy: the ids of its sessions are its own";
+            self.fail(1235, "42000", message, up, header, down);
             return Ok(None);
         }
         // `command, id: u32, flags: u8, iterations: u32`, then, when there are parameters, a bit for each that is
@@ -630,17 +629,10 @@ impl MyTracker {
         reply: Reply,
     ) -> Option<ClientEvent> {
         if self.current.is_none() {
-            let statement = Submitted {
-                facts: classify::of_command(command),
-                digest: command as u128,
-                bytes: header.len,
-                extra_pins: PinReasons::NONE,
-                prepares: false,
-                within: false,
-            };
-            return Some(self.report(statement, Text::None));
+            let statement = submitted(classify::of_command(command), command as u128, header.len);
+            return Some(self.report((statement, Arc::default()), Text::None));
         }
-        let Some(facts) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
+        let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
         server.write_closes(up.output());
         self.current = None;
@@ -657,17 +649,11 @@ impl MyTracker {
         server: Option<&mut MyServer>,
     ) -> Option<ClientEvent> {
         if self.current.is_none() {
-            let statement = Submitted {
-                facts: classify::of_command(Command::ResetConnection),
-                digest: Command::ResetConnection as u128,
-                bytes: header.len,
-                extra_pins: PinReasons::NONE,
-                prepares: false,
-                within: false,
-            };
-            return Some(self.report(statement, Text::None));
+            let command = Command::ResetConnection;
+            let statement = submitted(classify::of_command(command), command as u128, header.len);
+            return Some(self.report((statement, Arc::default()), Text::None));
         }
-        let Some(facts) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
+        let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
         self.current = None;
         self.statements.clear();
@@ -753,7 +739,7 @@ impl MyTracker {
 
     fn note_mode(&mut self, name: &str, value: &str) {
         if name == "character_set_client" {
-            self.mode.charset = classify::Charset::of(value);
+            self.mode.charset = Charset::of(value);
         }
     }
 
@@ -1198,9 +1184,11 @@ impl Tracker<MySql> for MyTracker {
         let prepares = current.statement.prepares;
         match &current.text {
             Text::Front | Text::Rewritten(_) => {
-                let statement = Submitted { prepares, ..self.read_text(shared, text.as_bytes()) };
+                let (statement, details) = self.read_text(shared, text.as_bytes());
+                let statement = Submitted { prepares, ..statement };
                 self.current = Some(Current {
                     statement: statement.clone(),
+                    details,
                     admitted: false,
                     text: Text::Rewritten(text.into_bytes()),
                 });
