@@ -5,7 +5,7 @@ use std::{
     fmt,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -22,7 +22,7 @@ use crate::{
     config::{AuthConfig, ClientAuthType, ProxyConfig, SecretSource, TargetRole},
     metrics::{CancelOutcome, EndpointMetrics, ProxyMetrics},
     plugin::{PluginHost, Plugins},
-    protocol::{CancelKey, MockKey, Protocol, Role},
+    protocol::{CancelKey, Kill, Killed, MockKey, Protocol, Role},
     router::{self, NoTarget, Route},
     secrets::{SecretError, SecretHandle},
     session::cancel::{Cancellable, UnderWay},
@@ -295,11 +295,27 @@ impl<P: Protocol> Proxy<P> {
 
     /// Cancels what the session with this key runs.
     pub async fn cancel(&self, key: CancelKey) {
+        match self.sessions.find(key) {
+            Some(handle) => self.cancel_of(&handle).await,
+            None => self.metrics.cancelled(CancelOutcome::UnknownKey),
+        }
+    }
+
+    /// Does to another session of `user` what a kill says.
+    pub async fn kill(&self, kill: Kill, user: &str) -> Killed {
+        let Some(handle) = self.sessions.lock().get(&kill.id).cloned() else { return Killed::Unknown };
+        if handle.user.get().is_none_or(|owner| **owner != *user) {
+            return Killed::NotOwner;
+        }
+        if !kill.query_only {
+            handle.signal(STOP);
+        }
+        self.cancel_of(&handle).await;
+        Killed::Done
+    }
+
+    async fn cancel_of(&self, handle: &SessionHandle) {
         let Ok(_permit) = self.cancels.acquire().await else { return };
-        let Some(handle) = self.sessions.find(key) else {
-            self.metrics.cancelled(CancelOutcome::UnknownKey);
-            return;
-        };
         let under_way = match handle.begin_cancel() {
             Cancel::UnderWay(under_way) => under_way,
             Cancel::Signalled => return self.metrics.cancelled(CancelOutcome::Forwarded),
@@ -450,6 +466,8 @@ pub struct SessionHandle {
     activity: AtomicU8,
     waker: AtomicWaker,
     request: Mutex<Request>,
+    /// Whose session it is, once logged in.
+    user: OnceLock<Box<str>>,
 }
 
 /// Where a session's request is, as far as a cancel must know.
@@ -547,6 +565,11 @@ impl SessionHandle {
         }
     }
 
+    /// It is this user's.
+    pub fn belongs_to(&self, user: &str) {
+        let _ = self.user.set(user.into());
+    }
+
     /// Begins a cancel while the request cannot move on.
     fn begin_cancel(&self) -> Cancel {
         match &*self.request() {
@@ -608,6 +631,7 @@ impl Sessions {
                 activity: AtomicU8::new(0),
                 waker: AtomicWaker::new(),
                 request: Mutex::default(),
+                user: OnceLock::new(),
             });
             by_id.insert(key.id, handle.clone());
             return Some(handle);

@@ -12,7 +12,7 @@ use crate::{
     secrets::Secret,
 };
 
-pub mod mysql;
+// pub mod mysql;
 pub mod postgres;
 
 mod vocabulary;
@@ -295,8 +295,30 @@ pub enum ClientEvent {
     },
     /// A statement is about to run. Decide, then call [`Tracker::admit`] and come again.
     Statement(Statement),
+    /// Another session is to be killed; then call [`Tracker::killed`] and come again.
+    Kill(Kill),
     /// The client said goodbye.
     Quit,
+}
+
+/// What a client wants of another session of the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kill {
+    /// The other's, as that client was told.
+    pub id: u32,
+    /// Only what it runs, not the session itself.
+    pub query_only: bool,
+}
+
+/// What became of a [`Kill`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Killed {
+    /// It is on its way.
+    Done,
+    /// There is no such session.
+    Unknown,
+    /// It is another user's.
+    NotOwner,
 }
 
 /// A statement on its way to a server.
@@ -436,6 +458,8 @@ pub trait Tracker<P: Protocol>: Send {
     fn upcoming(&self, shared: &P::Shared, up: &Pipe, visit: &mut dyn FnMut(&Statement, &[u8])) -> Upcoming;
     /// How the statements of the request just answered went, in the order they ran.
     fn take_outcomes(&mut self) -> Vec<Outcome>;
+    /// What became of the [`ClientEvent::Kill`] at the front: tells the client.
+    fn killed(&mut self, _outcome: Killed, _up: &mut Pipe, _down: &mut Pipe) {}
     /// What the server has said of the session since this was asked last.
     fn take_learned(&mut self) -> Learned {
         Learned::default()

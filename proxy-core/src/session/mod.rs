@@ -217,6 +217,7 @@ impl<P: Protocol> Session<P> {
         session_functions: Arc<AtomicBool>,
         names: SessionNames,
     ) -> Self {
+        handle.belongs_to(&key.user);
         let pins = tracker.standing_pins();
         Self {
             endpoint,
@@ -274,6 +275,12 @@ impl<P: Protocol> Session<P> {
                 ClientEvent::NeedServer { facts } => {
                     self.wants_answer = false;
                     self.take_server(facts.as_deref()).await?;
+                    continue;
+                }
+                ClientEvent::Kill(kill) => {
+                    let outcome = Box::pin(self.endpoint.proxy.kill(kill, &self.key.user)).await;
+                    self.tracker.killed(outcome, &mut self.up, &mut self.down);
+                    self.answered_here(None);
                     continue;
                 }
                 ClientEvent::Quit => return Box::pin(self.see_off()).await,

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     super::{
-        ClientEvent, Facts, Fault, FaultKind, Greeting, Learned, Outcome, PinReason, PinReasons, PoolKey,
+        ClientEvent, Facts, Fault, FaultKind, Greeting, Kill, Killed, Learned, Outcome, PinReason, PinReasons, PoolKey,
         ProtocolError, Rewritten, ServerEvent, ServerState as _, StateChange, Statement as Submitted,
         StatementKind, Tracker, Tx, Upcoming, Watch,
     },
@@ -207,17 +207,21 @@ impl MyTracker {
             return Ok(Some(self.report(statement, Text::Front)));
         }
         let Some((facts, details)) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let text = self.text(up).to_vec();
+        if details.kill.is_some() {
+            let Some((kill, id)) = classify::kill_target(&text, self.mode) else {
+                let message = "This proxy follows KILL with the number of a session only";
+                self.fail(1235, "42000", message, up, header, down);
+                return Ok(None);
+            };
+            let id = u32::try_from(id).unwrap_or(0);
+            return Ok(Some(ClientEvent::Kill(Kill { id, query_only: kill.query_only })));
+        }
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
-        let text = self.text(up).to_vec();
         if let Some((code, sqlstate, message)) = self.stopped(&facts, &text) {
             self.fail(code, sqlstate, message, up, header, down);
-            return Ok(None);
-        }
-        if details.kill.is_some() {
-            let message = "KILL is not supported by this proxy: the ids of its sessions are its own";
-            self.fail(1235, "42000", message, up, header, down);
             return Ok(None);
         }
         let wants = self.multi_statements;
@@ -413,7 +417,7 @@ impl MyTracker {
             return Ok(None);
         }
         if details.kill.is_some() {
-            let message = "KILL is not supported by this proxy: the ids of its sessions are its own";
+            let message = "This proxy does not follow KILL in a prepared statement";
             self.fail(1235, "42000", message, up, header, down);
             return Ok(None);
         }
@@ -670,6 +674,20 @@ impl MyTracker {
         self.learned.changes.push(StateChange::ResetAll);
         self.explains = Explained { state: true, ..Explained::default() };
         None
+    }
+
+    /// COM_PROCESS_KILL. Shape: `command | id: u32`.
+    fn process_kill(&mut self, header: Header, up: &mut Pipe, down: &mut Pipe) -> Option<ClientEvent> {
+        if header.len <= MAX_HELD_BYTES && up.unread().len() < header.total() {
+            return Some(ClientEvent::NeedBytes);
+        }
+        match Self::packet(up, header).get(1..5).and_then(|bytes| bytes.first_chunk()) {
+            Some(id) => Some(ClientEvent::Kill(Kill { id: u32::from_le_bytes(*id), query_only: false })),
+            None => {
+                self.fail(1047, "08S01", "Unknown command", up, header, down);
+                None
+            }
+        }
     }
 
     fn set_option(&mut self, header: Header, up: &mut Pipe, down: &mut Pipe) -> Option<ClientEvent> {
@@ -1110,6 +1128,7 @@ impl Tracker<MySql> for MyTracker {
                     self.ok(down, 1);
                     None
                 }
+                Some(Command::ProcessKill) => self.process_kill(header, up, down),
                 Some(command @ (Command::Ping | Command::InitDb | Command::Debug | Command::ProcessInfo)) => {
                     self.command(command, header, up, server, Reply::Results)
                 }
@@ -1235,6 +1254,19 @@ impl Tracker<MySql> for MyTracker {
 
     fn take_outcomes(&mut self) -> Vec<Outcome> {
         std::mem::take(&mut self.outcomes)
+    }
+
+    fn killed(&mut self, outcome: Killed, up: &mut Pipe, down: &mut Pipe) {
+        let Some(header) = Header::read(up.unread()) else { return };
+        match outcome {
+            Killed::Done => {
+                self.current = None;
+                self.take_packet(up, header, false);
+                self.ok(down, 1);
+            }
+            Killed::Unknown => self.fail(1094, "HY000", "Unknown thread id", up, header, down),
+            Killed::NotOwner => self.fail(1095, "HY000", "You are not owner of thread", up, header, down),
+        }
     }
 
     fn take_learned(&mut self) -> Learned {
