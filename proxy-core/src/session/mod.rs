@@ -696,7 +696,11 @@ impl<P: Protocol> Session<P> {
     /// it.
     fn take_over(&mut self, pending: &mut Pending) {
         let learned = self.tracker.take_learned();
-        pending.sets = pending.sets.union(learned.pins);
+        let mut pins = learned.pins;
+        if self.endpoint.proxy.settings().profile == Profile::Rds {
+            pins = pins.without(PinReasons::only(PinReason::SessionFunction));
+        }
+        pending.sets = pending.sets.union(pins);
         let Some(connection) = &mut self.link else { return };
         if learned.changes.is_empty() {
             return;

@@ -7,6 +7,7 @@ use lru::LruCache;
 
 use super::{
     super::{Absorbed, Greeting, ProtocolError, ServerKey, ServerState, Tx},
+    classify::{Charset, LexMode},
     codec::{
         self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
         SessionChange, Status, put_u24, session_state, write_packet,
@@ -85,6 +86,8 @@ pub struct MyServer {
     pub(super) agreed: Capabilities,
     /// As last reported.
     pub(super) status: Status,
+    /// How it reads text.
+    pub(super) mode: LexMode,
     /// The last error left open whether there is a transaction.
     pub(super) doubtful: bool,
     /// The next transaction is not like others (`SET TRANSACTION`).
@@ -142,6 +145,8 @@ pub struct Start {
     pub agreed: Capabilities,
     /// After the login.
     pub status: Status,
+    /// How it reads text.
+    pub mode: LexMode,
     /// The statement that turns session tracking on; empty where there is none.
     pub rearm: Box<str>,
     /// The database; empty for none.
@@ -159,6 +164,7 @@ impl MyServer {
             greeting: start.greeting,
             agreed: start.agreed,
             status: start.status,
+            mode: start.mode,
             doubtful: false,
             characteristics: false,
             expected: VecDeque::new(),
@@ -206,6 +212,7 @@ impl MyServer {
     /// Takes over what an OK or EOF packet says.
     pub(super) fn note_status(&mut self, status: Status) {
         self.status = status.without(Status::MORE_RESULTS | Status::SESSION_STATE_CHANGED);
+        self.mode.no_backslash_escapes = status.contains(Status::NO_BACKSLASH_ESCAPES);
         self.doubtful = false;
     }
 
@@ -221,6 +228,13 @@ impl MyServer {
         match change {
             SessionChange::Characteristics(statements) => {
                 self.characteristics = !statements.is_empty();
+            }
+            SessionChange::Variable { name: b"character_set_client", value } => {
+                self.mode.charset = Charset::of(&String::from_utf8_lossy(value));
+            }
+            SessionChange::Variable { name: b"sql_mode", value } => {
+                let mode = LexMode::from_variables(&String::from_utf8_lossy(value), "utf8mb4");
+                self.mode.ansi_quotes = mode.ansi_quotes;
             }
             SessionChange::Schema(name) => self.current_schema = (*name).into(),
             _ => {}

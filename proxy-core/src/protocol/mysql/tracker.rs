@@ -18,7 +18,7 @@ use super::{
         StatementKind, Tracker, Tx, Upcoming, Watch,
     },
     MySql, Shared,
-    classify::{self, Assignment, Charset, Details, LexMode, Scope},
+    classify::{self, Assignment, Details, LexMode, Scope},
     codec::{
         self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
         SessionChange, Status, put_lenenc, put_lenenc_bytes,
@@ -70,6 +70,8 @@ pub struct MyTracker {
     /// Of the statement under way: what the server will report of it is known from its text.
     explains: Explained,
     last_insert_id: u64,
+    /// This statement could not be prepared where the session is served now.
+    unprepared: Option<(u64, ErrPacket)>,
 }
 
 #[derive(Debug)]
@@ -96,8 +98,12 @@ enum Text {
 /// What is known of a statement under way beside what the server says.
 #[derive(Debug, Default)]
 struct Explained {
-    /// The session changes in a way that pins hold, or that `made` says.
+    /// That something of the session changes is no surprise: pins hold it, or the text says it.
     state: bool,
+    /// It runs code that no text shows.
+    taints: bool,
+    /// It sets user variables in a way that is not followed.
+    unsettles: bool,
     /// Settings made by the text itself.
     made: Vec<(Box<str>, Box<str>)>,
     /// Variables that the server reports and `made` stands for.
@@ -269,8 +275,16 @@ impl MyTracker {
 
     /// What the text says of the session changes that the server will report.
     fn explain(&self, facts: &Facts, details: &Details, text: &[u8]) -> Explained {
-        let mut explained = Explained { state: !facts.pins.is_empty() || facts.taints, ..Explained::default() };
+        let mut explained = Explained {
+            state: !facts.pins.is_empty()
+                || facts.kind == StatementKind::Ddl
+                || !details.named_statements.is_empty(),
+            taints: facts.taints,
+            ..Explained::default()
+        };
+        let sets_user = details.sets_more || details.sets.iter().any(|one| one.scope == Scope::User);
         if facts.statements != 1 {
+            explained.unsettles = sets_user;
             return explained;
         }
         if facts.is_plain_set
@@ -282,15 +296,19 @@ impl MyTracker {
             explained.covers = CHARACTER_SET;
             explained.made.push(("names".into(), text.into()));
             explained.state = true;
-        } else if details.sets.iter().any(|one| one.scope == Scope::User)
-            && let Some(assignments) = classify::user_variable_assignments(text, self.mode)
-        {
-            for (name, value) in assignments {
-                let Ok(value) = String::from_utf8(value) else { return explained };
-                let statement = format!("SET @`{}` = {value}", name.replace('`', "``"));
-                explained.made.push((format!("@{name}").into(), statement.into()));
-            }
+        } else if sets_user {
             explained.state = true;
+            let assignments = classify::user_variable_assignments(text, self.mode);
+            explained.unsettles = assignments.is_none();
+            for (name, value) in assignments.unwrap_or_default() {
+                match String::from_utf8(value) {
+                    Ok(value) => {
+                        let statement = format!("SET @`{}` = {value}", name.replace('`', "``"));
+                        explained.made.push((format!("@{name}").into(), statement.into()));
+                    }
+                    Err(_) => explained.unsettles = true,
+                }
+            }
         }
         explained
     }
@@ -336,6 +354,10 @@ impl MyTracker {
         let text = Self::packet(up, header).get(1..).unwrap_or_default();
         let known = shared.classifier.facts(rewritten.as_deref().unwrap_or(text), self.mode);
         let text = rewritten.as_deref().unwrap_or(text);
+        let mut known = known;
+        let mut facts = Facts::clone(&known.facts);
+        facts.rds_pins.insert(PinReason::PreparedStatement);
+        known.facts = Arc::new(facts);
         let statement = Arc::new(Statement::new(text, self.mode, known));
         match rewritten {
             Some(text) => {
@@ -432,6 +454,10 @@ impl MyTracker {
             up.expect(seen);
             return Ok(Some(ClientEvent::NeedBytes));
         }
+        if let Some((_, error)) = self.unprepared.take_if(|(id, _)| *id == statement.id) {
+            self.fail(error.code, &error.sqlstate, &error.message, up, header, down);
+            return Ok(None);
+        }
         let Some(there) = Self::on_server_as(&statement, server, up) else {
             return Ok(Some(ClientEvent::NeedAnswer));
         };
@@ -466,10 +492,7 @@ impl MyTracker {
             // Until the answer shows that there is none.
             server.cursors.push(there.id);
         }
-        self.explains = Explained {
-            state: !facts.pins.is_empty() || facts.taints,
-            ..Explained::default()
-        };
+        self.explains = self.explain(&facts, &details, &statement.text);
         self.current = None;
         server.running = there.id;
         server.long_data.retain(|id| *id != there.id);
@@ -529,6 +552,11 @@ impl MyTracker {
         };
         let facts = prepared.statement.facts.clone();
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
+        if self.unprepared.as_ref().is_some_and(|(id, _)| *id == prepared.statement.id) {
+            // The execution will be told why; until then there is nothing to say.
+            self.take_packet(up, header, false);
+            return None;
+        }
         let Some(there) = Self::on_server_as(&prepared.statement, server, up) else {
             return Some(ClientEvent::NeedAnswer);
         };
@@ -728,7 +756,6 @@ impl MyTracker {
                     return;
                 };
                 let name = name.to_lowercase();
-                self.note_mode(&name, value);
                 self.explains.state = true;
                 if UNTRACKED.contains(&&*name) || self.explains.covers.contains(&&*name) {
                     return;
@@ -755,17 +782,13 @@ impl MyTracker {
         }
     }
 
-    fn note_mode(&mut self, name: &str, value: &str) {
-        if name == "character_set_client" {
-            self.mode.charset = Charset::of(value);
-        }
-    }
-
-    /// All that a statement has changed is known now.
+    /// All that a statement has changed is known now. What an error keeps back, or what no text and no report
+    /// explains, makes the session keep this connection.
     fn settle(&mut self, failed: bool) {
         let explains = std::mem::take(&mut self.explains);
-        if std::mem::take(&mut self.state_changed) && !explains.state {
-            // Something of the session is another than before, and nobody knows what.
+        let changed = std::mem::take(&mut self.state_changed);
+        let surprise = changed && (explains.taints || !explains.state);
+        if surprise || explains.unsettles || (failed && explains.taints) {
             self.learned.pins.insert(PinReason::SessionVariable);
         }
         if !failed {
@@ -818,10 +841,14 @@ impl MyTracker {
             self.relay(down, server, header, kept);
             server.end_cursor();
             let head = server.pop();
-            server.note_error(head.is_none_or(|head| head.moves_transaction));
+            server.note_error(head.as_ref().is_none_or(|head| head.moves_transaction));
             if !kept {
-                // What we asked for ourselves has not come about; nobody may rely on this connection.
-                server.set_retire();
+                match head.map(|head| head.reply) {
+                    // The client will be told in place of what it wants to run.
+                    Some(Reply::Prepared(statement)) => self.unprepared = Some((statement.id, error)),
+                    // What we asked for ourselves has not come about; nobody may rely on this connection.
+                    _ => server.set_retire(),
+                }
                 return Ok(None);
             }
             self.note_outcome(Some(error.sqlstate.into()), 0);
@@ -981,8 +1008,7 @@ impl MyTracker {
                 self.learn(change);
             }
             self.status = end.status.without(Status::SESSION_STATE_CHANGED | Status::MORE_RESULTS);
-            self.mode.ansi_quotes = server.status.contains(Status::ANSI_QUOTES);
-            self.mode.no_backslash_escapes = server.status.contains(Status::NO_BACKSLASH_ESCAPES);
+            self.mode = server.mode;
             if end.last_insert_id != 0 {
                 self.last_insert_id = end.last_insert_id;
             }
@@ -1160,11 +1186,8 @@ impl Tracker<MySql> for MyTracker {
     }
 
     fn attach(&mut self, server: &MyServer) {
-        let quotes = server.status.contains(Status::ANSI_QUOTES);
-        let plain = server.status.contains(Status::NO_BACKSLASH_ESCAPES);
-        if (self.mode.ansi_quotes, self.mode.no_backslash_escapes) != (quotes, plain) {
-            self.mode.ansi_quotes = quotes;
-            self.mode.no_backslash_escapes = plain;
+        if self.mode != server.mode {
+            self.mode = server.mode;
             self.current = None;
         }
     }
