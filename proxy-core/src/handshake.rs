@@ -8,16 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tracing::{debug, info};
 
 use crate::{
     buffer::{Buffer, Pipe},
     protocol::{
-        Accept, AcceptOptions, AcceptStep, CancelKey, Fault, FaultKind, Greeting, PoolKey, Protocol,
-        ServerState, Severity, Tracker,
+        Accept, AcceptOptions, AcceptStep, Arrival, CancelKey, Compression, Fault, FaultKind, Greeting,
+        Login, PoolKey, Protocol, ServerState, Severity, Tracker,
     },
-    proxy::{Endpoint, SessionHandle},
+    proxy::{Endpoint, Proxy, SessionHandle},
     router::Route,
     session::{Session, SessionError, borrow::Borrower, place::Places},
     stream::{Stream, tune},
@@ -63,6 +67,36 @@ impl<P: Protocol> Drop for Counted<P> {
     }
 }
 
+/// Names a client among the sessions from its arrival; gone when this is dropped, unless its session has begun.
+struct Registered<P: Protocol> {
+    proxy: Option<Arc<Proxy<P>>>,
+    handle: Arc<SessionHandle>,
+}
+
+impl<P: Protocol> Registered<P> {
+    fn new(proxy: &Arc<Proxy<P>>) -> Result<Self, Fault> {
+        let handle = proxy
+            .sessions
+            .register(Instant::now())
+            .ok_or_else(|| Fault::fatal(FaultKind::Internal, "Unknown error."))?;
+        Ok(Self { proxy: Some(proxy.clone()), handle })
+    }
+
+    /// From now on it is the session that ends it.
+    fn into_handle(mut self) -> Arc<SessionHandle> {
+        self.proxy = None;
+        self.handle.clone()
+    }
+}
+
+impl<P: Protocol> Drop for Registered<P> {
+    fn drop(&mut self) {
+        if let Some(proxy) = &self.proxy {
+            proxy.sessions.unregister(&self.handle);
+        }
+    }
+}
+
 /// Serves one accepted client to its end.
 pub async fn serve_client<P: Protocol>(endpoint: Arc<Endpoint<P>>, tcp: TcpStream, peer: IpAddr) {
     endpoint.metrics.client_connected();
@@ -86,7 +120,12 @@ async fn welcome<P: Protocol>(
     let endpoint = counted.endpoint.clone();
     let proxy = &endpoint.proxy;
     tune(&tcp).ok()?;
-    let mut guest = Guest { stream: Some(Stream::Plain(tcp)), input: Buffer::default(), out: Vec::new() };
+    let mut guest = Guest::<P> {
+        stream: Some(Stream::Plain(tcp)),
+        input: Buffer::default(),
+        out: Vec::new(),
+        accept: None,
+    };
     let patience = proxy.settings().handshake_timeout;
     let outcome = match proxy.unauthenticated() {
         None => Err(Ended::Fault(Fault::fatal(
@@ -96,20 +135,21 @@ async fn welcome<P: Protocol>(
                 proxy.settings().max_unauthenticated
             ),
         ))),
-        Some(_unauthenticated) => {
-            let handshake = guest.log_in(counted, peer, too_many);
-            timeout(patience, handshake).await.unwrap_or_else(|_| {
-                Err(Ended::Fault(Fault::fatal(
-                    FaultKind::HandshakeTimeout,
-                    "canceling authentication due to timeout",
-                )))
-            })
-        }
+        Some(_unauthenticated) => match timeout(patience, guest.log_in(counted, peer, too_many)).await {
+            Ok(outcome) => outcome,
+            Err(_) if guest.accept.is_none() => {
+                Err(Ended::Fault(Fault::fatal(FaultKind::NoTarget, "No database server was reached yet.")))
+            }
+            Err(_) => Err(Ended::Fault(Fault::fatal(
+                FaultKind::HandshakeTimeout,
+                "canceling authentication due to timeout",
+            ))),
+        },
     };
     let outcome = match outcome {
-        Ok(key) => {
+        Ok((login, registered)) => {
             endpoint.metrics.login_succeeded();
-            guest.settle_in(&endpoint, key).await
+            guest.settle_in(&endpoint, login, registered).await
         }
         Err(ended) => Err(ended),
     };
@@ -129,29 +169,42 @@ async fn welcome<P: Protocol>(
 }
 
 /// A client that is not a session yet.
-struct Guest {
+struct Guest<P: Protocol> {
     /// `None` once handed on, or lost in a TLS handshake.
     stream: Option<Stream>,
     input: Buffer,
     out: Vec<u8>,
+    /// Its login, once that could begin.
+    accept: Option<P::Accept>,
 }
 
-impl Guest {
+impl<P: Protocol> Guest<P> {
     /// From the first byte to "authenticated".
-    async fn log_in<P: Protocol>(
+    async fn log_in(
         &mut self,
         counted: &mut Counted<P>,
         peer: IpAddr,
         too_many: Option<usize>,
-    ) -> Result<PoolKey, Ended> {
+    ) -> Result<(Login<P::Client>, Registered<P>), Ended> {
         let endpoint = counted.endpoint.clone();
         let proxy = &endpoint.proxy;
+        let registered = Registered::new(proxy)?;
+        let hello = said_by_servers(proxy).await?;
         let offered = proxy.tls.load_full();
-        let options =
-            AcceptOptions { offer_tls: offered.is_some(), require_tls: proxy.settings().require_tls };
-        let mut accept = P::Accept::new(options);
+        let settings = proxy.settings();
+        let options = AcceptOptions { offer_tls: offered.is_some(), require_tls: settings.require_tls };
+        let arrival = Arrival {
+            hello,
+            key: registered.handle.key,
+            peer,
+            method: proxy.usual_method(),
+            force_full_authentication: settings.force_full_authentication,
+        };
+        drop(settings);
+        self.accept = Some(P::Accept::begin(options, arrival));
         let mut direct_tls = P::DIRECT_TLS && self.begins_with_tls().await?;
         loop {
+            let Some(accept) = &mut self.accept else { return Err(Ended::Silent) };
             let step = if std::mem::take(&mut direct_tls) {
                 accept.direct_tls()?;
                 AcceptStep::StartTls
@@ -161,7 +214,15 @@ impl Guest {
             match step {
                 AcceptStep::NeedBytes => {
                     self.flush().await?;
-                    self.fill().await?;
+                    self.fill(usize::MAX).await?;
+                }
+                AcceptStep::NeedAtMost(n) => {
+                    self.flush().await?;
+                    self.fill(n).await?;
+                }
+                AcceptStep::NeedWork(work) => {
+                    let done = tokio::task::spawn_blocking(work).await;
+                    done.map_err(|_| Fault::fatal(FaultKind::Internal, "Unknown error."))?;
                 }
                 AcceptStep::StartTls => {
                     let Some(tls) = &offered else { return Err(Ended::Silent) };
@@ -181,6 +242,7 @@ impl Guest {
                     self.stream = Some(Stream::ClientTls(Box::new(stream)));
                     counted.tls = true;
                     endpoint.metrics.client_tls();
+                    let Some(accept) = &mut self.accept else { return Err(Ended::Silent) };
                     accept.tls_started(state.end_point.as_deref(), protocol.as_deref())?;
                 }
                 AcceptStep::NeedCredentials(name) => {
@@ -209,7 +271,7 @@ impl Guest {
                     };
                     accept.credentials(method, secret, &proxy.mock, &mut self.out)?;
                 }
-                AcceptStep::Login(login) => return Ok(login.key),
+                AcceptStep::Login(login) => return Ok((login, registered)),
                 AcceptStep::Cancel(key) => return Err(Ended::Cancel(key)),
                 AcceptStep::Quit => return Err(Ended::Silent),
             }
@@ -218,41 +280,49 @@ impl Guest {
 
     /// From "authenticated" to "ready": what the server says at login must be known, from an earlier login or from
     /// one now.
-    async fn settle_in<P: Protocol>(
+    async fn settle_in(
         &mut self,
         endpoint: &Arc<Endpoint<P>>,
-        key: PoolKey,
+        login: Login<P::Client>,
+        registered: Registered<P>,
     ) -> Result<Session<P>, Ended> {
         let proxy = &endpoint.proxy;
-        let now = Instant::now();
-        let Some(handle) = proxy.sessions.register(now) else {
-            return Err(Ended::Fault(Fault::fatal(FaultKind::Internal, "Unknown error.")));
-        };
+        let Login { key, application, compression, client } = login;
         let key = Arc::new(key);
         let (mut places, session_functions) = Places::join(proxy, &key);
         let mut up = Pipe::with_input(std::mem::take(&mut self.input));
-        let greeting = self.greeting(endpoint, &handle, &key, &mut places, &mut up).await;
-        let greeting = match greeting {
-            Ok(greeting) => greeting,
+        let welcomed = async {
+            let handle = &registered.handle;
+            let greeting = self.greeting(endpoint, handle, &key, &mut places, &mut up).await?;
+            let Some(accept) = &mut self.accept else { return Err(Ended::Silent) };
+            accept.write_welcome(&greeting, handle.key, &mut self.out);
+            if compression != Compression::None {
+                // The welcome itself is not compressed.
+                timeout(LINGER, self.flush()).await.map_err(|_| Ended::Silent)??;
+            }
+            Ok((greeting, self.stream.take().ok_or(Ended::Silent)?))
+        };
+        let (greeting, stream) = match welcomed.await {
+            Ok(welcomed) => welcomed,
             Err(ended) => {
                 places.leave(proxy);
-                proxy.sessions.unregister(&handle);
                 return Err(ended);
             }
         };
+        let stream = stream.compressed(compression, up.input_mut());
+        let handle = registered.into_handle();
+        handle.touch(Instant::now());
         let mut down = Pipe::default();
         down.emit(&std::mem::take(&mut self.out));
-        P::write_welcome(&greeting, handle.key, down.output());
         debug!(proxy = %proxy.name, endpoint = %endpoint.name, user = %key.user, client = handle.number, "client logged in");
-        let Some(stream) = self.stream.take() else { return Err(Ended::Silent) };
-        let tracker = P::Tracker::new(&key, &greeting);
+        let tracker = P::Tracker::new(&key, &greeting, client);
         let client = stream.peer().map(|peer| peer.ip().to_string()).unwrap_or_default();
         let names = proxy.plugins.names(
             handle.number,
             &key.user,
             P::database(&key),
             &endpoint.name,
-            P::application(&key),
+            &application,
             &client,
         );
         Ok(Session::new(
@@ -270,7 +340,7 @@ impl Guest {
     }
 
     /// What a target of the endpoint's role says at login: a writer and a reader say different things.
-    async fn greeting<P: Protocol>(
+    async fn greeting(
         &mut self,
         endpoint: &Arc<Endpoint<P>>,
         handle: &Arc<SessionHandle>,
@@ -314,7 +384,7 @@ impl Guest {
         }
     }
 
-    async fn refuse<P: Protocol>(mut self, endpoint: &Endpoint<P>, fault: &Fault, peer: IpAddr) {
+    async fn refuse(mut self, endpoint: &Endpoint<P>, fault: &Fault, peer: IpAddr) {
         match fault.kind {
             FaultKind::BadPassword => {
                 endpoint.proxy.note_failed_login(peer, Instant::now());
@@ -326,7 +396,10 @@ impl Guest {
         info!(
             proxy = %endpoint.proxy.name, endpoint = %endpoint.name, %peer, reason = %fault.message, "client refused"
         );
-        P::write_fault(fault, &mut self.out);
+        match &mut self.accept {
+            Some(accept) => accept.write_fault(fault, &mut self.out),
+            None => P::write_refusal(fault, &mut self.out),
+        }
         if timeout(LINGER, self.flush()).await.is_ok_and(|flushed| flushed.is_ok())
             && let Some(stream) = self.stream
         {
@@ -342,10 +415,12 @@ impl Guest {
         Ok(stream.tcp().peek(&mut first).await? == 1 && first[0] == HANDSHAKE_RECORD)
     }
 
-    async fn fill(&mut self) -> io::Result<()> {
+    /// Reads once, at most `n` bytes.
+    async fn fill(&mut self, n: usize) -> io::Result<()> {
         let Some(stream) = &mut self.stream else { return Err(io::ErrorKind::NotConnected.into()) };
+        let mut stream = stream.take(n as u64);
         let input = &mut self.input;
-        match poll_fn(|cx| input.poll_read_from(stream, cx)).await? {
+        match poll_fn(|cx| input.poll_read_from(&mut stream, cx)).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }
@@ -362,10 +437,21 @@ impl Guest {
     }
 }
 
+/// What clients may be told of the servers, as soon as one was reached.
+async fn said_by_servers<P: Protocol>(proxy: &Proxy<P>) -> Result<P::Hello, Ended> {
+    let mut changes = proxy.changes();
+    loop {
+        if let Some(hello) = proxy.hello() {
+            return Ok(hello);
+        }
+        changes.changed().await.map_err(|_| Ended::Silent)?;
+    }
+}
+
 /// Refuses a client before a single byte of it was read.
 pub async fn refuse_at_once<P: Protocol>(mut tcp: TcpStream, fault: &Fault) {
     let mut out = Vec::new();
-    P::write_fault(fault, &mut out);
+    P::write_refusal(fault, &mut out);
     if timeout(LINGER, tcp.write_all(&out)).await.is_ok_and(|written| written.is_ok()) {
         linger(Stream::Plain(tcp)).await;
     }

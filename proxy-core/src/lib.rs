@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod buffer;
+pub mod compress;
 pub mod config;
 pub mod handshake;
 pub mod listener;

@@ -22,7 +22,7 @@ use crate::{
     config::{AuthConfig, ClientAuthType, ProxyConfig, SecretSource, TargetRole},
     metrics::{CancelOutcome, EndpointMetrics, ProxyMetrics},
     plugin::{PluginHost, Plugins},
-    protocol::{CancelKey, Kill, Killed, MockKey, Protocol, Role},
+    protocol::{CancelKey, Hello as _, Kill, Killed, MockKey, Protocol, Role},
     router::{self, NoTarget, Route},
     secrets::{SecretError, SecretHandle},
     session::cancel::{Cancellable, UnderWay},
@@ -225,6 +225,21 @@ impl<P: Protocol> Proxy<P> {
         });
         let each = each.collect::<Vec<_>>().join("; ");
         Some(format!("proxy {}: no {} target: {each}", self.name, role.name()))
+    }
+
+    /// What clients may be told of the servers: what all that were reached have in common. `None` before the first,
+    /// where the protocol cannot do without.
+    pub fn hello(&self) -> Option<P::Hello> {
+        let known = self.targets.iter().filter_map(|target| target.hello());
+        let common = known.fold(None, |common: Option<P::Hello>, hello| match common {
+            Some(common) => Some(common.meet(&hello)),
+            None => Some((*hello).clone()),
+        });
+        let hello = common.or(P::FIRST_HELLO)?;
+        Some(match &self.settings().server_version {
+            Some(version) => hello.with_version(version),
+            None => hello,
+        })
     }
 
     /// Settings as configured now.

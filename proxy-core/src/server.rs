@@ -22,7 +22,9 @@ use crate::{
     config::TlsMode,
     metrics::ResetCause,
     pool::{Pool, PoolId, Pooled, Slot},
-    protocol::{Absorbed, Connect, ConnectError, ConnectStep, PoolKey, Protocol, ProtocolError, ServerState},
+    protocol::{
+        Absorbed, Connect, ConnectError, ConnectStep, PoolKey, Protocol, ProtocolError, Purpose, ServerState,
+    },
     secrets::{Secret, SecretHandle},
     session::cancel::Cancellable,
     state::{Settings, Worn},
@@ -55,9 +57,6 @@ pub enum ServerError {
     /// The server let us not in.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The target demands what it does not offer.
-    #[error("{0}")]
-    Tls(String),
     /// A statement of our own failed.
     #[error("{what} failed: {error}")]
     Statement {
@@ -118,13 +117,14 @@ impl<P: Protocol> ServerConnection<P> {
     ) -> Result<Box<Self>, ServerError> {
         let generation = target.pool.generation();
         let secret = secrets.current().map_err(|e| ServerError::Secret(e.to_string()))?;
-        let first = Self::log_in(target, key, secret.clone()).await;
-        let logged_in = match first {
+        let first = Self::log_in(target, key, &secret).await;
+        let (logged_in, secret) = match first {
             Err(ServerError::Connect(ConnectError::Refused { bad_secret: true, .. })) => {
                 let fresh = secrets.reread().map_err(|e| ServerError::Secret(e.to_string()))?;
-                if Arc::ptr_eq(&fresh, &secret) { first } else { Self::log_in(target, key, fresh).await }
+                let again = !Arc::ptr_eq(&fresh, &secret);
+                (if again { Self::log_in(target, key, &fresh).await } else { first }, fresh)
             }
-            first => first,
+            first => (first, secret),
         };
         let (stream, state, input) = match logged_in {
             Ok(logged_in) => logged_in,
@@ -137,7 +137,8 @@ impl<P: Protocol> ServerConnection<P> {
         let now = Instant::now();
         let settings = target.settings();
         let peer = stream.peer();
-        let cancellable = Arc::new(Cancellable::new(state.key().clone(), target.index, peer));
+        let login = (key.clone(), secret);
+        let cancellable = Arc::new(Cancellable::new(state.key().clone(), login, target.index, peer));
         let mut connection = Box::new(Self {
             stream,
             state,
@@ -167,29 +168,14 @@ impl<P: Protocol> ServerConnection<P> {
     async fn log_in(
         target: &Arc<Target<P>>,
         key: &PoolKey,
-        secret: Arc<Secret>,
+        secret: &Arc<Secret>,
     ) -> Result<(Stream, P::Server, Buffer), ServerError> {
         timeout(LOGIN_TIMEOUT, async {
-            let tls = target.tls();
-            target.metrics.connecting(tls.mode() != TlsMode::Disabled);
+            target.metrics.connecting(target.tls().mode() != TlsMode::Disabled);
             let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
             tune(&tcp)?;
-            let (mut stream, binding) = start_tls::<P>(tcp, &tls).await?;
-            let mut out = Vec::new();
-            let mut input = Buffer::default();
-            let mut login = P::Connect::start(key, secret, binding, &mut out);
-            loop {
-                let step = login.advance(&mut input, &mut out)?;
-                if !out.is_empty() {
-                    stream.write_all(&out).await?;
-                    stream.flush().await?;
-                    out.clear();
-                }
-                match step {
-                    ConnectStep::Done => break,
-                    ConnectStep::NeedBytes => fill(&mut input, &mut stream).await?,
-                }
-            }
+            let (stream, login, input) = connect(target, tcp, key, secret.clone(), Purpose::Session).await?;
+            target.said(login.hello());
             Ok((stream, login.finish(&target.shared), input))
         })
         .await
@@ -248,7 +234,7 @@ impl<P: Protocol> ServerConnection<P> {
             let mut request = Vec::new();
             for statement in settings.statements() {
                 request.clear();
-                P::write_query(statement, &mut request);
+                P::write_query(&self.state, statement, &mut request);
                 if let (_, Some(error)) = self.exchange(&request).await? {
                     return Err(ServerError::Statement { what: "setting session state", error });
                 }
@@ -266,7 +252,7 @@ impl<P: Protocol> ServerConnection<P> {
             return Ok(());
         }
         let mut request = Vec::new();
-        P::write_query(&settings.init_query, &mut request);
+        P::write_query(&self.state, &settings.init_query, &mut request);
         match self.exchange(&request).await? {
             (_, None) => Ok(()),
             (_, Some(error)) => Err(ServerError::Statement { what: "init_query", error }),
@@ -381,37 +367,67 @@ async fn fill(input: &mut Buffer, stream: &mut Stream) -> Result<(), ServerError
     }
 }
 
-/// TLS as the target's mode says. The second value is `Some` over TLS, with the channel binding where one is defined.
-async fn start_tls<P: Protocol>(
-    mut tcp: TcpStream,
-    tls: &TargetTls,
-) -> Result<(Stream, Option<Option<Vec<u8>>>), ServerError> {
-    if tls.mode() == TlsMode::Disabled {
-        return Ok((Stream::Plain(tcp), None));
+/// Reads at most `n` bytes more, or says that the server hung up.
+async fn fill_at_most(input: &mut Buffer, stream: &mut Stream, n: usize) -> Result<(), ServerError> {
+    let mut limited = stream.take(n as u64);
+    match poll_fn(|cx| input.poll_read_from(&mut limited, cx)).await? {
+        0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+        _ => Ok(()),
     }
-    let mut request = Vec::new();
-    P::write_tls_request(&mut request);
-    tcp.write_all(&request).await?;
-    // Exactly one byte, so that nothing sent in clear can be taken for what came encrypted (CVE-2021-23222).
-    match tcp.read_u8().await? {
-        b'S' => {}
-        b'N' if tls.mode() == TlsMode::Preferred => return Ok((Stream::Plain(tcp), None)),
-        b'N' => {
-            return Err(ServerError::Tls("the server does not offer TLS, which this target requires".into()));
-        }
-        other => {
-            return Err(ServerError::Tls(format!("the server answered {other:#04x} to the request for TLS")));
-        }
-    }
-    let stream = tokio_rustls::TlsConnector::from(tls.config()).connect(tls.server_name(), tcp).await?;
-    let binding = stream.get_ref().1.peer_certificates().and_then(|chain| end_point_of(chain.first()?));
-    Ok((Stream::ServerTls(Box::new(stream)), Some(binding)))
 }
+
+/// Logs in over a connection just opened, with TLS as the target's mode says. The buffer holds what the server sent
+/// after that.
+async fn connect<P: Protocol>(
+    target: &Target<P>,
+    tcp: TcpStream,
+    key: &PoolKey,
+    secret: Arc<Secret>,
+    purpose: Purpose,
+) -> Result<(Stream, P::Connect, Buffer), ServerError> {
+    let tls = target.tls();
+    let mut stream = Stream::Plain(tcp);
+    let mut login = P::Connect::begin(key, secret, tls.mode(), purpose);
+    let mut input = Buffer::default();
+    let mut out = Vec::new();
+    loop {
+        let step = login.advance(&mut input, &mut out)?;
+        if !out.is_empty() {
+            stream.write_all(&out).await?;
+            stream.flush().await?;
+            out.clear();
+        }
+        match step {
+            ConnectStep::NeedBytes => fill(&mut input, &mut stream).await?,
+            ConnectStep::NeedAtMost(n) => fill_at_most(&mut input, &mut stream, n).await?,
+            ConnectStep::StartTls => {
+                let end_point;
+                (stream, end_point) = start_tls(stream, &tls).await?;
+                login.tls_started(end_point);
+            }
+            ConnectStep::Done => return Ok((stream, login, input)),
+        }
+    }
+}
+
+/// TLS over a plain connection, with the channel binding where one is defined.
+async fn start_tls(stream: Stream, tls: &TargetTls) -> Result<(Stream, Option<Vec<u8>>), ServerError> {
+    let Stream::Plain(tcp) = stream else {
+        return Err(ConnectError::Protocol("TLS is to start twice".into()).into());
+    };
+    let stream = tokio_rustls::TlsConnector::from(tls.config()).connect(tls.server_name(), tcp).await?;
+    let end_point = stream.get_ref().1.peer_certificates().and_then(|chain| end_point_of(chain.first()?));
+    Ok((Stream::ServerTls(Box::new(stream)), end_point))
+}
+
+/// Bytes of the answer to a cancel that are kept.
+const MAX_CANCEL_ANSWER: usize = 4096;
 
 /// Sends a cancel on a connection of its own and waits until the server has dealt with it.
 pub async fn send_cancel<P: Protocol>(
     target: &Target<P>,
     peer: Option<SocketAddr>,
+    (key, secret): &(PoolKey, Arc<Secret>),
     request: &[u8],
 ) -> Result<(), ServerError> {
     timeout(EXCHANGE_TIMEOUT, async {
@@ -420,12 +436,23 @@ pub async fn send_cancel<P: Protocol>(
             Some(peer) => TcpStream::connect(peer).await?,
             None => TcpStream::connect((target.host.as_str(), target.port)).await?,
         };
-        let (mut stream, _) = start_tls::<P>(tcp, &target.tls()).await?;
+        let (mut stream, _, input) = connect(target, tcp, key, secret.clone(), Purpose::Cancel).await?;
         stream.write_all(request).await?;
         stream.flush().await?;
-        let mut rest = [0; 64];
-        while stream.read(&mut rest).await? > 0 {}
-        Ok(())
+        let mut answer = input.filled().to_vec();
+        let mut more = [0; 256];
+        loop {
+            let n = stream.read(&mut more).await?;
+            if n == 0 {
+                break;
+            }
+            let room = MAX_CANCEL_ANSWER.saturating_sub(answer.len());
+            answer.extend(more.iter().take(n.min(room)));
+        }
+        match P::cancel_error(&answer) {
+            None => Ok(()),
+            Some(error) => Err(ServerError::Statement { what: "cancel", error }),
+        }
     })
     .await
     .unwrap_or(Err(ServerError::Timeout))

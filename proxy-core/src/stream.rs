@@ -13,6 +13,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use crate::{buffer::Buffer, compress::Compressed, protocol::Compression};
+
 /// One connection to a client or to a server.
 #[derive(Debug)]
 pub enum Stream {
@@ -22,13 +24,19 @@ pub enum Stream {
     ClientTls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     /// We are the TLS client.
     ServerTls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// To a client that compresses.
+    Compressed(Box<Compressed>),
 }
 
 impl Stream {
     /// True over TLS.
     #[must_use]
     pub fn is_tls(&self) -> bool {
-        !matches!(self, Self::Plain(_))
+        match self {
+            Self::Plain(_) => false,
+            Self::ClientTls(_) | Self::ServerTls(_) => true,
+            Self::Compressed(compressed) => compressed.stream().is_tls(),
+        }
     }
 
     /// The socket underneath.
@@ -38,7 +46,18 @@ impl Stream {
             Self::Plain(tcp) => tcp,
             Self::ClientTls(tls) => tls.get_ref().0,
             Self::ServerTls(tls) => tls.get_ref().0,
+            Self::Compressed(compressed) => compressed.stream().tcp(),
         }
+    }
+
+    /// From now on packed as `compression` says. What has been read already and was packed by the peer is moved from
+    /// `ahead` into the stream.
+    #[must_use]
+    pub fn compressed(self, compression: Compression, ahead: &mut Buffer) -> Self {
+        if compression == Compression::None {
+            return self;
+        }
+        Self::Compressed(Box::new(Compressed::new(self, compression, ahead)))
     }
 
     /// Address of the peer, when it still has one.
@@ -64,6 +83,7 @@ impl AsyncRead for Stream {
             Self::Plain(s) => Pin::new(s).poll_read(cx, buf),
             Self::ClientTls(s) => Pin::new(s.as_mut()).poll_read(cx, buf),
             Self::ServerTls(s) => Pin::new(s.as_mut()).poll_read(cx, buf),
+            Self::Compressed(s) => Pin::new(s.as_mut()).poll_read(cx, buf),
         }
     }
 }
@@ -74,6 +94,7 @@ impl AsyncWrite for Stream {
             Self::Plain(s) => Pin::new(s).poll_write(cx, buf),
             Self::ClientTls(s) => Pin::new(s.as_mut()).poll_write(cx, buf),
             Self::ServerTls(s) => Pin::new(s.as_mut()).poll_write(cx, buf),
+            Self::Compressed(s) => Pin::new(s.as_mut()).poll_write(cx, buf),
         }
     }
 
@@ -86,6 +107,7 @@ impl AsyncWrite for Stream {
             Self::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Self::ClientTls(s) => Pin::new(s.as_mut()).poll_write_vectored(cx, bufs),
             Self::ServerTls(s) => Pin::new(s.as_mut()).poll_write_vectored(cx, bufs),
+            Self::Compressed(s) => Pin::new(s.as_mut()).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -94,6 +116,7 @@ impl AsyncWrite for Stream {
             Self::Plain(s) => Pin::new(s).poll_flush(cx),
             Self::ClientTls(s) => Pin::new(s.as_mut()).poll_flush(cx),
             Self::ServerTls(s) => Pin::new(s.as_mut()).poll_flush(cx),
+            Self::Compressed(s) => Pin::new(s.as_mut()).poll_flush(cx),
         }
     }
 
@@ -102,6 +125,7 @@ impl AsyncWrite for Stream {
             Self::Plain(s) => Pin::new(s).poll_shutdown(cx),
             Self::ClientTls(s) => Pin::new(s.as_mut()).poll_shutdown(cx),
             Self::ServerTls(s) => Pin::new(s.as_mut()).poll_shutdown(cx),
+            Self::Compressed(s) => Pin::new(s.as_mut()).poll_shutdown(cx),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
     sync::Notify,
     time::{MissedTickBehavior, interval, sleep},
@@ -20,7 +20,7 @@ use crate::{
     config::{PoolConfig, TargetConfig},
     metrics::{Availability, TargetGauges, TargetMetrics},
     pool::{Pool, Pooled},
-    protocol::{ConnectError, PoolKey, Protocol, Role},
+    protocol::{ConnectError, Protocol, Role},
     proxy::Proxy,
     router::Snapshot,
     server::{ServerConnection, ServerError},
@@ -52,6 +52,8 @@ pub struct Target<P: Protocol> {
     pub shared: Arc<P::Shared>,
     tls: ArcSwap<TargetTls>,
     settings: ArcSwap<PoolConfig>,
+    /// What it said of itself when last connected to.
+    hello: ArcSwapOption<P::Hello>,
     /// `max_connections` less the reserved ones, as last read; 0 before.
     capacity: AtomicUsize,
     /// A [`Role`], as last found.
@@ -86,10 +88,9 @@ fn reason(error: &ServerError) -> &'static str {
         ServerError::Secret(_) | ServerError::Connect(ConnectError::Refused { bad_secret: true, .. }) => {
             "AUTH_FAILURE"
         }
-        ServerError::Protocol(_)
-        | ServerError::Connect(_)
-        | ServerError::Tls(_)
-        | ServerError::Statement { .. } => "CONNECTION_FAILED",
+        ServerError::Protocol(_) | ServerError::Connect(_) | ServerError::Statement { .. } => {
+            "CONNECTION_FAILED"
+        }
     }
 }
 
@@ -122,6 +123,7 @@ impl<P: Protocol> Target<P> {
             shared,
             tls: ArcSwap::from_pointee(TargetTls::new(config)?),
             settings: ArcSwap::from_pointee(pool.clone()),
+            hello: ArcSwapOption::empty(),
             capacity: AtomicUsize::new(0),
             role: AtomicU8::new(Role::Unknown as u8),
             usable: AtomicBool::new(false),
@@ -143,6 +145,16 @@ impl<P: Protocol> Target<P> {
     /// Pool settings as configured now.
     pub fn settings(&self) -> Arc<PoolConfig> {
         self.settings.load_full()
+    }
+
+    /// What it said of itself when last connected to; `None` before.
+    pub fn hello(&self) -> Option<Arc<P::Hello>> {
+        self.hello.load_full()
+    }
+
+    /// It has said this of itself.
+    pub fn said(&self, hello: P::Hello) {
+        self.hello.store(Some(Arc::new(hello)));
     }
 
     /// Takes over what can change live: the pool's settings, and TLS as [`TargetTls::new`] has made it.
@@ -311,12 +323,7 @@ async fn watch<P: Protocol>(
     let Some(secret) = proxy.secret(&user) else {
         return ServerError::Secret(format!("no secret for {user}"));
     };
-    let mut parameters = Vec::new();
-    for text in ["application_name", "pinion_monitor", "database", &database] {
-        parameters.extend_from_slice(text.as_bytes());
-        parameters.push(0);
-    }
-    let key = PoolKey { user: user.into(), parameters: parameters.into() };
+    let key = P::monitor_key(&user, &database);
     let mut connection = match ServerConnection::open(target, None, &key, &secret).await {
         Ok(connection) => connection,
         Err(error) => return error,
@@ -359,13 +366,13 @@ async fn ask<P: Protocol>(
     limits: bool,
 ) -> Result<(Role, Option<usize>), ServerError> {
     let mut request = Vec::new();
-    P::write_query(P::ROLE_QUERY, &mut request);
+    P::write_query(&connection.state, P::ROLE_QUERY, &mut request);
     let role = connection.exchange(&request).await.and_then(|answer| read_role(&answer))?;
     if !limits {
         return Ok((role, None));
     }
     request.clear();
-    P::write_query(P::LIMITS_QUERY, &mut request);
+    P::write_query(&connection.state, P::LIMITS_QUERY, &mut request);
     let capacity = connection.exchange(&request).await.and_then(|answer| read_limits(&answer))?;
     Ok((role, Some(capacity)))
 }

@@ -369,7 +369,7 @@ impl Client {
     fn new(greeting: &Greeting) -> Self {
         let key = PoolKey { user: "app".into(), parameters: Box::default() };
         Self {
-            tracker: PgTracker::new(&key, greeting),
+            tracker: PgTracker::new(&key, greeting, ()),
             up: Pipe::default(),
             down: Pipe::default(),
             link: None,

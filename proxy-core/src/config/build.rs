@@ -272,6 +272,14 @@ fn proxy(section: &Section<'_>, has_audit: bool) -> Option<ProxyConfig> {
     let max_unauthenticated = section.get("max_unauthenticated", integer);
     let failed_logins_per_minute = section.get("failed_logins_per_minute", integer);
     let profile = section.get("profile", word::<Profile>);
+    let server_version = section.optional("server_version", |key, value| version(text(key, value)?));
+    let force_full_authentication = section.get("force_full_authentication", boolean);
+    if engine_family == Some(EngineFamily::Postgresql) {
+        for key in ["server_version", "force_full_authentication"].into_iter().filter(|key| section.has(key))
+        {
+            section.refuse(key, "is for engine_family = \"MYSQL\" only", "leave it out");
+        }
+    }
     let tls = if section.has("tls") {
         section.table("tls").and_then(|section| server_tls(&section)).map(Some)
     } else {
@@ -283,7 +291,7 @@ fn proxy(section: &Section<'_>, has_audit: bool) -> Option<ProxyConfig> {
     }
     let auth_sections = section.tables("auth");
     refuse_repeats(&auth_sections, "username");
-    let auth = all(&auth_sections, |section| auth(section, require_tls));
+    let auth = all(&auth_sections, |section| auth(section, engine_family, require_tls));
     let pool = section.table("pool").and_then(|section| pool(&section));
     let target_sections = section.tables("target");
     refuse_repeats(&target_sections, "address");
@@ -291,7 +299,8 @@ fn proxy(section: &Section<'_>, has_audit: bool) -> Option<ProxyConfig> {
     let endpoint_sections = section.tables("endpoint");
     refuse_repeats(&endpoint_sections, "name");
     let endpoints = all(&endpoint_sections, endpoint);
-    let monitor = section.table("monitor").and_then(|section| monitor(&section, &auth_sections));
+    let monitor =
+        section.table("monitor").and_then(|section| monitor(&section, engine_family, &auth_sections));
     let (monitor, monitor_database) = monitor.unzip();
     let plugin_sections = if section.has("plugin") { section.tables("plugin") } else { Vec::new() };
     refuse_repeats(&plugin_sections, "name");
@@ -307,6 +316,8 @@ fn proxy(section: &Section<'_>, has_audit: bool) -> Option<ProxyConfig> {
         max_unauthenticated: max_unauthenticated?,
         failed_logins_per_minute: failed_logins_per_minute?,
         profile: profile?,
+        server_version: server_version?,
+        force_full_authentication: force_full_authentication?,
         tls: tls?,
         auth: auth?,
         pool: pool?,
@@ -331,18 +342,31 @@ fn server_tls(section: &Section<'_>) -> Option<ServerTlsConfig> {
     Some(ServerTlsConfig { certificate, key })
 }
 
-fn auth(section: &Section<'_>, require_tls: Option<bool>) -> Option<AuthConfig> {
+fn auth(
+    section: &Section<'_>,
+    family: Option<EngineFamily>,
+    require_tls: Option<bool>,
+) -> Option<AuthConfig> {
     let username = section.get("username", pg_name);
     let secret = section.table("secret").and_then(|secret| self::secret(&secret, username.as_deref()));
-    let client_password_auth_type = section.get("client_password_auth_type", word::<ClientAuthType>);
-    if client_password_auth_type == Some(ClientAuthType::PostgresCleartext) && require_tls == Some(false) {
-        let what = "\"POSTGRES_CLEARTEXT\" would send passwords unencrypted without require_tls = true";
-        section.refuse_value("client_password_auth_type", what);
+    let key = "client_password_auth_type";
+    let client_password_auth_type = section.optional(key, word::<ClientAuthType>);
+    if let Some(Some(method)) = client_password_auth_type {
+        let given = section.raw(key).unwrap_or_default();
+        if family.is_some_and(|family| family != method.family()) {
+            section.refuse_value(key, &format!("{given:?} is not for this engine_family"));
+        } else if method.is_clear() && require_tls == Some(false) {
+            let what = format!("{given:?} would send passwords unencrypted without require_tls = true");
+            section.refuse_value(key, &what);
+        }
     }
     Some(AuthConfig {
         username: username?,
         secret: secret?,
-        client_password_auth_type: client_password_auth_type?,
+        client_password_auth_type: match client_password_auth_type? {
+            Some(method) => method,
+            None => ClientAuthType::of(family?),
+        },
     })
 }
 
@@ -448,9 +472,13 @@ fn endpoint(section: &Section<'_>) -> Option<EndpointConfig> {
 }
 
 /// Index of the monitor's user among `auth`, and its database.
-fn monitor(section: &Section<'_>, auth: &[Section<'_>]) -> Option<(usize, String)> {
+fn monitor(
+    section: &Section<'_>,
+    family: Option<EngineFamily>,
+    auth: &[Section<'_>],
+) -> Option<(usize, String)> {
     let username = section.optional("username", text);
-    let database = section.get("database", pg_name);
+    let database = section.optional("database", pg_name);
     let index = match username? {
         None => 0,
         Some(username) => {
@@ -465,7 +493,12 @@ fn monitor(section: &Section<'_>, auth: &[Section<'_>]) -> Option<(usize, String
             found?
         }
     };
-    Some((index, database?))
+    let database = match (database?, family) {
+        (Some(database), _) => database,
+        (None, Some(EngineFamily::Mysql)) => String::new(),
+        (None, _) => "postgres".to_owned(),
+    };
+    Some((index, database))
 }
 
 /// Reads every section, then gives all or nothing.
@@ -514,6 +547,14 @@ fn name(key: &Key, value: &DeValue<'_>) -> Result<String, String> {
         Ok(given)
     } else {
         Err(format!("{given:?} is not a name"))
+    }
+}
+
+/// A version that fits into a greeting.
+fn version(given: String) -> Result<String, String> {
+    match given.len() {
+        1..=64 if given.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(given),
+        _ => Err(format!("{given:?} is no version")),
     }
 }
 

@@ -72,13 +72,16 @@ impl Config {
 }
 
 fn reloaded_proxy(old: &ProxyConfig, new: &ProxyConfig) -> ProxyConfig {
+    if old.engine_family != new.engine_family {
+        return old.clone();
+    }
     let monitor = &old.auth[old.monitor];
     let mut auth = new.auth.clone();
     let position = auth.iter().position(|auth| auth.username == monitor.username);
     let position = position.unwrap_or_else(|| {
         let mut kept = monitor.clone();
-        if !new.require_tls && kept.client_password_auth_type == ClientAuthType::PostgresCleartext {
-            kept.client_password_auth_type = ClientAuthType::PostgresScramSha256;
+        if !new.require_tls && kept.client_password_auth_type.is_clear() {
+            kept.client_password_auth_type = ClientAuthType::of(old.engine_family);
         }
         auth.push(kept);
         auth.len() - 1
@@ -88,7 +91,6 @@ fn reloaded_proxy(old: &ProxyConfig, new: &ProxyConfig) -> ProxyConfig {
         None => old.clone(),
     };
     ProxyConfig {
-        engine_family: old.engine_family,
         auth,
         targets: if same_addresses(old, new) { new.targets.clone() } else { old.targets.clone() },
         endpoints: old.endpoints.iter().map(endpoint).collect(),
@@ -117,6 +119,8 @@ impl Changes {
             max_unauthenticated,
             failed_logins_per_minute,
             profile,
+            server_version,
+            force_full_authentication,
             tls,
             auth,
             pool,
@@ -128,6 +132,10 @@ impl Changes {
         } = old;
         let section = "proxy";
         self.compare(section, path, "engine_family", engine_family, &new.engine_family);
+        if *engine_family != new.engine_family {
+            // Nothing else of it can be applied before the restart.
+            return;
+        }
         self.compare(section, path, "require_tls", require_tls, &new.require_tls);
         self.compare(section, path, "idle_client_timeout", idle_client_timeout, &new.idle_client_timeout);
         self.compare(section, path, "max_client_lifetime", max_client_lifetime, &new.max_client_lifetime);
@@ -148,6 +156,14 @@ impl Changes {
             &new.failed_logins_per_minute,
         );
         self.compare(section, path, "profile", profile, &new.profile);
+        self.compare(section, path, "server_version", server_version, &new.server_version);
+        self.compare(
+            section,
+            path,
+            "force_full_authentication",
+            force_full_authentication,
+            &new.force_full_authentication,
+        );
         match (tls, &new.tls) {
             (Some(ServerTlsConfig { certificate, key }), Some(new)) => {
                 let path = join(path, "tls");

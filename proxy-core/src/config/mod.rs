@@ -160,6 +160,10 @@ pub struct ProxyConfig {
     pub failed_logins_per_minute: u32,
     /// Pin rules.
     pub profile: Profile,
+    /// The version told to MySQL clients; `None` is the server's own.
+    pub server_version: Option<String>,
+    /// Ask clients of `caching_sha2_password` for the password itself each time, as a server with an empty cache does.
+    pub force_full_authentication: bool,
     /// Certificate shown to clients; `None` offers no TLS.
     pub tls: Option<ServerTlsConfig>,
     /// One per database user.
@@ -314,6 +318,42 @@ pub enum ClientAuthType {
     PostgresMd5,
     /// Cleartext password; needs `require_tls`.
     PostgresCleartext,
+    /// `caching_sha2_password`.
+    MysqlCachingSha2Password,
+    /// `mysql_native_password`.
+    MysqlNativePassword,
+    /// `mysql_clear_password`; needs `require_tls`.
+    MysqlClearPassword,
+}
+
+impl ClientAuthType {
+    /// What users of a family are asked for when the configuration does not say.
+    #[must_use]
+    pub const fn of(family: EngineFamily) -> Self {
+        match family {
+            EngineFamily::Postgresql => Self::PostgresScramSha256,
+            EngineFamily::Mysql => Self::MysqlCachingSha2Password,
+        }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub const fn family(self) -> EngineFamily {
+        match self {
+            Self::PostgresScramSha256 | Self::PostgresMd5 | Self::PostgresCleartext => {
+                EngineFamily::Postgresql
+            }
+            Self::MysqlCachingSha2Password | Self::MysqlNativePassword | Self::MysqlClearPassword => {
+                EngineFamily::Mysql
+            }
+        }
+    }
+
+    /// The password itself goes over the network.
+    #[must_use]
+    pub const fn is_clear(self) -> bool {
+        matches!(self, Self::PostgresCleartext | Self::MysqlClearPassword)
+    }
 }
 
 /// One `[[proxy.auth]]`.

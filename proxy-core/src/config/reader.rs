@@ -401,7 +401,6 @@ pub(super) fn word<W: Word>(key: &Key, value: &DeValue<'_>) -> Result<W, String>
     let given = text(key, value)?;
     match W::WORDS.iter().find(|(word, _)| *word == given) {
         Some((_, meaning)) => Ok(*meaning),
-        None if W::LATER.contains(&given.as_str()) => Err(format!("{given:?} is not in this build yet")),
         None => Err(format!("{given:?} is not known")),
     }
 }

@@ -60,8 +60,6 @@ pub(super) trait Word: Copy + 'static {
     const WORDS: &'static [(&'static str, Self)];
     /// The words again, as people read them.
     const ALLOWED: &'static str;
-    /// Known words that this build refuses.
-    const LATER: &'static [&'static str] = &[];
 }
 
 impl Word for LogFormat {
@@ -70,9 +68,9 @@ impl Word for LogFormat {
 }
 
 impl Word for EngineFamily {
-    const WORDS: &'static [(&'static str, Self)] = &[("POSTGRESQL", Self::Postgresql)];
-    const ALLOWED: &'static str = r#""POSTGRESQL""#;
-    const LATER: &'static [&'static str] = &["MYSQL"];
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("POSTGRESQL", Self::Postgresql), ("MYSQL", Self::Mysql)];
+    const ALLOWED: &'static str = r#""POSTGRESQL" or "MYSQL""#;
 }
 
 impl Word for Profile {
@@ -85,10 +83,11 @@ impl Word for ClientAuthType {
         ("POSTGRES_SCRAM_SHA_256", Self::PostgresScramSha256),
         ("POSTGRES_MD5", Self::PostgresMd5),
         ("POSTGRES_CLEARTEXT", Self::PostgresCleartext),
+        ("MYSQL_CACHING_SHA2_PASSWORD", Self::MysqlCachingSha2Password),
+        ("MYSQL_NATIVE_PASSWORD", Self::MysqlNativePassword),
+        ("MYSQL_CLEAR_PASSWORD", Self::MysqlClearPassword),
     ];
-    const ALLOWED: &'static str =
-        r#""POSTGRES_SCRAM_SHA_256", "POSTGRES_MD5" or, with require_tls = true, "POSTGRES_CLEARTEXT""#;
-    const LATER: &'static [&'static str] = &["MYSQL_NATIVE_PASSWORD", "MYSQL_CACHING_SHA2_PASSWORD"];
+    const ALLOWED: &'static str = r#""POSTGRES_SCRAM_SHA_256", "POSTGRES_MD5" or, with require_tls = true, "POSTGRES_CLEARTEXT"; for MySQL "MYSQL_CACHING_SHA2_PASSWORD", "MYSQL_NATIVE_PASSWORD" or, with require_tls = true, "MYSQL_CLEAR_PASSWORD""#;
 }
 
 impl Word for TlsMode {
@@ -203,6 +202,8 @@ pub(super) const KEYS: &[Key] = {
         key("proxy", "max_unauthenticated", COUNT, Value("1000"), Live),
         key("proxy", "failed_logins_per_minute", Integer(0, 1_000_000), Value("60"), Live),
         key("proxy", "profile", Word(allowed_words::<Profile>), Value(r#""smart""#), Live),
+        key("proxy", "server_version", Text("1 to 64 printable ASCII characters, for MySQL only"), Said("the server's own"), Live),
+        key("proxy", "force_full_authentication", Boolean, Value("false"), Live),
         key("proxy", "tls", Table("{ certificate = \"…\", key = \"…\" }"), Said("no TLS is offered"), Live),
         key("proxy", "auth", Tables("one or more [[proxy.auth]]"), Required, Live),
         key("proxy", "pool", Table("a table [proxy.pool]"), Said("its defaults"), Below),
@@ -217,7 +218,7 @@ pub(super) const KEYS: &[Key] = {
 
         key("proxy.auth", "username", Text(PG_NAME), Required, Live),
         key("proxy.auth", "secret", Table("{ file = \"…\" } or { env = \"…\" }"), Required, Live),
-        key("proxy.auth", "client_password_auth_type", Word(allowed_words::<ClientAuthType>), Value(r#""POSTGRES_SCRAM_SHA_256""#), Live),
+        key("proxy.auth", "client_password_auth_type", Word(allowed_words::<ClientAuthType>), Said("`\"POSTGRES_SCRAM_SHA_256\"`, for MySQL `\"MYSQL_CACHING_SHA2_PASSWORD\"`"), Live),
         key("proxy.auth", "iam_auth", Later("IAM authentication"), Said("none"), Restart),
 
         key("proxy.auth.secret", "file", Text("the path of a file with JSON: { \"username\": \"…\", \"password\": \"…\" }"), Said("none"), Live),
@@ -259,7 +260,7 @@ pub(super) const KEYS: &[Key] = {
         key("proxy.plugin", "shadow", Text("the path of a WebAssembly file"), Said("none"), Live),
 
         key("proxy.monitor", "username", Text("the username of one [[proxy.auth]]"), Said("the first [[proxy.auth]]"), Restart),
-        key("proxy.monitor", "database", Text(PG_NAME), Value(r#""postgres""#), Restart),
+        key("proxy.monitor", "database", Text(PG_NAME), Said("`\"postgres\"`, for MySQL none"), Restart),
     ];
     ALL
 };

@@ -118,7 +118,7 @@ const BAD: &[(&str, &str, &[&str])] = &[
     (r#"name = "orders""#, "name = ", &["5:8: is not TOML: string values must be quoted, expected literal string; allowed: TOML 1.1"]),
     (r#"name = "orders""#, "name = \"orders\"\nname = \"orders\"", &["6:1: is not TOML: duplicate key; allowed: TOML 1.1"]),
     // Unknown keys.
-    ("require_tls", "requiretls", &["7:1: proxy.orders.requiretls: is not a key; did you mean require_tls?; allowed: name, engine_family, require_tls, idle_client_timeout, max_client_lifetime, handshake_timeout, max_client_connections, max_unauthenticated, failed_logins_per_minute, profile, tls, auth, pool, target, endpoint, monitor, plugin"]),
+    ("require_tls", "requiretls", &["7:1: proxy.orders.requiretls: is not a key; did you mean require_tls?; allowed: name, engine_family, require_tls, idle_client_timeout, max_client_lifetime, handshake_timeout, max_client_connections, max_unauthenticated, failed_logins_per_minute, profile, server_version, force_full_authentication, tls, auth, pool, target, endpoint, monitor, plugin"]),
     ("max_connections_percent = 75", "max_conections_percent = 75", &["15:1: proxy.orders.pool.max_conections_percent: is not a key; did you mean max_connections_percent?; allowed: max_connections_percent, max_idle_connections_percent, connection_borrow_timeout, session_pinning_filters, init_query, max_server_lifetime, idle_server_timeout, max_prepared_statements"]),
     ("[metrics]\n", "[metrics]\ndrain_timeout = \"10s\"\n", &["2:1: metrics.drain_timeout: is not a key here; it belongs at the top of the file; allowed: listen"]),
     ("[metrics]\n", "[metrics]\ninit_query = \"\"\n", &["2:1: metrics.init_query: is not a key here; it belongs in proxy.pool; allowed: listen"]),
@@ -126,11 +126,12 @@ const BAD: &[(&str, &str, &[&str])] = &[
     (r#"{ file = "secrets/app.json" }"#, "{ file = \"secrets/app.json\", \"pass word\" = \"x\" }", &["12:39: proxy.orders.auth.app.secret.\"pass word\": is not a key; allowed: file, env"]),
     // Known words that are not in this build.
     (r#"{ file = "secrets/app.json" }"#, r#"{ aws = "arn:aws:secretsmanager:eu-west-1:1:secret:x" }"#, &["12:12: proxy.orders.auth.app.secret.aws: AWS Secrets Manager is not in this build; allowed: leave it out"]),
-    (r#""POSTGRESQL""#, r#""MYSQL""#, &["6:17: proxy.orders.engine_family: \"MYSQL\" is not in this build yet; allowed: \"POSTGRESQL\""]),
+    (r#""POSTGRESQL""#, r#""ORACLE""#, &["6:17: proxy.orders.engine_family: \"ORACLE\" is not known; allowed: \"POSTGRESQL\" or \"MYSQL\""]),
+    ("\n\n[[proxy.auth]]", "\nserver_version = \"8.4.0\"\n\n[[proxy.auth]]", &["9:18: proxy.orders.server_version: is for engine_family = \"MYSQL\" only; allowed: leave it out"]),
     ("[proxy.pool]", "iam_auth = \"REQUIRED\"\n[proxy.pool]", &["14:1: proxy.orders.auth.app.iam_auth: IAM authentication is not in this build; allowed: leave it out"]),
     ("require_tls", "default_auth_scheme = \"IAM_AUTH\"\nrequire_tls", &["7:1: proxy.orders.default_auth_scheme: IAM authentication is not in this build; allowed: leave it out"]),
     ("max_connections_percent = 75", "max_pinned_percent = 80", &["15:1: proxy.orders.pool.max_pinned_percent: a limit on pinned connections is not in this build; allowed: leave it out"]),
-    ("[proxy.pool]", "client_password_auth_type = \"MYSQL_NATIVE_PASSWORD\"\n[proxy.pool]", &["14:29: proxy.orders.auth.app.client_password_auth_type: \"MYSQL_NATIVE_PASSWORD\" is not in this build yet; allowed: \"POSTGRES_SCRAM_SHA_256\", \"POSTGRES_MD5\" or, with require_tls = true, \"POSTGRES_CLEARTEXT\""]),
+    ("[proxy.pool]", "client_password_auth_type = \"MYSQL_NATIVE_PASSWORD\"\n[proxy.pool]", &["14:29: proxy.orders.auth.app.client_password_auth_type: \"MYSQL_NATIVE_PASSWORD\" is not for this engine_family; allowed: \"POSTGRES_SCRAM_SHA_256\", \"POSTGRES_MD5\" or, with require_tls = true, \"POSTGRES_CLEARTEXT\"; for MySQL \"MYSQL_CACHING_SHA2_PASSWORD\", \"MYSQL_NATIVE_PASSWORD\" or, with require_tls = true, \"MYSQL_CLEAR_PASSWORD\""]),
     // Types.
     ("require_tls = true", "require_tls = \"yes\"", &["7:15: proxy.orders.require_tls: is a string, not a boolean; allowed: true or false"]),
     (r#"name = "orders""#, "name = 7", &["5:8: proxy.name: is an integer, not a string; allowed: letters and digits with single hyphens between, a letter first, 1 to 63 long"]),
@@ -167,7 +168,7 @@ const BAD: &[(&str, &str, &[&str])] = &[
     ("require_tls", "failed_logins_per_minute = 99999999999999999999\nrequire_tls", &["7:28: proxy.orders.failed_logins_per_minute: 99999999999999999999 is out of range; allowed: 0 to 1000000"]),
     // Words.
     ("require_tls", "profile = \"fast\"\nrequire_tls", &["7:11: proxy.orders.profile: \"fast\" is not known; allowed: \"smart\" or \"rds\""]),
-    (r#""POSTGRESQL""#, r#""postgresql""#, &["6:17: proxy.orders.engine_family: \"postgresql\" is not known; allowed: \"POSTGRESQL\""]),
+    (r#""POSTGRESQL""#, r#""postgresql""#, &["6:17: proxy.orders.engine_family: \"postgresql\" is not known; allowed: \"POSTGRESQL\" or \"MYSQL\""]),
     ("[metrics]", "[log]\nformat = \"xml\"\n[metrics]", &["2:10: log.format: \"xml\" is not known; allowed: \"text\" or \"json\""]),
     ("[metrics]", "[log]\nlevel = \"loud\"\n[metrics]", &["2:9: log.level: \"loud\" is not a level; allowed: off, error, warn, info, debug or trace, or a list such as \"info,pinion=debug\""]),
     ("[metrics]", "[log]\nlevel = \"info,pinion=loud\"\n[metrics]", &["2:9: log.level: \"info,pinion=loud\" is not a filter; allowed: off, error, warn, info, debug or trace, or a list such as \"info,pinion=debug\""]),
@@ -216,7 +217,7 @@ const BAD: &[(&str, &str, &[&str])] = &[
     // Clashes.
     ("[[proxy.endpoint]]", "[[proxy.target]]\naddress = \"db1.internal:5432\"\n[[proxy.endpoint]]", &["21:11: proxy.orders.target[2].address: \"db1.internal:5432\" already stands on line 18; allowed: one that is not used yet"]),
     ("tls = { certificate = \"server.crt\", key = \"server.key\" }", "", &["7:15: proxy.orders.require_tls: is true, but without tls no client could connect; allowed: false, or a certificate in tls = { certificate = \"…\", key = \"…\" }"]),
-    ("require_tls = true\ntls = { certificate = \"server.crt\", key = \"server.key\" }\n\n[[proxy.auth]]", "[[proxy.auth]]\nclient_password_auth_type = \"POSTGRES_CLEARTEXT\"", &["8:29: proxy.orders.auth.app.client_password_auth_type: \"POSTGRES_CLEARTEXT\" would send passwords unencrypted without require_tls = true; allowed: \"POSTGRES_SCRAM_SHA_256\", \"POSTGRES_MD5\" or, with require_tls = true, \"POSTGRES_CLEARTEXT\""]),
+    ("require_tls = true\ntls = { certificate = \"server.crt\", key = \"server.key\" }\n\n[[proxy.auth]]", "[[proxy.auth]]\nclient_password_auth_type = \"POSTGRES_CLEARTEXT\"", &["8:29: proxy.orders.auth.app.client_password_auth_type: \"POSTGRES_CLEARTEXT\" would send passwords unencrypted without require_tls = true; allowed: \"POSTGRES_SCRAM_SHA_256\", \"POSTGRES_MD5\" or, with require_tls = true, \"POSTGRES_CLEARTEXT\"; for MySQL \"MYSQL_CACHING_SHA2_PASSWORD\", \"MYSQL_NATIVE_PASSWORD\" or, with require_tls = true, \"MYSQL_CLEAR_PASSWORD\""]),
     (r#"address = "db1.internal:5432""#, "address = \"db1.internal:5432\"\ntls = \"required\"\nca = \"ca.pem\"", &["20:6: proxy.orders.target.ca: has no use, because tls = \"required\" verifies nothing; allowed: with tls = \"verify-ca\" or \"verify-full\" only"]),
     (r#"address = "db1.internal:5432""#, "address = \"localhost:5432\"\nca = \"ca.pem\"", &["19:6: proxy.orders.target.ca: has no use, because tls = \"preferred\", its default on loopback, verifies nothing; allowed: with tls = \"verify-ca\" or \"verify-full\" only"]),
     (r#"{ file = "secrets/app.json" }"#, r#"{ file = "secrets/app.json", env = "APP_SECRET" }"#, &["12:10: proxy.orders.auth.app.secret: names more than one secret; allowed: { file = \"…\" } or { env = \"…\" }"]),
@@ -233,7 +234,7 @@ const BAD: &[(&str, &str, &[&str])] = &[
     ("[[proxy.endpoint]]", "[[proxy.plugin]]\nname = \"x\"\nwasm = \"plugin.wasm\"\nconfig = 7\n[[proxy.endpoint]]", &["23:10: proxy.orders.plugin.x.config: is an integer, not a table; allowed: a table; what may stand in it is the plugin's affair"]),
     ("[[proxy.endpoint]]", "[[proxy.plugin]]\nname = \"x\"\nwasm = \"plugin.wasm\"\nconfig = { a = inf }\n[[proxy.endpoint]]", &["23:10: proxy.orders.plugin.x.config: inf is no number that JSON has; allowed: a table; what may stand in it is the plugin's affair"]),
     // Two proxies of one name, and all that is wrong in the second, in the order of the file.
-    ("[[proxy.endpoint]]\nname = \"default\"\nlisten = \"127.0.0.1:6432\"\n", "[[proxy.endpoint]]\nname = \"default\"\nlisten = \"127.0.0.1:6432\"\n[[proxy]]\nname = \"orders\"\nengine_family = 5\n[[proxy.auth]]\nusername = \"\"\nsecret = { env = \"\" }\n", &["23:1: proxy.orders.target: is missing; allowed: one or more [[proxy.target]]", "23:1: proxy.orders.endpoint: is missing; allowed: one or more [[proxy.endpoint]]", "24:8: proxy.orders.name: \"orders\" already stands on line 5; allowed: one that is not used yet", "25:17: proxy.orders.engine_family: is an integer, not a string; allowed: \"POSTGRESQL\"", "27:12: proxy.orders.auth.\"\".username: is empty; allowed: 1 to 63 bytes, no NUL", "28:18: proxy.orders.auth.\"\".secret.env: \"\" cannot be the name of a variable; allowed: the name of an environment variable with JSON: { \"username\": \"…\", \"password\": \"…\" }"]),
+    ("[[proxy.endpoint]]\nname = \"default\"\nlisten = \"127.0.0.1:6432\"\n", "[[proxy.endpoint]]\nname = \"default\"\nlisten = \"127.0.0.1:6432\"\n[[proxy]]\nname = \"orders\"\nengine_family = 5\n[[proxy.auth]]\nusername = \"\"\nsecret = { env = \"\" }\n", &["23:1: proxy.orders.target: is missing; allowed: one or more [[proxy.target]]", "23:1: proxy.orders.endpoint: is missing; allowed: one or more [[proxy.endpoint]]", "24:8: proxy.orders.name: \"orders\" already stands on line 5; allowed: one that is not used yet", "25:17: proxy.orders.engine_family: is an integer, not a string; allowed: \"POSTGRESQL\" or \"MYSQL\"", "27:12: proxy.orders.auth.\"\".username: is empty; allowed: 1 to 63 bytes, no NUL", "28:18: proxy.orders.auth.\"\".secret.env: \"\" cannot be the name of a variable; allowed: the name of an environment variable with JSON: { \"username\": \"…\", \"password\": \"…\" }"]),
 ];
 
 #[test]
@@ -260,6 +261,8 @@ fn what_is_absent_has_its_default() {
         max_unauthenticated: 1000,
         failed_logins_per_minute: 60,
         profile: Profile::Smart,
+        server_version: None,
+        force_full_authentication: false,
         tls: None,
         auth: vec![AuthConfig {
             username: "app".into(),
@@ -592,9 +595,17 @@ fn a_reload_names_what_changed_and_applies_what_is_live() {
         assert_eq!(running.changes(&new).live, Vec::<String>::new(), "{changed}");
         assert_eq!(if reload == Reload::Live { &new } else { &old }, &running, "{changed}");
     }
-    // One value only in this build (tried below), or compared as the tables they hold.
-    let exempt =
-        ["proxy", "proxy.engine_family", "proxy.auth", "proxy.target", "proxy.endpoint", "proxy.plugin"];
+    // Not for the example's engine family (tried below), or compared as the tables they hold.
+    let exempt = [
+        "proxy",
+        "proxy.engine_family",
+        "proxy.server_version",
+        "proxy.force_full_authentication",
+        "proxy.auth",
+        "proxy.target",
+        "proxy.endpoint",
+        "proxy.plugin",
+    ];
     for key in KEYS.iter().filter(|key| key.reload != Reload::Below && !matches!(key.kind, Kind::Later(_))) {
         let path = reader::join(key.section, key.name);
         assert!(
@@ -605,15 +616,56 @@ fn a_reload_names_what_changed_and_applies_what_is_live() {
 }
 
 #[test]
-fn what_has_one_value_in_this_build_needs_a_restart() {
+fn another_engine_family_needs_a_restart_and_takes_all_else_with_it() {
     let dir = files();
     let old = parse(&dir, BASE).unwrap();
     let mut new = old.clone();
     new.proxies[0].engine_family = EngineFamily::Mysql;
+    new.proxies[0].auth[0].client_password_auth_type = ClientAuthType::MysqlNativePassword;
     let changes = old.changes(&new);
     assert_eq!(changes.restart, ["proxy.orders.engine_family"]);
     assert_eq!(changes.live, Vec::<String>::new());
     assert_eq!(old.reloaded(&new), old);
+}
+
+#[test]
+fn mysql_has_its_own_defaults_and_methods() {
+    let dir = files();
+    let base = edited("\"POSTGRESQL\"", "\"MYSQL\"");
+    let proxy = |text: &str| parse(&dir, text).map(|config| config.proxies[0].clone());
+    let plain = proxy(&base).unwrap();
+    assert_eq!(plain.engine_family, EngineFamily::Mysql);
+    assert_eq!(plain.auth[0].client_password_auth_type, ClientAuthType::MysqlCachingSha2Password);
+    assert_eq!((plain.monitor_database.as_str(), plain.server_version.as_deref()), ("", None));
+    assert!(!plain.force_full_authentication);
+    for (word, method) in [
+        ("MYSQL_CACHING_SHA2_PASSWORD", ClientAuthType::MysqlCachingSha2Password),
+        ("MYSQL_NATIVE_PASSWORD", ClientAuthType::MysqlNativePassword),
+        ("MYSQL_CLEAR_PASSWORD", ClientAuthType::MysqlClearPassword),
+    ] {
+        let line = format!("client_password_auth_type = \"{word}\"\n[proxy.pool]");
+        assert_eq!(
+            proxy(&base.replace("[proxy.pool]", &line)).unwrap().auth[0].client_password_auth_type,
+            method
+        );
+    }
+    for (line, what) in [
+        ("[[proxy.auth]]\nclient_password_auth_type = \"POSTGRES_MD5\"", "is not for this engine_family"),
+        ("server_version = \"\"\n[[proxy.auth]]", "\"\" is no version"),
+        ("server_version = \"8\\t4\"\n[[proxy.auth]]", "is no version"),
+    ] {
+        let error = proxy(&base.replace("[[proxy.auth]]", line)).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
+    let old = parse(&dir, &base).unwrap();
+    let more = "server_version = \"8.0.40\"\nforce_full_authentication = true\n[[proxy.auth]]";
+    let new = parse(&dir, &base.replace("[[proxy.auth]]", more)).unwrap();
+    assert_eq!(new.proxies[0].server_version.as_deref(), Some("8.0.40"));
+    assert_eq!(
+        old.changes(&new).live,
+        ["proxy.orders.server_version", "proxy.orders.force_full_authentication"]
+    );
+    assert_eq!(old.reloaded(&new), new);
 }
 
 #[test]

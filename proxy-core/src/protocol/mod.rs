@@ -4,11 +4,11 @@
 //! chooses one and spawns `Session<P>`; after that nobody asks which protocol is served. What is not generic speaks
 //! [`Facts`], [`Tx`], [`PinReasons`] and [`Fault`].
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use crate::{
     buffer::{Buffer, Pipe},
-    config::ClientAuthType,
+    config::{ClientAuthType, TlsMode},
     secrets::Secret,
 };
 
@@ -32,6 +32,12 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     const DIRECT_TLS: bool;
     /// What all connections of one proxy share: statement facts, texts of prepared statements.
     type Shared: Send + Sync + 'static;
+    /// What servers say of themselves before a client may be greeted.
+    type Hello: Hello;
+    /// The hello of a proxy that has reached no server yet; `None` makes clients wait until it has.
+    const FIRST_HELLO: Option<Self::Hello>;
+    /// What one client has negotiated, apart from what makes its pool.
+    type Client: Send + fmt::Debug;
     /// We play the server.
     type Accept: Accept<Self>;
     /// We play the client.
@@ -43,30 +49,35 @@ pub trait Protocol: Sized + Send + Sync + 'static {
 
     /// Made once per proxy; `max_prepared` bounds prepared statements on one server connection.
     fn shared(max_prepared: usize) -> Self::Shared;
-    /// The end of a login: everything from "authentication ok" to "ready".
-    fn write_welcome(greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>);
-    /// A fault for a client that is between requests, in its login, or not to be kept.
+    /// A fault for a client that is between requests, or not to be kept.
     fn write_fault(fault: &Fault, out: &mut Vec<u8>);
+    /// A fault for a client of which nothing was read and to which nothing was written.
+    fn write_refusal(fault: &Fault, out: &mut Vec<u8>) {
+        Self::write_fault(fault, out);
+    }
     /// What a text is, without a session: its digest, its facts, and the hint in its comments.
     fn know(shared: &Self::Shared, text: &[u8]) -> (u128, Arc<Facts>, String);
     /// The code that [`Self::write_fault`] sends.
     fn fault_code(fault: &Fault) -> Box<str>;
     /// The database that connections of `key` lead to.
     fn database(key: &PoolKey) -> &str;
-    /// What clients of `key` call themselves; empty for nothing.
-    fn application(key: &PoolKey) -> &str;
+    /// Where the monitor's connections come from.
+    fn monitor_key(user: &str, database: &str) -> PoolKey;
     /// A statement of our own, to be sent alone; the answer is read by [`ServerState::absorb`].
-    fn write_query(sql: &str, out: &mut Vec<u8>);
+    fn write_query(server: &Self::Server, sql: &str, out: &mut Vec<u8>);
     /// Puts a server connection's session back to what it was after login.
     fn write_reset(server: &mut Self::Server, out: &mut Vec<u8>);
     /// A round trip without a statement.
     fn write_ping(out: &mut Vec<u8>);
     /// The polite end of a server connection.
     fn write_goodbye(out: &mut Vec<u8>);
-    /// Asks the server, on a connection of its own, to cancel what `key`'s connection runs.
+    /// Asks the server, on a connection of its own, to cancel what `key`'s connection runs, and to close.
     fn write_cancel(key: &ServerKey, out: &mut Vec<u8>);
-    /// Asks the server for TLS before anything else; the answer is one byte, `S` for yes.
-    fn write_tls_request(out: &mut Vec<u8>);
+    /// Why a cancel has failed, by what the server sent until it closed; `None` when it has not.
+    fn cancel_error(answer: &[u8]) -> Option<String> {
+        let _ = answer;
+        None
+    }
     /// Reads the server's connection limits: one row of two numbers, `max_connections` and how many of those are
     /// reserved.
     const LIMITS_QUERY: &'static str;
@@ -87,6 +98,21 @@ impl fmt::Debug for PoolKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}[{}]", self.user, self.parameters.escape_ascii())
     }
+}
+
+/// What servers say of themselves before anybody logs in.
+pub trait Hello: Clone + fmt::Debug + Send + Sync + 'static {
+    /// What may be said in the name of both.
+    #[must_use]
+    fn meet(self, other: &Self) -> Self;
+    /// The same from a server of another version.
+    #[must_use]
+    fn with_version(self, version: &str) -> Self;
+}
+
+impl Hello for () {
+    fn meet(self, (): &Self) -> Self {}
+    fn with_version(self, _: &str) -> Self {}
 }
 
 /// What a server said of itself at login, for the clients that come after.
@@ -128,9 +154,42 @@ impl fmt::Debug for ServerKey {
 
 /// A client that has proved who it is.
 #[derive(Debug)]
-pub struct Login {
+pub struct Login<C> {
     /// Where its server connections come from.
     pub key: PoolKey,
+    /// What it calls itself; empty for nothing.
+    pub application: Box<str>,
+    /// Of what follows the welcome, in both directions.
+    pub compression: Compression,
+    /// What else it has negotiated.
+    pub client: C,
+}
+
+/// How a client's bytes are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// Not.
+    #[default]
+    None,
+    /// zlib.
+    Zlib,
+    /// zstd, with the level that the client asked for.
+    Zstd(u8),
+}
+
+/// One client at the door.
+#[derive(Debug, Clone)]
+pub struct Arrival<H> {
+    /// What it may be told of the servers.
+    pub hello: H,
+    /// Of its session. Some protocols tell the id before anything else.
+    pub key: CancelKey,
+    /// Where it comes from.
+    pub peer: IpAddr,
+    /// How most users prove that they know their password.
+    pub method: ClientAuthType,
+    /// Skip what a client could do to have the password itself asked less often; for tests.
+    pub force_full_authentication: bool,
 }
 
 /// What the listener lets the handshake know.
@@ -144,27 +203,31 @@ pub struct AcceptOptions {
 
 /// What a handshake wants next.
 #[derive(Debug)]
-pub enum AcceptStep {
+pub enum AcceptStep<C> {
     /// More bytes from the client.
     NeedBytes,
+    /// At most so many bytes: what follows them may be TLS's.
+    NeedAtMost(usize),
+    /// Call this where it may take its time, then come again.
+    NeedWork(fn()),
     /// Write what there is, then start TLS and call [`Accept::tls_started`].
     StartTls,
     /// Look up this user and call [`Accept::credentials`].
     NeedCredentials(String),
     /// Logged in.
-    Login(Login),
+    Login(Login<C>),
     /// Not a session: cancel what the holder of this key runs, then close without a word.
     Cancel(CancelKey),
     /// The client left, politely.
     Quit,
 }
 
-/// The server's part of a login. Faults are written by the caller and end the connection.
+/// The server's part of a login. Faults end the connection; the caller has them written.
 pub trait Accept<P: Protocol>: Send + Sized {
     /// A new client.
-    fn new(options: AcceptOptions) -> Self;
+    fn begin(options: AcceptOptions, arrival: Arrival<P::Hello>) -> Self;
     /// Goes on as far as the bytes reach.
-    fn advance(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep, Fault>;
+    fn advance(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep<P::Client>, Fault>;
     /// The client began with a TLS handshake; [`Self::tls_started`] follows.
     fn direct_tls(&mut self) -> Result<(), Fault>;
     /// TLS is up. `end_point` is the tls-server-end-point channel binding (RFC 5929), `protocol` the agreed ALPN.
@@ -177,6 +240,10 @@ pub trait Accept<P: Protocol>: Send + Sized {
         mock: &MockKey,
         out: &mut Vec<u8>,
     ) -> Result<(), Fault>;
+    /// The end of the login, after [`AcceptStep::Login`]: everything from "authentication ok" to "ready".
+    fn write_welcome(&mut self, greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>);
+    /// The end of the login, when it failed.
+    fn write_fault(&mut self, fault: &Fault, out: &mut Vec<u8>);
 }
 
 /// What a login to a server wants next.
@@ -184,6 +251,10 @@ pub trait Accept<P: Protocol>: Send + Sized {
 pub enum ConnectStep {
     /// More bytes from the server.
     NeedBytes,
+    /// At most so many bytes: what follows them may be TLS's.
+    NeedAtMost(usize),
+    /// Write what there is, then start TLS and call [`Connect::tls_started`].
+    StartTls,
     /// Ready for statements.
     Done,
 }
@@ -204,15 +275,31 @@ pub enum ConnectError {
     /// The server broke the protocol or asked for what we do not do.
     #[error("server login failed: {0}")]
     Protocol(String),
+    /// The target demands TLS, and the server does not do it.
+    #[error("{0}")]
+    Tls(String),
+}
+
+/// What a connection to a server is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve clients.
+    Session,
+    /// To send one cancel: no more of a login than that takes.
+    Cancel,
 }
 
 /// The client's part of a login.
 pub trait Connect<P: Protocol>: Send + Sized {
-    /// Writes the first message. `tls` is the tls-server-end-point binding when encrypted (`Some(None)`: encrypted,
-    /// no binding defined for that certificate).
-    fn start(key: &PoolKey, secret: Arc<Secret>, tls: Option<Option<Vec<u8>>>, out: &mut Vec<u8>) -> Self;
+    /// A connection just opened.
+    fn begin(key: &PoolKey, secret: Arc<Secret>, tls: TlsMode, purpose: Purpose) -> Self;
     /// Goes on as far as the bytes reach.
     fn advance(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<ConnectStep, ConnectError>;
+    /// TLS is up, with all that the mode asks for verified. `end_point` is the tls-server-end-point channel binding
+    /// (RFC 5929); `None` where none is defined for the server's certificate.
+    fn tls_started(&mut self, end_point: Option<Vec<u8>>);
+    /// What the server said of itself, after [`ConnectStep::Done`].
+    fn hello(&self) -> P::Hello;
     /// After [`ConnectStep::Done`].
     fn finish(self, shared: &P::Shared) -> P::Server;
 }
@@ -417,7 +504,7 @@ pub enum ServerEvent {
 /// Watches both directions of one client's conversation and turns protocol detail into the shared vocabulary.
 pub trait Tracker<P: Protocol>: Send {
     /// A logged-in client.
-    fn new(key: &PoolKey, greeting: &Greeting) -> Self;
+    fn new(key: &PoolKey, greeting: &Greeting, client: P::Client) -> Self;
     /// Judges what the client sent. Answers of our own go to `down` when no server is held, otherwise behind the
     /// answers that the server still owes.
     fn on_client(

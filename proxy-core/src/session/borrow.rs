@@ -301,7 +301,9 @@ impl<'a, P: Protocol> Borrower<'a, P> {
             ServerError::Connect(ConnectError::Refused { fault, try_again: false, .. }) => {
                 Ok(Turn::Over(fault))
             }
-            ServerError::Statement { .. } | ServerError::Tls(_) | ServerError::Secret(_) => {
+            ServerError::Statement { .. }
+            | ServerError::Connect(ConnectError::Tls(_))
+            | ServerError::Secret(_) => {
                 warn!(%target, user = %self.key.user, %error, "cannot open a server connection");
                 Ok(Turn::Over(Fault::fatal(
                     FaultKind::ServerRefused,

@@ -17,7 +17,8 @@ use tokio::sync::Notify;
 use tracing::debug;
 
 use crate::{
-    protocol::{Protocol, ServerKey},
+    protocol::{PoolKey, Protocol, ServerKey},
+    secrets::Secret,
     server::send_cancel,
     target::Target,
 };
@@ -26,6 +27,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Cancellable {
     key: ServerKey,
+    /// For protocols in which a cancel has to log in.
+    login: (PoolKey, Arc<Secret>),
     /// Index of its target.
     target: usize,
     peer: Option<SocketAddr>,
@@ -37,9 +40,15 @@ pub struct Cancellable {
 
 impl Cancellable {
     /// For a connection just opened.
-    pub fn new(key: ServerKey, target: usize, peer: Option<SocketAddr>) -> Self {
+    pub fn new(
+        key: ServerKey,
+        login: (PoolKey, Arc<Secret>),
+        target: usize,
+        peer: Option<SocketAddr>,
+    ) -> Self {
         Self {
             key,
+            login,
             target,
             peer,
             under_way: AtomicUsize::new(0),
@@ -84,7 +93,7 @@ impl Cancellable {
     pub async fn send<P: Protocol>(&self, target: &Target<P>) -> bool {
         let mut request = Vec::new();
         P::write_cancel(&self.key, &mut request);
-        match send_cancel(target, self.peer, &request).await {
+        match send_cancel(target, self.peer, &self.login, &request).await {
             Ok(()) => true,
             Err(error) => {
                 debug!(%error, "cancel request failed");

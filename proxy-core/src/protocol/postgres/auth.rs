@@ -51,6 +51,9 @@ pub enum LoginError {
     /// A cleartext password is asked for over TLS only.
     #[error("a cleartext password needs TLS")]
     CleartextWithoutTls,
+    /// The method is another protocol's, which no configuration allows.
+    #[error("the method is not PostgreSQL's")]
+    Foreign,
     /// The operating system gave no random bytes.
     #[error("no random bytes: {0}")]
     Random(getrandom::Error),
@@ -187,6 +190,9 @@ impl ClientLogin {
                 });
                 ClientState::Cleartext { mock: mock.clone(), expected, known }
             }
+            ClientAuthType::MysqlCachingSha2Password
+            | ClientAuthType::MysqlNativePassword
+            | ClientAuthType::MysqlClearPassword => return Err(LoginError::Foreign),
         };
         Ok(Self(state))
     }

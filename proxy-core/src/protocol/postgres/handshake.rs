@@ -5,16 +5,21 @@ use std::sync::Arc;
 
 use super::{
     super::{
-        Accept, AcceptOptions, AcceptStep, CancelKey, Connect, ConnectError, ConnectStep, Fault, FaultKind,
-        Greeting, Login, PoolKey, ServerKey,
+        Accept, AcceptOptions, AcceptStep, Arrival, CancelKey, Compression, Connect, ConnectError,
+        ConnectStep, Fault, FaultKind, Greeting, Login, PoolKey, Purpose, ServerKey,
     },
     Postgres, Shared,
     auth::{ClientLogin, LoginError, LoginStep, ServerLogin},
     codec::{ErrorFields, HEADER_BYTES, Header, cstr, put_cstr, write_counted, write_message},
+    error::write_error,
     scram::MockKey,
     server::PgServer,
 };
-use crate::{buffer::Buffer, config::ClientAuthType, secrets::Secret};
+use crate::{
+    buffer::Buffer,
+    config::{ClientAuthType, TlsMode},
+    secrets::Secret,
+};
 
 /// Longest start-up packet, as PostgreSQL's own `MAX_STARTUP_PACKET_LENGTH`.
 pub const MAX_STARTUP_BYTES: usize = 10_000;
@@ -63,18 +68,11 @@ struct Startup {
 }
 
 impl Accept<Postgres> for PgAccept {
-    fn new(options: AcceptOptions) -> Self {
-        Self {
-            options,
-            encrypted: false,
-            binding: None,
-            tls_asked: false,
-            gss_asked: false,
-            state: AcceptState::Startup,
-        }
+    fn begin(options: AcceptOptions, _: Arrival<()>) -> Self {
+        Self::new(options)
     }
 
-    fn advance(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep, Fault> {
+    fn advance(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep<()>, Fault> {
         match &mut self.state {
             AcceptState::Startup => self.startup(input, out),
             AcceptState::Password { .. } => self.password(input, out),
@@ -127,10 +125,31 @@ impl Accept<Postgres> for PgAccept {
         self.state = AcceptState::Password { startup, login: Some(login) };
         Ok(())
     }
+
+    fn write_welcome(&mut self, greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>) {
+        write_welcome(greeting, key, out);
+    }
+
+    fn write_fault(&mut self, fault: &Fault, out: &mut Vec<u8>) {
+        write_error(fault, out);
+    }
 }
 
 impl PgAccept {
-    fn startup(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep, Fault> {
+    /// A new client.
+    #[must_use]
+    pub const fn new(options: AcceptOptions) -> Self {
+        Self {
+            options,
+            encrypted: false,
+            binding: None,
+            tls_asked: false,
+            gss_asked: false,
+            state: AcceptState::Startup,
+        }
+    }
+
+    fn startup(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep<()>, Fault> {
         let bytes = input.filled();
         let Some(&[a, b, c, d]) = bytes.first_chunk() else { return Ok(AcceptStep::NeedBytes) };
         let len = u32::from_be_bytes([a, b, c, d]) as usize;
@@ -196,7 +215,12 @@ impl PgAccept {
         }
     }
 
-    fn start_session(&mut self, version: u32, body: &[u8], out: &mut Vec<u8>) -> Result<AcceptStep, Fault> {
+    fn start_session(
+        &mut self,
+        version: u32,
+        body: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<AcceptStep<()>, Fault> {
         if version >> 16 != 3 {
             return Err(Fault::fatal(
                 FaultKind::NotSupported,
@@ -225,7 +249,7 @@ impl PgAccept {
         Ok(AcceptStep::NeedCredentials(user))
     }
 
-    fn password(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep, Fault> {
+    fn password(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<AcceptStep<()>, Fault> {
         let bytes = input.filled();
         match bytes.first() {
             None => return Ok(AcceptStep::NeedBytes),
@@ -259,7 +283,10 @@ impl PgAccept {
             LoginStep::Done => {
                 input.consume(header.total());
                 self.state = AcceptState::Over;
-                Ok(AcceptStep::Login(Login { key: PoolKey { user: user.into(), parameters } }))
+                let key = PoolKey { user: user.into(), parameters };
+                let application = parameter(&key, "application_name").unwrap_or_default().into();
+                let compression = Compression::None;
+                Ok(AcceptStep::Login(Login { key, application, compression, client: () }))
             }
         }
     }
@@ -356,31 +383,69 @@ fn is_false(value: &[u8]) -> bool {
 /// Our login to a server.
 #[derive(Debug)]
 pub struct PgConnect {
-    login: ServerLogin,
+    stage: Stage,
     authenticated: bool,
     greeting: Greeting,
     key: ServerKey,
 }
 
+/// How far a login to a server has come.
+#[derive(Debug)]
+enum Stage {
+    /// Whether there will be TLS is open.
+    Opening(Opening),
+    /// The start-up message is sent.
+    Login(ServerLogin),
+}
+
+/// What is kept for the start-up message.
+#[derive(Debug)]
+struct Opening {
+    key: PoolKey,
+    secret: Arc<Secret>,
+    tls: TlsMode,
+    purpose: Purpose,
+    asked: bool,
+    /// Over TLS, with the channel binding where one is defined.
+    encrypted: Option<Option<Vec<u8>>>,
+}
+
 impl Connect<Postgres> for PgConnect {
-    fn start(key: &PoolKey, secret: Arc<Secret>, tls: Option<Option<Vec<u8>>>, out: &mut Vec<u8>) -> Self {
-        write_counted(out, |body| {
-            body.extend_from_slice(&PROTOCOL_3_0.to_be_bytes());
-            put_cstr(body, b"user");
-            put_cstr(body, key.user.as_bytes());
-            body.extend_from_slice(&key.parameters);
-            body.push(0);
-        });
-        let encrypted = tls.is_some();
-        Self {
-            login: ServerLogin::new(&key.user, secret, encrypted, tls.flatten()),
-            authenticated: false,
-            greeting: Greeting::default(),
-            key: ServerKey::default(),
+    fn begin(key: &PoolKey, secret: Arc<Secret>, tls: TlsMode, purpose: Purpose) -> Self {
+        Self::at(Stage::Opening(Opening {
+            key: key.clone(),
+            secret,
+            tls,
+            purpose,
+            asked: false,
+            encrypted: None,
+        }))
+    }
+
+    fn tls_started(&mut self, end_point: Option<Vec<u8>>) {
+        if let Stage::Opening(opening) = &mut self.stage {
+            opening.encrypted = Some(end_point);
         }
     }
 
+    fn hello(&self) {}
+
     fn advance(&mut self, input: &mut Buffer, out: &mut Vec<u8>) -> Result<ConnectStep, ConnectError> {
+        let login = match &mut self.stage {
+            Stage::Login(login) => login,
+            Stage::Opening(opening) => {
+                if let Some(step) = opening.advance(input, out)? {
+                    return Ok(step);
+                }
+                if opening.purpose == Purpose::Cancel {
+                    return Ok(ConnectStep::Done);
+                }
+                let encrypted = opening.encrypted.take();
+                let (key, secret) = (opening.key.clone(), opening.secret.clone());
+                *self = Self::start(&key, secret, encrypted, out);
+                return Ok(ConnectStep::NeedBytes);
+            }
+        };
         loop {
             let bytes = input.filled();
             let header = match Header::read(bytes).map_err(|e| ConnectError::Protocol(e.to_string()))? {
@@ -400,7 +465,7 @@ impl Connect<Postgres> for PgConnect {
             match header.tag {
                 b'R' if !self.authenticated => {
                     self.authenticated =
-                        self.login.advance(body, out).map_err(|e| ConnectError::Protocol(e.to_string()))?;
+                        login.advance(body, out).map_err(|e| ConnectError::Protocol(e.to_string()))?;
                 }
                 b'S' if self.authenticated => self.greeting.bytes.extend_from_slice(message),
                 b'K' if self.authenticated && body.len() > 4 => {
@@ -424,6 +489,69 @@ impl Connect<Postgres> for PgConnect {
 
     fn finish(self, shared: &Shared) -> PgServer {
         PgServer::new(self.key, Arc::new(self.greeting), shared.max_prepared)
+    }
+}
+
+impl PgConnect {
+    /// Writes the start-up message. `tls` is the tls-server-end-point binding when encrypted (`Some(None)`: encrypted,
+    /// no binding defined for that certificate).
+    pub fn start(
+        key: &PoolKey,
+        secret: Arc<Secret>,
+        tls: Option<Option<Vec<u8>>>,
+        out: &mut Vec<u8>,
+    ) -> Self {
+        write_counted(out, |body| {
+            body.extend_from_slice(&PROTOCOL_3_0.to_be_bytes());
+            put_cstr(body, b"user");
+            put_cstr(body, key.user.as_bytes());
+            body.extend_from_slice(&key.parameters);
+            body.push(0);
+        });
+        let encrypted = tls.is_some();
+        Self::at(Stage::Login(ServerLogin::new(&key.user, secret, encrypted, tls.flatten())))
+    }
+
+    fn at(stage: Stage) -> Self {
+        Self { stage, authenticated: false, greeting: Greeting::default(), key: ServerKey::default() }
+    }
+}
+
+impl Opening {
+    /// TLS as the target's mode says; `None` once that is settled.
+    fn advance(
+        &mut self,
+        input: &mut Buffer,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<ConnectStep>, ConnectError> {
+        if self.tls == TlsMode::Disabled || self.encrypted.is_some() {
+            return Ok(None);
+        }
+        if !self.asked {
+            self.asked = true;
+            write_ssl_request(out);
+        }
+        // Exactly one byte, so that nothing sent in clear can be taken for what came encrypted (CVE-2021-23222).
+        let Some(answer) = input.filled().first().copied() else {
+            return Ok(Some(ConnectStep::NeedAtMost(1)));
+        };
+        input.consume(1);
+        match answer {
+            b'S' if !input.is_empty() => Err(ConnectError::Protocol(
+                "the server sent unencrypted data after its answer to SSLRequest".into(),
+            )),
+            b'S' => Ok(Some(ConnectStep::StartTls)),
+            b'N' if self.tls == TlsMode::Preferred => {
+                self.tls = TlsMode::Disabled;
+                Ok(None)
+            }
+            b'N' => {
+                Err(ConnectError::Tls("the server does not offer TLS, which this target requires".into()))
+            }
+            other => {
+                Err(ConnectError::Tls(format!("the server answered {other:#04x} to the request for TLS")))
+            }
+        }
     }
 }
 

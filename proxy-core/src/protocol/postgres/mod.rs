@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CancelKey, Dialect, Facts, Fault, Greeting, PoolKey, Protocol, ServerKey};
+use super::{Dialect, Facts, Fault, PoolKey, Protocol, ServerKey};
 
 pub mod auth;
 pub mod classify;
@@ -44,6 +44,9 @@ impl Protocol for Postgres {
         "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'READ_ONLY' ELSE 'READ_WRITE' END";
 
     type Shared = Shared;
+    type Hello = ();
+    type Client = ();
+    const FIRST_HELLO: Option<()> = Some(());
     type Accept = handshake::PgAccept;
     type Connect = handshake::PgConnect;
     type Tracker = tracker::PgTracker;
@@ -63,10 +66,6 @@ impl Protocol for Postgres {
         (known.digest, known.facts, classify::hint(text, mode).to_owned())
     }
 
-    fn write_welcome(greeting: &Greeting, key: CancelKey, out: &mut Vec<u8>) {
-        handshake::write_welcome(greeting, key, out);
-    }
-
     fn write_fault(fault: &Fault, out: &mut Vec<u8>) {
         error::write_error(fault, out);
     }
@@ -80,17 +79,21 @@ impl Protocol for Postgres {
         handshake::parameter(key, "database").unwrap_or(&key.user)
     }
 
-    fn application(key: &PoolKey) -> &str {
-        handshake::parameter(key, "application_name").unwrap_or_default()
+    fn monitor_key(user: &str, database: &str) -> PoolKey {
+        let mut parameters = Vec::new();
+        for text in ["application_name", "pinion_monitor", "database", database] {
+            codec::put_cstr(&mut parameters, text.as_bytes());
+        }
+        PoolKey { user: user.into(), parameters: parameters.into() }
     }
 
-    fn write_query(sql: &str, out: &mut Vec<u8>) {
+    fn write_query(_: &server::PgServer, sql: &str, out: &mut Vec<u8>) {
         codec::write_message(out, b'Q', |body| codec::put_cstr(body, sql.as_bytes()));
     }
 
     fn write_reset(server: &mut server::PgServer, out: &mut Vec<u8>) {
         server.forget_statements();
-        Self::write_query("DISCARD ALL", out);
+        Self::write_query(server, "DISCARD ALL", out);
     }
 
     fn write_ping(out: &mut Vec<u8>) {
@@ -103,9 +106,5 @@ impl Protocol for Postgres {
 
     fn write_cancel(key: &ServerKey, out: &mut Vec<u8>) {
         handshake::write_cancel(key, out);
-    }
-
-    fn write_tls_request(out: &mut Vec<u8>) {
-        handshake::write_ssl_request(out);
     }
 }

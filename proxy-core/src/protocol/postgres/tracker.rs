@@ -211,7 +211,7 @@ enum Text {
 }
 
 impl Tracker<Postgres> for PgTracker {
-    fn new(key: &PoolKey, greeting: &Greeting) -> Self {
+    fn new(key: &PoolKey, greeting: &Greeting, (): ()) -> Self {
         let mut standing = PinReasons::NONE;
         // With pg_temp first in search_path, a plain CREATE TABLE makes a temporary one, and no text shows it.
         if memchr::memmem::find(&key.parameters.to_ascii_lowercase(), b"pg_temp").is_some() {

@@ -80,7 +80,7 @@ impl Talk {
 
 fn client() -> PgTracker {
     let key = PoolKey { user: "u".into(), parameters: Box::default() };
-    PgTracker::new(&key, &Greeting::default())
+    PgTracker::new(&key, &Greeting::default(), ())
 }
 
 fn new_server(max_prepared: usize) -> PgServer {
@@ -600,7 +600,7 @@ fn a_parse_that_a_server_has_accepted_needs_no_server() {
     let event = t.tracker.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
     assert!(matches!(event, ClientEvent::NeedServer { .. }));
     let key = PoolKey { user: "v".into(), parameters: Box::default() };
-    let mut stranger = PgTracker::new(&key, &Greeting::default());
+    let mut stranger = PgTracker::new(&key, &Greeting::default(), ());
     let event = stranger.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
     assert!(matches!(event, ClientEvent::NeedServer { .. }));
 }
