@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{CancelKey, Dialect, Facts, Fault, Greeting, PoolKey, Protocol, ServerKey};
 
-pub mod auth;
+// pub mod auth;
 pub mod classify;
 pub mod codec;
 pub mod error;
@@ -44,6 +44,9 @@ impl Protocol for MySql {
         'READ_WRITE', 'READ_ONLY')";
 
     type Shared = Shared;
+    type Hello = handshake::MyHello;
+    const FIRST_HELLO: Option<handshake::MyHello> = None;
+    type Client = handshake::MyClient;
     type Accept = handshake::MyAccept;
     type Connect = handshake::MyConnect;
     type Tracker = tracker::MyTracker;
@@ -59,7 +62,7 @@ impl Protocol for MySql {
         (known.digest, known.facts, classify::hint(text, mode).to_owned())
     }
 
-    fn write_query(sql: &str, out: &mut Vec<u8>) {
+    fn write_query(_server: &server::MyServer, sql: &str, out: &mut Vec<u8>) {
         server::write_command(out, codec::Command::Query, sql.as_bytes());
     }
 
@@ -71,6 +74,18 @@ impl Protocol for MySql {
     fn write_ping(out: &mut Vec<u8>) {
         server::write_command(out, codec::Command::Ping, &[]);
     }
+
+    fn write_fault(_: &Fault, _: &mut Vec<u8>) {}
+    fn fault_code(_: &Fault) -> Box<str> {
+        "".into()
+    }
+    fn database(_: &PoolKey) -> &str {
+        ""
+    }
+    fn monitor_key(_: &str, _: &str) -> PoolKey {
+        todo!()
+    }
+    fn write_cancel(_: &ServerKey, _: &mut Vec<u8>) {}
 
     fn write_goodbye(out: &mut Vec<u8>) {
         server::write_command(out, codec::Command::Quit, &[]);

@@ -6,14 +6,11 @@
 //!
 //! One request is under way at a time. What a client sends before its answer has come waits.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     super::{
-        ClientEvent, Facts, Fault, FaultKind, Greeting, Kill, Killed, Learned, Outcome, PinReason, PinReasons, PoolKey,
+        ClientEvent, Facts, Fault, Greeting, Kill, Killed, Learned, Outcome, PinReason, PinReasons, PoolKey,
         ProtocolError, Rewritten, ServerEvent, ServerState as _, StateChange, Statement as Submitted,
         StatementKind, Tracker, Tx, Upcoming, Watch,
     },
@@ -21,9 +18,10 @@ use super::{
     classify::{self, Assignment, Details, LexMode, Scope},
     codec::{
         self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
-        SessionChange, Status, put_lenenc, put_lenenc_bytes,
+        SessionChange, Status,
     },
     error::write_error,
+    handshake::MyClient,
     server::{MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front},
     statement::{Prepared, Statement},
 };
@@ -169,7 +167,15 @@ impl MyTracker {
     }
 
     /// Tells the client that the request at the front has failed, and drops it.
-    fn fail(&mut self, code: u16, sqlstate: &str, message: &str, up: &mut Pipe, header: Header, down: &mut Pipe) {
+    fn fail(
+        &mut self,
+        code: u16,
+        sqlstate: &str,
+        message: &str,
+        up: &mut Pipe,
+        header: Header,
+        down: &mut Pipe,
+    ) {
         self.current = None;
         self.take_packet(up, header, false);
         codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
@@ -256,7 +262,8 @@ impl MyTracker {
         if !self.aborted {
             return None;
         }
-        let is_rollback = text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"));
+        let is_rollback =
+            text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"));
         if facts.ends_transaction {
             self.aborted = false;
             return (!is_rollback).then_some((
@@ -322,7 +329,14 @@ impl MyTracker {
         down: &mut Pipe,
     ) -> Result<Option<ClientEvent>, ProtocolError> {
         if header.len > MAX_TEXT_BYTES {
-            self.fail(1105, "HY000", "The statement is too long to be prepared through this proxy", up, header, down);
+            self.fail(
+                1105,
+                "HY000",
+                "The statement is too long to be prepared through this proxy",
+                up,
+                header,
+                down,
+            );
             return Ok(None);
         }
         if up.unread().len() < header.total() {
@@ -394,11 +408,7 @@ impl MyTracker {
     }
 
     /// Has the statement prepared on `server` in order to be used there; `None` while it is not.
-    fn on_server_as(
-        statement: &Arc<Statement>,
-        server: &mut MyServer,
-        up: &mut Pipe,
-    ) -> Option<OnServer> {
+    fn on_server_as(statement: &Arc<Statement>, server: &mut MyServer, up: &mut Pipe) -> Option<OnServer> {
         if let Some(there) = server.prepared.get(&statement.id) {
             return Some(*there);
         }
@@ -427,7 +437,10 @@ impl MyTracker {
         };
         let statement = prepared.statement.clone();
         if self.current.is_none() {
-            let known = (submitted(statement.facts.clone(), statement.digest, statement.text.len()), statement.details.clone());
+            let known = (
+                submitted(statement.facts.clone(), statement.digest, statement.text.len()),
+                statement.details.clone(),
+            );
             return Ok(Some(self.report(known, Text::Of(statement))));
         }
         let Some((facts, details)) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
@@ -461,7 +474,7 @@ impl MyTracker {
         let Some(there) = Self::on_server_as(&statement, server, up) else {
             return Ok(Some(ClientEvent::NeedAnswer));
         };
-        let body = Self::packet_front(up, seen);
+        let body = Self::packet_front(up, seen).to_vec();
         let flags = body.get(5).copied().unwrap_or_default();
         let mut insert = Box::default();
         let mut typed = there.typed;
@@ -520,13 +533,7 @@ impl MyTracker {
     }
 
     /// A command that begins with a statement id and goes on with the server's own.
-    fn forward_named(
-        &mut self,
-        header: Header,
-        up: &mut Pipe,
-        id: u32,
-        command: Command,
-    ) {
+    fn forward_named(&mut self, header: Header, up: &mut Pipe, id: u32, command: Command) {
         up.skip(HEADER_BYTES + 5);
         let mut front = vec![command as u8];
         front.extend_from_slice(&id.to_le_bytes());
@@ -632,7 +639,12 @@ impl MyTracker {
         None
     }
 
-    fn close_statement(&mut self, header: Header, up: &mut Pipe, server: Option<&mut MyServer>) -> Option<ClientEvent> {
+    fn close_statement(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+    ) -> Option<ClientEvent> {
         let named = match self.named(up, header) {
             Ok(named) => named,
             Err(event) => return Some(event),
@@ -999,7 +1011,8 @@ impl MyTracker {
         down: &mut Pipe,
         server: &mut MyServer,
     ) -> Result<Option<ServerEvent>, ProtocolError> {
-        let of_rows = server.stage != Stage::Start || !matches!(server.head().map(|h| &h.reply), Some(Reply::Results));
+        let of_rows =
+            server.stage != Stage::Start || !matches!(server.head().map(|h| &h.reply), Some(Reply::Results));
         let mut changes = Vec::new();
         let end = server.read_end(body, |change| changes.push(change))?;
         let first = body.first().copied().unwrap_or_default();
@@ -1058,7 +1071,9 @@ impl MyTracker {
             return None;
         }
         let fetched = matches!(head.map(|head| head.reply), Some(Reply::Rows));
-        if !end.status.contains(Status::CURSOR_EXISTS) && (!fetched || end.status.contains(Status::LAST_ROW_SENT)) {
+        if !end.status.contains(Status::CURSOR_EXISTS)
+            && (!fetched || end.status.contains(Status::LAST_ROW_SENT))
+        {
             server.end_cursor();
         }
         self.note_outcome(None, end.affected_rows);
@@ -1095,9 +1110,30 @@ fn literal(value: &str) -> String {
 }
 
 impl Tracker<MySql> for MyTracker {
-    fn new(key: &PoolKey, _greeting: &Greeting) -> Self {
-        let _ = key;
-        unimplemented!()
+    fn new(_key: &PoolKey, _greeting: &Greeting, client: MyClient) -> Self {
+        let agreed = Capabilities::NONE;
+        let _ = client;
+        Self {
+            agreed,
+            status: Status::AUTOCOMMIT,
+            mode: LexMode::default(),
+            multi_statements: agreed.contains(Capabilities::MULTI_STATEMENTS),
+            statements: HashMap::new(),
+            next_id: 0,
+            current: None,
+            owed: 0,
+            owed_kept: true,
+            continues: false,
+            watch: Watch::default(),
+            outcomes: Vec::new(),
+            rows: 0,
+            learned: Learned::default(),
+            state_changed: false,
+            aborted: false,
+            explains: Explained::default(),
+            last_insert_id: 0,
+            unprepared: None,
+        }
     }
 
     fn on_client(
@@ -1159,8 +1195,12 @@ impl Tracker<MySql> for MyTracker {
                     self.command(command, header, up, server, Reply::Results)
                 }
                 Some(Command::Query) => self.query(header, shared, up, server, down)?,
-                Some(Command::FieldList) => self.command(Command::FieldList, header, up, server, Reply::Fields),
-                Some(Command::Statistics) => self.command(Command::Statistics, header, up, server, Reply::Line),
+                Some(Command::FieldList) => {
+                    self.command(Command::FieldList, header, up, server, Reply::Fields)
+                }
+                Some(Command::Statistics) => {
+                    self.command(Command::Statistics, header, up, server, Reply::Line)
+                }
                 Some(Command::StmtPrepare) => self.prepare(header, shared, up, server, down)?,
                 Some(Command::StmtExecute) => self.execute(header, up, server, down)?,
                 Some(Command::StmtSendLongData) => self.long_data(header, up, server),
