@@ -44,7 +44,7 @@ GRANT REPLICATION SLAVE ON *.* TO repl@'%';
 
 /// What each database of the tests holds.
 const PER_DATABASE: &str = "\
-CREATE DATABASE DB;
+CREATE DATABASE DB CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci;
 USE DB;
 GRANT ALL ON DB.* TO app@'%', app2@'%', ed25519user@'%';
 CREATE TABLE t (id int AUTO_INCREMENT PRIMARY KEY, v text);
