@@ -15,6 +15,7 @@ use crate::{
 pub mod mysql;
 pub mod postgres;
 
+mod digest;
 mod vocabulary;
 
 pub use postgres::scram::MockKey;
@@ -30,6 +31,8 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     const DIALECT: Dialect;
     /// A client may begin with a TLS handshake at once.
     const DIRECT_TLS: bool;
+    /// Servers report whatever changes in a session ([`Tracker::take_learned`]), so that no text need say it.
+    const TELLS_SETTINGS: bool;
     /// What all connections of one proxy share: statement facts, texts of prepared statements.
     type Shared: Send + Sync + 'static;
     /// What servers say of themselves before a client may be greeted.

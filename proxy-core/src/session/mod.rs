@@ -401,7 +401,7 @@ impl<P: Protocol> Session<P> {
             return;
         }
         let replays = self.settings.is_some() || !self.pending.settings.is_empty();
-        if !replays || !facts.changes_session_settings() || sets.contains(variable) {
+        if P::TELLS_SETTINGS || !replays || !facts.changes_session_settings() || sets.contains(variable) {
             return;
         }
         let resets_one = facts.statements == 1 && facts.pins.is_empty() && facts.clears.is_empty();

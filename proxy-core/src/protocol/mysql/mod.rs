@@ -5,13 +5,15 @@
 
 use std::sync::Arc;
 
-use super::{CancelKey, Dialect, Facts, Fault, Greeting, PoolKey, Protocol, ServerKey};
+use super::{Dialect, Facts, Fault, PoolKey, Protocol, ServerKey};
 
-// pub mod auth;
+pub mod auth;
 pub mod classify;
 pub mod codec;
 pub mod error;
 pub mod handshake;
+pub mod key;
+pub mod query;
 pub mod server;
 pub mod statement;
 pub mod tracker;
@@ -37,6 +39,7 @@ impl Protocol for MySql {
     const DIALECT: Dialect = Dialect::Mysql;
     // The server speaks first.
     const DIRECT_TLS: bool = false;
+    const TELLS_SETTINGS: bool = true;
     // One more than `max_connections` is let in for administrators, and none of these is kept from anybody.
     const LIMITS_QUERY: &'static str = "SELECT @@global.max_connections, 0";
     // The variable is a number in most versions and a word in the newest.
@@ -75,17 +78,36 @@ impl Protocol for MySql {
         server::write_command(out, codec::Command::Ping, &[]);
     }
 
-    fn write_fault(_: &Fault, _: &mut Vec<u8>) {}
-    fn fault_code(_: &Fault) -> Box<str> {
-        "".into()
+    fn write_fault(fault: &Fault, out: &mut Vec<u8>) {
+        // Whoever is told has sent a request, or will take the next packet for the answer to one.
+        error::write_error(fault, 1, codec::Capabilities::PROTOCOL_41, out);
     }
-    fn database(_: &PoolKey) -> &str {
-        ""
+
+    fn write_refusal(fault: &Fault, out: &mut Vec<u8>) {
+        // In place of the greeting, where no capability has been agreed.
+        error::write_error(fault, 0, codec::Capabilities::NONE, out);
     }
-    fn monitor_key(_: &str, _: &str) -> PoolKey {
-        todo!()
+
+    fn fault_code(fault: &Fault) -> Box<str> {
+        error::code(fault).1.into()
     }
-    fn write_cancel(_: &ServerKey, _: &mut Vec<u8>) {}
+
+    fn database(key: &PoolKey) -> &str {
+        key::database(key)
+    }
+
+    fn monitor_key(user: &str, database: &str) -> PoolKey {
+        let none = (codec::Capabilities::NONE, codec::Extended::NONE);
+        key::pool_key(user, database.as_bytes(), key::UTF8MB4_GENERAL_CI, none.0, none.1)
+    }
+
+    fn write_cancel(key: &ServerKey, out: &mut Vec<u8>) {
+        handshake::write_cancel(key.id, out);
+    }
+
+    fn cancel_error(answer: &[u8]) -> Option<String> {
+        handshake::cancel_error(answer)
+    }
 
     fn write_goodbye(out: &mut Vec<u8>) {
         server::write_command(out, codec::Command::Quit, &[]);

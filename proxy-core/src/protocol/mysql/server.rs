@@ -12,6 +12,7 @@ use super::{
         self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
         SessionChange, Status, put_u24, session_state, write_packet,
     },
+    handshake::{ServerLogin, TRACK, write_greeting},
     statement::Statement,
 };
 use crate::buffer::Buffer;
@@ -116,8 +117,6 @@ pub struct MyServer {
     pub(super) running: u32,
     /// Several statements in one text are allowed.
     pub(super) multi_statements: bool,
-    /// An error was among the answers to the request being answered.
-    pub(super) failed: bool,
     /// Statements that make a reset connection report its session again.
     rearm: Box<str>,
     /// The database after login; empty for none.
@@ -136,35 +135,27 @@ struct Absorbing {
     more: u32,
 }
 
-/// What a login left behind.
-#[derive(Debug, Default)]
-pub struct Start {
-    /// The server's thread.
-    pub thread: u32,
-    /// Of both ends.
-    pub agreed: Capabilities,
-    /// After the login.
-    pub status: Status,
-    /// How it reads text.
-    pub mode: LexMode,
-    /// The statement that turns session tracking on; empty where there is none.
-    pub rearm: Box<str>,
-    /// The database; empty for none.
-    pub schema: Box<[u8]>,
-    /// What clients are told.
-    pub greeting: Arc<Greeting>,
-}
-
 impl MyServer {
-    /// A connection that has just been logged in.
+    /// A connection that has just been logged in, to `schema`, which is empty for none.
     #[must_use]
-    pub fn new(start: Start, max_prepared: usize) -> Self {
+    pub fn new(login: &ServerLogin, schema: &[u8], max_prepared: usize) -> Self {
+        let value = |at: usize| login.baseline.get(at).map_or("", |value| value);
+        let (client, collation, sql_mode) = (value(0), value(3), value(4));
+        let mut rearm = String::new();
+        if login.tracks {
+            rearm.push_str(TRACK);
+        }
+        // Servers reset these to their own defaults, and not to what was asked for at the login.
+        if !client.is_empty() && !collation.is_empty() {
+            rearm.push_str(if rearm.is_empty() { "SET " } else { ", " });
+            rearm.push_str(&format!("NAMES '{client}' COLLATE '{collation}'"));
+        }
         Self {
-            key: ServerKey { id: start.thread, secret: Vec::new() },
-            greeting: start.greeting,
-            agreed: start.agreed,
-            status: start.status,
-            mode: start.mode,
+            key: ServerKey { id: login.connection_id, secret: Vec::new() },
+            greeting: Arc::new(write_greeting(login)),
+            agreed: login.capabilities,
+            status: login.status,
+            mode: LexMode::from_variables(sql_mode, client),
             doubtful: false,
             characteristics: false,
             expected: VecDeque::new(),
@@ -180,11 +171,10 @@ impl MyServer {
             long_data: Vec::new(),
             cursors: Vec::new(),
             running: 0,
-            multi_statements: start.agreed.contains(Capabilities::MULTI_STATEMENTS),
-            failed: false,
-            rearm: start.rearm,
-            current_schema: start.schema.clone(),
-            schema: start.schema,
+            multi_statements: login.capabilities.contains(Capabilities::MULTI_STATEMENTS),
+            rearm: rearm.into(),
+            current_schema: schema.into(),
+            schema: schema.into(),
             absorbing: Absorbing::default(),
             retire: false,
             forgot: false,

@@ -21,7 +21,7 @@ use super::{
         SessionChange, Status,
     },
     error::write_error,
-    handshake::MyClient,
+    handshake::{MyClient, read_greeting},
     server::{MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front},
     statement::{Prepared, Statement},
 };
@@ -119,6 +119,13 @@ const UNTRACKED: &[&str] = &["last_gtid", "warning_count", "error_count", "rand_
 const MOMENTARY: &[&str] =
     &["timestamp", "insert_id", "last_insert_id", "identity", "pseudo_thread_id", "gtid_seq_no"];
 
+/// What stands for a command that is no statement.
+fn of_command(command: Command, bytes: usize) -> Submitted {
+    let facts = classify::of_command(command as u8);
+    let facts = facts.unwrap_or_else(|| Facts::unknown(command.name().to_owned()));
+    submitted(Arc::new(facts), command as u128, bytes)
+}
+
 /// A statement, and what only this protocol asks of it.
 type Known = (Submitted, Arc<Details>);
 
@@ -181,7 +188,11 @@ impl MyTracker {
         codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
     }
 
-    fn report(&mut self, (statement, details): Known, text: Text) -> ClientEvent {
+    fn report(&mut self, (mut statement, details): Known, text: Text) -> ClientEvent {
+        if details.calculates_found_rows || details.sets_last_insert_id {
+            // The statement after it is likely to ask, and no packet tells the answer.
+            statement.extra_pins.insert(PinReason::SessionFunction);
+        }
         self.current = Some(Current { statement: statement.clone(), details, admitted: false, text });
         ClientEvent::Statement(statement)
     }
@@ -673,7 +684,7 @@ impl MyTracker {
         reply: Reply,
     ) -> Option<ClientEvent> {
         if self.current.is_none() {
-            let statement = submitted(classify::of_command(command), command as u128, header.len);
+            let statement = of_command(command, header.len);
             return Some(self.report((statement, Arc::default()), Text::None));
         }
         let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
@@ -694,7 +705,7 @@ impl MyTracker {
     ) -> Option<ClientEvent> {
         if self.current.is_none() {
             let command = Command::ResetConnection;
-            let statement = submitted(classify::of_command(command), command as u128, header.len);
+            let statement = of_command(command, header.len);
             return Some(self.report((statement, Arc::default()), Text::None));
         }
         let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
@@ -1110,13 +1121,14 @@ fn literal(value: &str) -> String {
 }
 
 impl Tracker<MySql> for MyTracker {
-    fn new(_key: &PoolKey, _greeting: &Greeting, client: MyClient) -> Self {
-        let agreed = Capabilities::NONE;
-        let _ = client;
+    fn new(_key: &PoolKey, greeting: &Greeting, client: MyClient) -> Self {
+        let agreed = client.capabilities;
+        let (status, baseline) = read_greeting(greeting);
+        let value = |at: usize| baseline.get(at).copied().unwrap_or_default();
         Self {
             agreed,
-            status: Status::AUTOCOMMIT,
-            mode: LexMode::default(),
+            status,
+            mode: LexMode::from_variables(value(4), value(0)),
             multi_statements: agreed.contains(Capabilities::MULTI_STATEMENTS),
             statements: HashMap::new(),
             next_id: 0,
@@ -1185,13 +1197,13 @@ impl Tracker<MySql> for MyTracker {
             let server = server.as_deref_mut();
             let event = match Command::from_byte(byte) {
                 Some(Command::Quit) => Some(ClientEvent::Quit),
-                Some(Command::Ping) if server.is_none() => {
+                Some(Command::Ping) => {
                     self.take_packet(up, header, false);
                     self.ok(down, 1);
                     None
                 }
                 Some(Command::ProcessKill) => self.process_kill(header, up, down),
-                Some(command @ (Command::Ping | Command::InitDb | Command::Debug | Command::ProcessInfo)) => {
+                Some(command @ (Command::InitDb | Command::Debug | Command::ProcessInfo)) => {
                     self.command(command, header, up, server, Reply::Results)
                 }
                 Some(Command::Query) => self.query(header, shared, up, server, down)?,
