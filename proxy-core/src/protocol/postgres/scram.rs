@@ -178,7 +178,7 @@ impl MockKey {
     }
 
     /// A keyed hash of `data`, of its own kind for each `label`: 32 bytes nobody outside can foretell.
-    pub(super) fn tag(&self, label: &[u8], data: &[u8]) -> Key {
+    pub(in crate::protocol) fn tag(&self, label: &[u8], data: &[u8]) -> Key {
         hmac(&*self.0, &[label, &[0], data])
     }
 }

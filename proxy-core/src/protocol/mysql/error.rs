@@ -1,0 +1,131 @@
+//! The error table: which number and SQLSTATE a [`FaultKind`] is, and the ERR packet that carries it.
+//! `docs/errors.md` shows the same table; a test keeps the two together.
+
+use super::{
+    super::{Fault, FaultKind},
+    codec::{Capabilities, write_err},
+};
+
+/// Number and SQLSTATE of a fault. No `_` arm: a new kind must choose. Source: MySQL Error Message Reference, "Server
+/// Error Message Reference"; 9501 and 3159 are RDS Proxy's.
+#[must_use]
+pub const fn number(kind: FaultKind) -> (u16, &'static str) {
+    match kind {
+        FaultKind::BorrowTimeout | FaultKind::NoTarget => (9501, "HY000"),
+        FaultKind::TlsRequired => (3159, "HY000"),
+        FaultKind::BadPassword | FaultKind::UserMissing => (1045, "28000"),
+        FaultKind::TooManyClients | FaultKind::LoginRate => (1040, "HY000"),
+        FaultKind::NotAllowed => (1130, "HY000"),
+        FaultKind::NotSupported => (1235, "42000"),
+        FaultKind::ProtocolViolation => (1835, "HY000"),
+        FaultKind::HandshakeTimeout => (1159, "08S01"),
+        FaultKind::ShuttingDown | FaultKind::LifetimeOver => (1053, "08S01"),
+        FaultKind::IdleTimeout => (4031, "HY000"),
+        FaultKind::Cancelled => (1317, "70100"),
+        FaultKind::PluginRejected => (1227, "42000"),
+        FaultKind::ServerLost
+        | FaultKind::ServerRefused
+        | FaultKind::PluginFailed
+        | FaultKind::StateLost
+        | FaultKind::Internal => (1105, "HY000"),
+    }
+}
+
+/// `ER_HANDSHAKE_ERROR`, as [`Fault::native_code`].
+pub(super) const BAD_HANDSHAKE: &str = "1043/08S01";
+/// `ER_NET_PACKETS_OUT_OF_ORDER`.
+pub(super) const OUT_OF_ORDER: &str = "1156/08S01";
+/// `ER_NOT_SUPPORTED_AUTH_MODE`.
+pub(super) const OLD_CLIENT: &str = "1251/08004";
+
+/// A server's own error as [`Fault::native_code`]: `number/SQLSTATE`.
+#[must_use]
+pub fn native_code(number: u16, sqlstate: &str) -> String {
+    format!("{number}/{sqlstate}")
+}
+
+/// Number and SQLSTATE that the client is sent. [`Fault::native_code`] is `number/SQLSTATE`, or, from a policy plugin,
+/// an SQLSTATE alone.
+#[must_use]
+pub fn code(fault: &Fault) -> (u16, &str) {
+    let (usual, state) = number(fault.kind);
+    match fault.native_code.as_deref() {
+        None => (usual, state),
+        Some(native) => match native.split_once('/') {
+            Some((number, state)) => (number.parse().unwrap_or(usual), state),
+            None => (usual, native),
+        },
+    }
+}
+
+/// What the client is told: the message, and the hint behind it, since an ERR packet has no place for one.
+#[must_use]
+pub fn text(fault: &Fault) -> String {
+    match &fault.hint {
+        Some(hint) => format!("{} ({hint})", fault.message),
+        None => fault.message.clone().into_owned(),
+    }
+}
+
+/// Appends the ERR packet for `fault`. Returns the sequence number that comes next.
+pub fn write_error(fault: &Fault, seq: u8, agreed: Capabilities, out: &mut Vec<u8>) -> u8 {
+    let (number, sqlstate) = code(fault);
+    write_err(number, sqlstate, &text(fault), seq, agreed, out)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const MANUAL: &str = include_str!("../../../../docs/errors.md");
+
+    /// Kind, number and SQLSTATE of each row of the MySQL table.
+    fn rows_of_the_manual() -> BTreeSet<(String, String, String)> {
+        let rows = MANUAL
+            .lines()
+            .skip_while(|line| !line.starts_with("| kind | number | SQLSTATE |"))
+            .skip(2)
+            .take_while(|line| line.starts_with('|'));
+        rows.map(|row| {
+            let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned());
+            (cells.nth(1).unwrap(), cells.next().unwrap(), cells.next().unwrap())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_manual_has_every_kind_with_its_number_and_no_other() {
+        let ours: BTreeSet<_> = FaultKind::ALL
+            .into_iter()
+            .map(|kind| {
+                let (number, state) = number(kind);
+                (format!("{kind:?}"), number.to_string(), state.to_owned())
+            })
+            .collect();
+        assert_eq!(ours.len(), FaultKind::ALL.len());
+        assert_eq!(rows_of_the_manual(), ours);
+    }
+
+    #[test]
+    fn an_error_carries_number_state_and_text() {
+        let mut fault = Fault::fatal(FaultKind::TlsRequired, "no");
+        let mut out = Vec::new();
+        assert_eq!(write_error(&fault, 2, Capabilities::PROTOCOL_41, &mut out), 3);
+        assert_eq!(out, b"\x0b\0\0\x02\xff\x57\x0c#HY000no");
+        out.clear();
+        write_error(&fault, 0, Capabilities::NONE, &mut out);
+        assert_eq!(out, b"\x05\0\0\0\xff\x57\x0cno");
+        for (native, want) in
+            [("1049/42000", (1049, "42000")), ("45000", (3159, "45000")), ("x/42000", (3159, "42000"))]
+        {
+            fault.native_code = Some(native.to_owned());
+            assert_eq!(code(&fault), want, "{native}");
+        }
+        fault.hint = Some("use TLS".into());
+        assert_eq!(text(&fault), "no (use TLS)");
+    }
+}
