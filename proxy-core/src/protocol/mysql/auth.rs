@@ -122,10 +122,7 @@ pub fn ed25519_answer(password: &[u8], nonce: &[u8]) -> [u8; 64] {
     let once = Zeroizing::new(wide(Sha512::new().chain_update(prefix).chain_update(nonce)));
     let commitment = EdwardsPoint::mul_base(&once).compress();
     let challenge = wide(
-        Sha512::new()
-            .chain_update(commitment.as_bytes())
-            .chain_update(public.as_bytes())
-            .chain_update(nonce),
+        Sha512::new().chain_update(commitment.as_bytes()).chain_update(public.as_bytes()).chain_update(nonce),
     );
     let proof = *once + challenge * *secret;
     let mut answer = [0; 64];
@@ -262,7 +259,9 @@ enum ClientState {
     /// The method's first answer is to come.
     Answer,
     /// The password itself is to come.
-    Password { key_sent: bool },
+    Password {
+        key_sent: bool,
+    },
     Over,
 }
 
@@ -408,7 +407,11 @@ impl ClientAuth {
 
     fn verdict(&self, same: Choice) -> Result<AuthStep, AuthError> {
         let known = Choice::from(u8::from(self.secret.is_some()));
-        if bool::from(same & known) { Ok(AuthStep::Done) } else { Err(AuthError::WrongPassword { given: true }) }
+        if bool::from(same & known) {
+            Ok(AuthStep::Done)
+        } else {
+            Err(AuthError::WrongPassword { given: true })
+        }
     }
 
     fn password(&self) -> &[u8] {
@@ -441,7 +444,9 @@ pub enum ServerAuthError {
     #[error("the server asks for the authentication of servers before 4.1, which is not supported")]
     TooOld,
     /// The server's public key cannot be used, or not for a password of this length.
-    #[error("the password cannot be encrypted with the server's public key: set the target's `tls` to `required` or better")]
+    #[error(
+        "the password cannot be encrypted with the server's public key: set the target's `tls` to `required` or better"
+    )]
     Key,
 }
 

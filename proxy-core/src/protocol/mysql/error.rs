@@ -119,11 +119,9 @@ mod tests {
         out.clear();
         write_error(&fault, 0, Capabilities::NONE, &mut out);
         assert_eq!(out, b"\x05\0\0\0\xff\x57\x0cno");
-        for (native, want) in [
-            ("1049/42000", (1049, "42000")),
-            ("45000", (3159, "45000")),
-            ("x/42000", (3159, "42000")),
-        ] {
+        for (native, want) in
+            [("1049/42000", (1049, "42000")), ("45000", (3159, "45000")), ("x/42000", (3159, "42000"))]
+        {
             fault.native_code = Some(native.to_owned());
             assert_eq!(code(&fault), want, "{native}");
         }

@@ -12,8 +12,8 @@ use super::{
     MySql,
     auth::{self, AuthError, AuthStep, ClientAuth, FirstAnswer, NATIVE, NONCE_BYTES, Nonce, ServerAuth},
     codec::{
-        self, Capabilities, Command, ERR, ErrPacket, Extended, HEADER_BYTES, Header, OkPacket, Reader, Status,
-        put_lenenc_bytes, put_null_bytes, whole_packet, write_packet,
+        self, Capabilities, Command, ERR, ErrPacket, Extended, HEADER_BYTES, Header, OkPacket, Reader,
+        Status, put_lenenc_bytes, put_null_bytes, whole_packet, write_packet,
     },
     error::{BAD_HANDSHAKE, OLD_CLIENT, OUT_OF_ORDER, native_code, write_error},
     key::{self, pool_key},
@@ -506,8 +506,8 @@ impl MyAccept {
         payload: &[u8],
         seq: u8,
     ) -> Result<(Self, AcceptStep<MyClient>), Fault> {
-        let mut response = Response::read_change_user(payload, client.capabilities, collation)
-            .ok_or_else(bad_handshake)?;
+        let mut response =
+            Response::read_change_user(payload, client.capabilities, collation).ok_or_else(bad_handshake)?;
         response.extended = client.extended;
         let user = user_name(&response);
         let accept = Self {
@@ -625,13 +625,8 @@ impl MyAccept {
     fn login(&self, response: Response) -> Login<MyClient> {
         let capabilities = response.capabilities.intersection(self.offer);
         let extended = response.extended.intersection(self.offer_extended);
-        let key = pool_key(
-            &user_name(&response),
-            &response.database,
-            response.collation,
-            capabilities,
-            extended,
-        );
+        let key =
+            pool_key(&user_name(&response), &response.database, response.collation, capabilities, extended);
         // The first of the two that a client names is used, as the server does by default.
         let compression = if capabilities.contains(Capabilities::COMPRESS) {
             Compression::Zlib

@@ -1,7 +1,7 @@
 //! Statements of our own: how one is written, and how its answer is read to the end.
 
 use super::codec::{
-    Capabilities, Command, EOF, ERR, ErrPacket, EofPacket, LOCAL_INFILE, MAX_PAYLOAD, OK, OkPacket, Reader,
+    Capabilities, Command, EOF, ERR, EofPacket, ErrPacket, LOCAL_INFILE, MAX_PAYLOAD, OK, OkPacket, Reader,
     Status, put_lenenc, write_packet,
 };
 use crate::protocol::ProtocolError;
