@@ -14,6 +14,7 @@ use crate::{
 
 pub mod postgres;
 
+mod digest;
 mod vocabulary;
 
 pub use postgres::scram::MockKey;
