@@ -490,6 +490,9 @@ const fn pin_reason(reason: PinReason) -> wit::PinReason {
         PinReason::PreparedStatement => wit::PinReason::PreparedStatement,
         PinReason::SessionFunction => wit::PinReason::SessionFunction,
         PinReason::StatementSize => wit::PinReason::StatementSize,
+        PinReason::Xa => wit::PinReason::Xa,
+        PinReason::Handler => wit::PinReason::Handler,
+        PinReason::MultiStatement => wit::PinReason::MultiStatement,
         PinReason::Library => wit::PinReason::Library,
         PinReason::Unknown => wit::PinReason::Unknown,
     }
