@@ -12,6 +12,7 @@ use crate::{
     secrets::Secret,
 };
 
+pub mod mysql;
 pub mod postgres;
 
 mod digest;
