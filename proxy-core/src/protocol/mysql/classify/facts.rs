@@ -203,7 +203,8 @@ fn begins_block(before: &Tok<'_>) -> bool {
 /// True when nothing but a label stands before the next semicolon.
 fn ends_statement(tokens: &[Tok<'_>], index: usize) -> bool {
     let at = |index: usize| tokens.get(index);
-    let label = usize::from(at(index).is_some_and(Tok::is_name));
+    let is_label = |token: &Tok<'_>| token.is_name() && !matches!(token.word(), "update" | "share");
+    let label = usize::from(at(index).is_some_and(is_label));
     at(index + label).is_none_or(|token| token.is(";"))
 }
 

@@ -573,6 +573,7 @@ impl Visitor for Tree {
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
         if let Expr::Function(function) = expr
             && let [schema @ .., name] = &names(&function.name)[..]
+            && !(schema.is_empty() && builtin::is_not_called(name))
         {
             let schema = schema.last().map(|schema| (*schema).to_owned());
             let with_arguments = match &function.args {
