@@ -51,6 +51,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
     let cluster = Cluster::start(directory.path(), &server_settings(&certificate, &key)?)?;
     cluster.create_user(USER, &password)?;
     let settings = Settings {
+        engine: "POSTGRESQL",
         user: USER,
         password: &password,
         client_auth: "POSTGRES_SCRAM_SHA_256",

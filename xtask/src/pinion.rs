@@ -20,6 +20,8 @@ use crate::{
 /// What one proxy in front of one server is told.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings<'a> {
+    /// `engine_family`.
+    pub(crate) engine: &'static str,
     /// The only database user.
     pub(crate) user: &'a str,
     /// Its password.
@@ -129,7 +131,7 @@ fn sum(page: &str, name: &str, wanted: impl Fn(&str) -> bool) -> u64 {
 }
 
 fn config_text(settings: &Settings<'_>, port: u16, metrics_port: u16) -> String {
-    let Settings { user, client_auth, server_port, percent, max_clients, .. } = settings;
+    let Settings { engine, user, client_auth, server_port, percent, max_clients, .. } = settings;
     let (tls, target_tls) = match settings.certificate {
         Some((certificate, key)) => (
             format!(
@@ -147,7 +149,7 @@ listen = "127.0.0.1:{metrics_port}"
 
 [[proxy]]
 name = "{user}"
-engine_family = "POSTGRESQL"
+engine_family = "{engine}"
 max_client_connections = {max_clients}
 {tls}
 [[proxy.auth]]

@@ -188,6 +188,7 @@ impl<'a> Bench<'a> {
     fn start_pinion(&self, plugins: &str) -> Result<Contender<'a>> {
         let Some(binary) = &self.pinion else { return failed("there is no Pinion") };
         let settings = Settings {
+            engine: "POSTGRESQL",
             user: USER,
             password: self.password,
             client_auth: "POSTGRES_MD5",
