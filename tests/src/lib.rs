@@ -99,3 +99,10 @@ pub(crate) fn target_dir() -> PathBuf {
     let profile = exe.parent().and_then(|deps| deps.parent()).expect("target/<profile>/deps/<test>");
     profile.parent().expect("target/<profile>").to_owned()
 }
+
+/// Lets this test open as many files as the machine allows.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+}
