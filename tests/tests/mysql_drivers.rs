@@ -1,4 +1,4 @@
-//! Real MySQL drivers and tools: each runs a short program, whose transcript is the same everywhere.
+//! Real MySQL drivers and tools: each runs a short program, whose transcript is the same through the proxy as without.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write;
@@ -8,19 +8,41 @@ use mysql_async::{
     BinaryProtocol, ChangeUserOpts, Conn, QueryResult, Row as MySqlRow, TxOpts, Value, params,
     prelude::Queryable,
 };
-use pinion_tests::{Address, MySqlClient, Server, foreign};
+use pinion_tests::{Address, MariaDb, MySqlClient, Proxy, Server, foreign, until};
 use sqlx::{
     Connection, Executor, Row,
     mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions, MySqlSslMode},
 };
 
-/// Runs a program straight at a server, without TLS and with it, and compares what it saw.
+/// Runs a program straight at a server and through a proxy with two server connections, without TLS and with it, and
+/// compares what it saw. Once it has ended nothing is pinned.
 async fn same_everywhere(program: impl AsyncFn(&Address) -> String) {
     let db = Server::mariadb().tls().start().await;
     let secure = Address { ca: db.ca().cloned(), ..db.address() };
     let expected = program(&db.address()).await;
     assert!(expected.lines().count() > 2, "{expected}");
-    same(&expected, &program(&secure).await, "over TLS");
+    same(&expected, &program(&secure).await, "direct over TLS");
+    same_through_pinion(&db, &expected, program).await;
+}
+
+async fn same_through_pinion(db: &MariaDb, expected: &str, program: impl AsyncFn(&Address) -> String) {
+    for auth in ["MYSQL_NATIVE_PASSWORD", "MYSQL_CACHING_SHA2_PASSWORD"] {
+        let proxy = Proxy::in_front_of(db)
+            .max_connections(2)
+            .client_auth(auth)
+            .tls()
+            .proxy_setting("require_tls = false")
+            .start()
+            .await;
+        if auth == "MYSQL_NATIVE_PASSWORD" {
+            same(expected, &program(&proxy.address().plain()).await, "through the proxy");
+        }
+        same(expected, &program(&proxy.address()).await, &format!("through the proxy over TLS by {auth}"));
+        assert!(db.backends().await <= 2);
+        until("the clients are gone", async || proxy.metric("pinion_client_connections", &[]).await == 0.0)
+            .await;
+        assert_eq!(proxy.metric("pinion_database_connections_currently_session_pinned", &[]).await, 0.0);
+    }
 }
 
 #[track_caller]
@@ -404,5 +426,6 @@ async fn mariadb_dump_and_restore() {
     };
     let expected = program(&db.address()).await;
     let secure = Address { ca: db.ca().cloned(), ..db.address() };
-    same(&expected, &program(&secure).await, "over TLS");
+    same(&expected, &program(&secure).await, "direct over TLS");
+    same_through_pinion(&db, &expected, program).await;
 }
