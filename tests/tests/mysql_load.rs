@@ -7,7 +7,7 @@ use std::{
 };
 
 use pinion_tests::{
-    Address, MariaDb, RawMySql, Server, raise_file_limit,
+    Address, MariaDb, Proxy, RawMySql, Server, long_run, raise_file_limit,
     raw_mysql::{Login, Reply, capability, command},
 };
 use tokio::task::JoinSet;
@@ -97,4 +97,21 @@ async fn a_server_alone_has_a_connection_for_each_client() {
     let secure = Address { ca: db.ca().cloned(), ..db.address() };
     let most = crowds(&db, &secure, 200, 50, 1).await;
     assert!(most >= 50, "{most} connections");
+}
+
+/// For 30 s with `PINION_LONG=1`, else 5 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifteen_hundred_clients_share_twenty_connections_without_an_error() {
+    raise_file_limit();
+    let db = Server::mariadb().tls().without_general_log().start().await;
+    let proxy = Proxy::in_front_of(&db)
+        .max_connections(20)
+        .tls()
+        .pool("connection_borrow_timeout = \"60s\"")
+        .start()
+        .await;
+    let most = crowds(&db, &proxy.address(), 1000, 500, if long_run() { 30 } else { 5 }).await;
+    // One is the monitor's.
+    assert!((1..=21).contains(&most), "{most} server connections");
+    assert_eq!(proxy.metric("pinion_pins_total", &[]).await, 0.0);
 }
