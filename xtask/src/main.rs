@@ -31,8 +31,8 @@ use crate::{
 const USAGE: &str = "\
 cargo xtask COMMAND
 
-  demo [--once]   start a private PostgreSQL and Pinion, run queries from many clients, say what happened,
-                  and stay up until Ctrl-C (--once: leave after the report)
+  demo [--once]   start a private PostgreSQL, a private MariaDB and Pinion, run queries from many clients, say
+                  what happened, and stay up until Ctrl-C (--once: leave after the report)
   test [ARGS…]    install what is missing, build, run every test; ARGS go to `cargo test`
   plugins         build every plugin to target/plugins/*.wasm, and those for tests to target/plugins/fixtures
   setup           only install what is missing

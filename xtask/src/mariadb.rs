@@ -87,12 +87,12 @@ impl MariaDb {
         Client::unix(&self.socket, "root")
     }
 
-    /// Makes a user and a database of the same name that it may do anything in.
-    pub(crate) fn create_user(&self, name: &str, password: &str) -> Result<()> {
+    /// Makes a user and a database of the same name that it may do anything in. `require` is empty or `REQUIRE SSL`.
+    pub(crate) fn create_user(&self, name: &str, password: &str, require: &str) -> Result<()> {
         let mut root = self.root()?;
         root.query(&format!("CREATE DATABASE {name}"))?;
         root.query(&format!(
-            "CREATE USER {name}@'%' IDENTIFIED VIA mysql_native_password USING PASSWORD('{password}')"
+            "CREATE USER {name}@'%' IDENTIFIED VIA mysql_native_password USING PASSWORD('{password}') {require}"
         ))?;
         root.query(&format!("GRANT ALL ON {name}.* TO {name}@'%'")).context("granting")?;
         Ok(())

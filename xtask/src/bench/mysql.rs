@@ -120,7 +120,7 @@ pub(super) fn measure(
     }
     let options = [format!("--max-connections={SERVER_LIMIT}"), "--innodb-buffer-pool-size=256M".to_owned()];
     let server = MariaDb::start(directory, &options)?;
-    server.create_user(USER, password)?;
+    server.create_user(USER, password, "")?;
     let bench = Bench { server, directory, password, binary: binary.map(PathBuf::as_path) };
     bench.sysbench(bench.server.port()).fill(directory)?;
     let machine = machine();
@@ -188,6 +188,7 @@ impl<'a> Bench<'a> {
             Kind::Pinion => {
                 let Some(binary) = self.binary else { return failed("there is no Pinion") };
                 let settings = Settings {
+                    name: USER,
                     engine: "MYSQL",
                     user: USER,
                     password: self.password,
@@ -198,7 +199,7 @@ impl<'a> Bench<'a> {
                     certificate: None,
                     more: String::new(),
                 };
-                let mut pinion = Pinion::start(binary, self.directory, &settings)?;
+                let mut pinion = Pinion::start(binary, self.directory, &[settings])?;
                 let sample = self.run(load, pinion.port, Some(pinion.pid()))?;
                 pinion.check()?;
                 Ok(sample)
