@@ -1117,3 +1117,50 @@ fn get_lenenc_bytes(packet: &mut Bytes) -> Option<Bytes> {
     let length = usize::try_from(get_lenenc(packet)).unwrap();
     Some(packet.split_to(length))
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::{
+        encoding::AsDer,
+        rsa::{KeySize, OaepPrivateDecryptingKey, PrivateDecryptingKey},
+    };
+    use base64::{Engine, prelude::BASE64_STANDARD};
+
+    use super::*;
+
+    #[test]
+    fn a_payload_of_whole_packets_ends_with_an_empty_one() {
+        for (length, packets) in [(0, 1), (5, 1), (PACKET_MAX - 1, 1), (PACKET_MAX, 2), (PACKET_MAX * 2, 3)] {
+            let (bytes, next) = packet(254, &vec![7; length]);
+            assert_eq!(bytes.len(), length + 4 * packets, "{length}");
+            assert_eq!(usize::from(next.wrapping_sub(254)), packets, "{length}");
+        }
+    }
+
+    #[test]
+    fn length_encoded_integers_are_read_as_they_are_written() {
+        for n in [0, 250, 251, 0xffff, 0x1_0000, 0xff_ffff, 0x100_0000, u64::MAX] {
+            let mut bytes = Bytes::from(lenenc(n));
+            assert_eq!((get_lenenc(&mut bytes), bytes.len()), (n, 0));
+        }
+        let mut null = Bytes::from_static(&[0xfb]);
+        assert_eq!(get_lenenc_bytes(&mut null), None);
+    }
+
+    #[test]
+    fn a_password_hidden_by_rsa_is_found_again() {
+        let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();
+        let der = key.public_key().as_der().unwrap();
+        let pem = format!(
+            "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+            BASE64_STANDARD.encode(der.as_ref())
+        );
+        let nonce: Vec<u8> = (1..=20).collect();
+        let hidden = encrypt(pem.as_bytes(), "a password longer than its nonce", &nonce);
+        let key = OaepPrivateDecryptingKey::new(key).unwrap();
+        let mut room = vec![0; key.min_output_size()];
+        let mixed = key.decrypt(&OAEP_SHA1_MGF1SHA1, &hidden, &mut room, None).unwrap();
+        let plain: Vec<u8> = mixed.iter().zip(nonce.iter().cycle()).map(|(a, b)| a ^ b).collect();
+        assert_eq!(plain, b"a password longer than its nonce\0");
+    }
+}

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use pinion_tests::{
-    Cluster, MySqlClient, RawMySql, Server,
+    Cluster, MySqlClient, RawMySql, Server, foreign,
     raw_mysql::{Change, Login, Reply, capability, command, status},
     until,
 };
@@ -140,6 +140,8 @@ async fn tls_files_and_other_methods_work() {
     let login = Login::new(&db.address(), capability::NEW).plugin("caching_sha2_password");
     client.login(&db.address(), &login).await.unwrap();
     assert_eq!(client.steps, ["caching_sha2_password", "mysql_native_password"]);
+    let ed25519 = db.address().user("ed25519user", "ed25519user-password");
+    assert_eq!(foreign::mariadb(&ed25519, &["-N"], "SELECT current_user()").await, "ed25519user@%\n");
     let wrong = Login::new(&db.address().user("app", "wrong"), capability::NEW);
     let mut client = RawMySql::open(&db.address()).await.unwrap();
     assert_eq!(client.login(&db.address(), &wrong).await.unwrap_err().code, 1045);
