@@ -5,7 +5,7 @@ use std::{
     fmt,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -319,7 +319,7 @@ impl<P: Protocol> Proxy<P> {
     /// Does to another session of `user` what a kill says.
     pub async fn kill(&self, kill: Kill, user: &str) -> Killed {
         let Some(handle) = self.sessions.lock().get(&kill.id).cloned() else { return Killed::Unknown };
-        if handle.user.get().is_none_or(|owner| **owner != *user) {
+        if **handle.user.lock().unwrap_or_else(PoisonError::into_inner) != *user {
             return Killed::NotOwner;
         }
         if !kill.query_only {
@@ -482,7 +482,7 @@ pub struct SessionHandle {
     waker: AtomicWaker,
     request: Mutex<Request>,
     /// Whose session it is, once logged in.
-    user: OnceLock<Box<str>>,
+    user: Mutex<Box<str>>,
 }
 
 /// Where a session's request is, as far as a cancel must know.
@@ -582,7 +582,7 @@ impl SessionHandle {
 
     /// It is this user's.
     pub fn belongs_to(&self, user: &str) {
-        let _ = self.user.set(user.into());
+        *self.user.lock().unwrap_or_else(PoisonError::into_inner) = user.into();
     }
 
     /// Begins a cancel while the request cannot move on.
@@ -646,7 +646,7 @@ impl Sessions {
                 activity: AtomicU8::new(0),
                 waker: AtomicWaker::new(),
                 request: Mutex::default(),
-                user: OnceLock::new(),
+                user: Mutex::default(),
             });
             by_id.insert(key.id, handle.clone());
             return Some(handle);

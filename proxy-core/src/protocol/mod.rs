@@ -227,6 +227,16 @@ pub enum AcceptStep<C> {
 
 /// The server's part of a login. Faults end the connection; the caller has them written.
 pub trait Accept<P: Protocol>: Send + Sized {
+    /// A client with a session that asks to log in anew: `request` is what [`Tracker::take_login`] took. It proves all
+    /// over again who it is.
+    fn again(
+        _arrival: Arrival<P::Hello>,
+        _client: P::Client,
+        _before: &PoolKey,
+        _request: &[u8],
+    ) -> Result<(Self, AcceptStep<P::Client>), Fault> {
+        Err(Fault::fatal(FaultKind::NotSupported, "This protocol has one login for each connection."))
+    }
     /// A new client.
     fn begin(options: AcceptOptions, arrival: Arrival<P::Hello>) -> Self;
     /// Goes on as far as the bytes reach.
@@ -387,6 +397,8 @@ pub enum ClientEvent {
     Statement(Statement),
     /// Another session is to be killed; then call [`Tracker::killed`] and come again.
     Kill(Kill),
+    /// The client wants to log in anew; take the request by [`Tracker::take_login`].
+    LogIn,
     /// The client said goodbye.
     Quit,
 }
@@ -548,6 +560,10 @@ pub trait Tracker<P: Protocol>: Send {
     fn upcoming(&self, shared: &P::Shared, up: &Pipe, visit: &mut dyn FnMut(&Statement, &[u8])) -> Upcoming;
     /// How the statements of the request just answered went, in the order they ran.
     fn take_outcomes(&mut self) -> Vec<Outcome>;
+    /// Takes the request of a [`ClientEvent::LogIn`] out, and what the client has negotiated.
+    fn take_login(&mut self, _up: &mut Pipe) -> Option<(P::Client, Vec<u8>)> {
+        None
+    }
     /// What became of the [`ClientEvent::Kill`] at the front: tells the client.
     fn killed(&mut self, _outcome: Killed, _up: &mut Pipe, _down: &mut Pipe) {}
     /// What the server has said of the session since this was asked last.

@@ -38,7 +38,7 @@ pub mod cancel;
 pub(crate) mod place;
 mod policy;
 
-use crate::buffer::Pipe;
+use crate::buffer::{Buffer, Pipe};
 use place::Places;
 
 /// Answers that may wait for a client to read them before it is read no further.
@@ -75,9 +75,22 @@ pub enum SessionError {
     /// Its client cancelled the request while it waited for a server connection; the session goes on.
     #[error("cancelled while waiting")]
     Cancelled,
+    /// Its client logs in anew.
+    #[error("logs in anew")]
+    LogsIn,
     /// Drain or stop.
     #[error("shutting down")]
     ShuttingDown,
+}
+
+/// A client that leaves its session in order to log in anew.
+pub(crate) struct Returning<P: Protocol> {
+    pub(crate) stream: Stream,
+    pub(crate) input: Buffer,
+    pub(crate) handle: Arc<SessionHandle>,
+    pub(crate) key: Arc<PoolKey>,
+    pub(crate) client: P::Client,
+    pub(crate) request: Vec<u8>,
 }
 
 impl SessionError {
@@ -85,7 +98,7 @@ impl SessionError {
     #[must_use]
     pub fn fault(&self) -> Option<Fault> {
         match self {
-            Self::ClientGone(_) | Self::Cancelled => None,
+            Self::ClientGone(_) | Self::Cancelled | Self::LogsIn => None,
             Self::Client(error) => Some(Fault::fatal(FaultKind::ProtocolViolation, error.to_string())),
             Self::Server(_) | Self::ServerLost(_) => {
                 Some(Fault::fatal(FaultKind::ServerLost, "The connection to the database server was lost."))
@@ -247,12 +260,12 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// Serves the client to its end.
-    pub async fn run(mut self: Box<Self>) {
+    /// Serves the client to its end, or until it logs in anew.
+    pub(crate) async fn run(mut self: Box<Self>) -> Option<Box<Returning<P>>> {
         self.observe_start();
         let ended = self.serve().await;
         // Boxed, as are other rare ways below: what they need should not weigh on an idle client.
-        Box::pin(self.finish(ended)).await;
+        Box::pin(self.finish(ended)).await
     }
 
     /// Request after request. What concerns one request is answered and the client stays; `Err` ends the session.
@@ -282,6 +295,10 @@ impl<P: Protocol> Session<P> {
                     self.tracker.killed(outcome, &mut self.up, &mut self.down);
                     self.answered_here(None);
                     continue;
+                }
+                ClientEvent::LogIn => {
+                    self.flush_client().await?;
+                    return Err(SessionError::LogsIn);
                 }
                 ClientEvent::Quit => return Box::pin(self.see_off()).await,
                 ClientEvent::NeedAnswer => self.wants_answer = true,
@@ -907,7 +924,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Parts with the server connection, then with the client.
-    async fn finish(mut self, ended: Result<(), SessionError>) {
+    async fn finish(mut self, ended: Result<(), SessionError>) -> Option<Box<Returning<P>>> {
         let now = Instant::now();
         self.note_unpinned(now);
         self.handle.let_go();
@@ -926,6 +943,16 @@ impl<P: Protocol> Session<P> {
             self.part_with(connection, healthy, now);
         }
         self.places.leave(&self.endpoint.proxy);
+        if matches!(ended, Err(SessionError::LogsIn)) {
+            self.observe_end(&ended).await;
+            if let Some((client, request)) = self.tracker.take_login(&mut self.up) {
+                let input = std::mem::take(self.up.input_mut());
+                let (stream, handle, key) = (self.client, self.handle, self.key);
+                return Some(Box::new(Returning { stream, input, handle, key, client, request }));
+            }
+            self.endpoint.proxy.sessions.unregister(&self.handle);
+            return None;
+        }
         self.endpoint.proxy.sessions.unregister(&self.handle);
         if let Err(error) = &ended {
             debug!(
@@ -939,6 +966,7 @@ impl<P: Protocol> Session<P> {
         }
         self.observe_end(&ended).await;
         crate::handshake::linger(self.client).await;
+        None
     }
 
     /// The client is gone and its connection with whatever it left there. Only one that is quiet and outside a

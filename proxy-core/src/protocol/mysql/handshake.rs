@@ -55,6 +55,7 @@ pub const CARRIED: Capabilities = all(&[
     Capabilities::MULTI_STATEMENTS,
     Capabilities::MULTI_RESULTS,
     Capabilities::PS_MULTI_RESULTS,
+    Capabilities::SESSION_TRACK,
     Capabilities::DEPRECATE_EOF,
 ]);
 
@@ -394,6 +395,15 @@ enum FirstSaid {
 }
 
 impl Accept<MySql> for MyAccept {
+    fn again(
+        arrival: Arrival<MyHello>,
+        client: MyClient,
+        before: &PoolKey,
+        request: &[u8],
+    ) -> Result<(Self, AcceptStep<MyClient>), Fault> {
+        Self::change_user(&arrival, client, key::collation(before), request, 0)
+    }
+
     fn begin(options: AcceptOptions, arrival: Arrival<MyHello>) -> Self {
         Self {
             offer: arrival.hello.offer(options.offer_tls),

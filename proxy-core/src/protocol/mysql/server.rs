@@ -150,6 +150,11 @@ impl MyServer {
             rearm.push_str(if rearm.is_empty() { "SET " } else { ", " });
             rearm.push_str(&format!("NAMES '{client}' COLLATE '{collation}'"));
         }
+        if sql_mode.contains("IGNORE_SPACE") {
+            // It may come from the login's own flag.
+            rearm.push_str(if rearm.is_empty() { "SET " } else { ", " });
+            rearm.push_str(&format!("sql_mode = '{sql_mode}'"));
+        }
         Self {
             key: ServerKey { id: login.connection_id, secret: Vec::new() },
             greeting: Arc::new(write_greeting(login)),

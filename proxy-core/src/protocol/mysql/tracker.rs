@@ -18,7 +18,7 @@ use super::{
     classify::{self, Assignment, Details, LexMode, Scope},
     codec::{
         self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
-        SessionChange, Status,
+        SessionChange, Status, put_lenenc_bytes,
     },
     error::write_error,
     handshake::{MyClient, read_greeting},
@@ -43,6 +43,7 @@ const CURSOR_TYPES: u8 = 0x07;
 /// What is remembered of one client.
 #[derive(Debug)]
 pub struct MyTracker {
+    client: MyClient,
     agreed: Capabilities,
     /// What it was told last, for answers of our own.
     status: Status,
@@ -1052,6 +1053,12 @@ impl MyTracker {
                 first == codec::OK || server.agreed.contains(Capabilities::DEPRECATE_EOF)
             };
             let hides = end.status.contains(Status::SESSION_STATE_CHANGED);
+            let told = if hides && self.agreed.contains(Capabilities::SESSION_TRACK) {
+                usual_changes(&changes)
+            } else {
+                Vec::new()
+            };
+            let end = OkPacket { session_state: &told, ..end };
             if as_it_is && !hides {
                 self.relay(down, server, header, kept);
             } else {
@@ -1100,6 +1107,38 @@ impl MyTracker {
     }
 }
 
+/// Of changes of a session, what a client is told that has asked for no more: what servers report by default.
+const USUAL: [&[u8]; 5] = [
+    b"autocommit",
+    b"character_set_client",
+    b"character_set_connection",
+    b"character_set_results",
+    b"time_zone",
+];
+
+/// See [`USUAL`]; the database too.
+fn usual_changes(changes: &[SessionChange<'_>]) -> Vec<u8> {
+    let mut told = Vec::new();
+    for change in changes {
+        let mut entry = Vec::new();
+        let kind = match change {
+            SessionChange::Variable { name, value } if USUAL.contains(name) => {
+                put_lenenc_bytes(&mut entry, name);
+                put_lenenc_bytes(&mut entry, value);
+                codec::track::SYSTEM_VARIABLES
+            }
+            SessionChange::Schema(name) => {
+                put_lenenc_bytes(&mut entry, name);
+                codec::track::SCHEMA
+            }
+            _ => continue,
+        };
+        told.push(kind);
+        put_lenenc_bytes(&mut told, &entry);
+    }
+    told
+}
+
 /// A value as the server reports it, as a literal.
 fn literal(value: &str) -> String {
     let is_number = !value.is_empty()
@@ -1126,6 +1165,7 @@ impl Tracker<MySql> for MyTracker {
         let (status, baseline) = read_greeting(greeting);
         let value = |at: usize| baseline.get(at).copied().unwrap_or_default();
         Self {
+            client,
             agreed,
             status,
             mode: LexMode::from_variables(value(4), value(0)),
@@ -1220,6 +1260,14 @@ impl Tracker<MySql> for MyTracker {
                 Some(Command::StmtReset) => self.reset_statement(header, up, server, down),
                 Some(Command::StmtFetch) => self.fetch(header, up, server, down),
                 Some(Command::SetOption) => self.set_option(header, up, down),
+                Some(Command::ChangeUser) if header.len > MAX_HELD_BYTES => {
+                    self.fail(1047, "08S01", "Unknown command", up, header, down);
+                    None
+                }
+                Some(Command::ChangeUser) if up.unread().len() < header.total() => {
+                    Some(ClientEvent::NeedBytes)
+                }
+                Some(Command::ChangeUser) => Some(ClientEvent::LogIn),
                 Some(Command::ResetConnection) => self.reset_connection(header, up, server),
                 Some(command) => {
                     let message = format!("{} is not supported by this proxy", command.name());
@@ -1329,6 +1377,14 @@ impl Tracker<MySql> for MyTracker {
 
     fn take_outcomes(&mut self) -> Vec<Outcome> {
         std::mem::take(&mut self.outcomes)
+    }
+
+    fn take_login(&mut self, up: &mut Pipe) -> Option<(MyClient, Vec<u8>)> {
+        up.discard_output();
+        let header = Header::read(up.unread())?;
+        let request = up.unread().get(HEADER_BYTES..header.total())?.to_vec();
+        up.skip(header.total());
+        Some((self.client, request))
     }
 
     fn killed(&mut self, outcome: Killed, up: &mut Pipe, down: &mut Pipe) {
