@@ -574,3 +574,6 @@ impl ServerAuth {
         text
     }
 }
+
+#[cfg(test)]
+mod tests;

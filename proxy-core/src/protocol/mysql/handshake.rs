@@ -55,10 +55,7 @@ pub const CARRIED: Capabilities = all(&[
     Capabilities::MULTI_STATEMENTS,
     Capabilities::MULTI_RESULTS,
     Capabilities::PS_MULTI_RESULTS,
-    Capabilities::SESSION_TRACK,
     Capabilities::DEPRECATE_EOF,
-    Capabilities::OPTIONAL_RESULTSET_METADATA,
-    Capabilities::QUERY_ATTRIBUTES,
 ]);
 
 /// What clients may have because we have it. TLS comes to it where there is a certificate.
@@ -76,12 +73,7 @@ const OURS: Capabilities = all(&[
 ]);
 
 /// As [`CARRIED`], of MariaDB's own.
-pub const CARRIED_EXTENDED: Extended = Extended(
-    Extended::STMT_BULK_OPERATIONS.0
-        | Extended::EXTENDED_METADATA.0
-        | Extended::CACHE_METADATA.0
-        | Extended::BULK_UNIT_RESULTS.0,
-);
+pub const CARRIED_EXTENDED: Extended = Extended::EXTENDED_METADATA;
 
 /// What we ask of every server, besides what is part of the pool's key.
 const WANTED: Capabilities = all(&[
@@ -843,7 +835,7 @@ impl Connect<MySql> for MyConnect {
     }
 
     fn finish(self, shared: &<MySql as Protocol>::Shared) -> <MySql as Protocol>::Server {
-        super::server::MyServer::new(self.login, shared)
+        super::server::MyServer::new(&self.login, key::database_bytes(&self.key), shared.max_prepared)
     }
 }
 
@@ -1058,3 +1050,6 @@ pub fn cancel_error(answer: &[u8]) -> Option<String> {
     let error = ErrPacket::read(payload).ok()?;
     (error.code != NO_SUCH_THREAD).then_some(error.message)
 }
+
+#[cfg(test)]
+mod tests;

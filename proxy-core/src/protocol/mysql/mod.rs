@@ -20,6 +20,13 @@ pub mod tracker;
 #[derive(Debug)]
 pub struct MySql;
 
+/// What all connections of one MySQL proxy share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Prepared statements kept on one server connection.
+    pub max_prepared: usize,
+}
+
 #[rustfmt::skip]
 impl Protocol for MySql {
     const NAME: &'static str = "mysql";
@@ -27,7 +34,7 @@ impl Protocol for MySql {
     const DIRECT_TLS: bool = false;
     const LIMITS_QUERY: &'static str = "SELECT @@max_connections, 0";
     const ROLE_QUERY: &'static str = "SELECT IF(@@read_only, 'READ_ONLY', 'READ_WRITE')";
-    type Shared = ();
+    type Shared = Shared;
     type Hello = handshake::MyHello;
     type Client = handshake::MyClient;
     const FIRST_HELLO: Option<Self::Hello> = None;
@@ -35,8 +42,8 @@ impl Protocol for MySql {
     type Connect = handshake::MyConnect;
     type Tracker = tracker::MyTracker;
     type Server = server::MyServer;
-    fn shared(_: usize) {}
-    fn know((): &(), _: &[u8]) -> (u128, Arc<Facts>, String) { (0, Arc::new(Facts::unknown(String::new())), String::new()) }
+    fn shared(max_prepared: usize) -> Shared { Shared { max_prepared } }
+    fn know(_: &Shared, _: &[u8]) -> (u128, Arc<Facts>, String) { (0, Arc::new(Facts::unknown(String::new())), String::new()) }
     fn write_fault(fault: &Fault, out: &mut Vec<u8>) { error::write_error(fault, 0, codec::Capabilities::PROTOCOL_41, out); }
     fn write_refusal(fault: &Fault, out: &mut Vec<u8>) { error::write_error(fault, 0, codec::Capabilities::NONE, out); }
     fn fault_code(fault: &Fault) -> Box<str> { error::code(fault).0.to_string().into() }

@@ -14,9 +14,9 @@ pub struct MyServer(ServerLogin, ServerKey);
 
 impl MyServer {
     /// A connection just logged in.
-    pub fn new(login: ServerLogin, (): &()) -> Self {
+    pub fn new(login: &ServerLogin, _: &[u8], _: usize) -> Self {
         let key = ServerKey { id: login.connection_id, secret: Vec::new() };
-        Self(login, key)
+        Self(login.clone(), key)
     }
 }
 
