@@ -843,3 +843,6 @@ impl<'a> Iterator for SessionState<'a> {
         Some(change.ok_or(ProtocolError::Malformed("session state")))
     }
 }
+
+#[cfg(test)]
+mod tests;

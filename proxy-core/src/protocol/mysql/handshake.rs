@@ -55,7 +55,6 @@ pub const CARRIED: Capabilities = all(&[
     Capabilities::MULTI_STATEMENTS,
     Capabilities::MULTI_RESULTS,
     Capabilities::PS_MULTI_RESULTS,
-    Capabilities::SESSION_TRACK,
     Capabilities::DEPRECATE_EOF,
 ]);
 
@@ -74,7 +73,8 @@ const OURS: Capabilities = all(&[
 ]);
 
 /// As [`CARRIED`], of MariaDB's own.
-pub const CARRIED_EXTENDED: Extended = Extended::EXTENDED_METADATA;
+pub const CARRIED_EXTENDED: Extended =
+    Extended(Extended::EXTENDED_METADATA.0 | Extended::STMT_BULK_OPERATIONS.0);
 
 /// What we ask of every server, besides what is part of the pool's key.
 const WANTED: Capabilities = all(&[
@@ -1060,3 +1060,6 @@ pub fn cancel_error(answer: &[u8]) -> Option<String> {
     let error = ErrPacket::read(payload).ok()?;
     (error.code != NO_SUCH_THREAD).then_some(error.message)
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,8 +19,9 @@ pub fn write_query(sql: &[u8], agreed: Capabilities, out: &mut Vec<u8>) {
     });
 }
 
-/// The first packet of a result set. Shape: `[metadata follows: u8] | columns: lenenc`, the first where
-/// `OPTIONAL_RESULTSET_METADATA` was agreed. Source: MySQL Source Documentation, "Text Resultset".
+/// The first packet of a result set. Shape: `columns: lenenc | [metadata follows: u8]`, the second from MariaDB with
+/// `CACHE_METADATA` and in answers to prepared statements only. Source: MySQL Source Documentation, "Text Resultset";
+/// MariaDB knowledge base, "Result Set Packets".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResultHeader {
     /// Columns of each row.
@@ -30,17 +31,13 @@ pub struct ResultHeader {
 }
 
 impl ResultHeader {
-    /// Reads a payload that is none of OK, ERR and a request for a local file. With MariaDB's `CACHE_METADATA` the
-    /// same byte stands behind the number of columns, in answers to prepared statements.
+    /// Reads a payload that is none of OK, ERR and a request for a local file, on a connection without
+    /// `OPTIONAL_RESULTSET_METADATA`.
     /// Errors: [`ProtocolError::Malformed`].
-    pub fn read(payload: &[u8], agreed: Capabilities) -> Result<Self, ProtocolError> {
+    pub fn read(payload: &[u8]) -> Result<Self, ProtocolError> {
         let parse = || {
             let mut reader = Reader::new(payload);
-            let optional = agreed.contains(Capabilities::OPTIONAL_RESULTSET_METADATA);
-            let before = if optional { Some(reader.u8()?) } else { None };
-            let columns = reader.lenenc()?;
-            let flag = before.or_else(|| reader.u8());
-            Some(Self { columns, has_metadata: flag != Some(0) })
+            Some(Self { columns: reader.lenenc()?, has_metadata: reader.u8() != Some(0) })
         };
         parse().filter(|header| header.columns > 0).ok_or(ProtocolError::Malformed("result set"))
     }
@@ -92,7 +89,7 @@ impl Answer {
             Stage::Start if first == OK => self.ended(OkPacket::read(payload, agreed)?.status),
             Stage::Start if first == LOCAL_INFILE => Err(ProtocolError::Malformed("result set")),
             Stage::Start => {
-                let header = ResultHeader::read(payload, agreed)?;
+                let header = ResultHeader::read(payload)?;
                 self.stage = match header.has_metadata {
                     true => Stage::Columns(header.columns),
                     false => Stage::Rows,
@@ -151,3 +148,6 @@ fn row(payload: &[u8]) -> Result<Vec<String>, ProtocolError> {
     }
     Ok(row)
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,6 +40,9 @@ const LAST_PREPARED: u32 = u32::MAX;
 /// The flag of an execution that asks for a cursor.
 const CURSOR_TYPES: u8 = 0x07;
 
+/// The flag of an execution in bulk that says that types follow (MariaDB).
+const BULK_TYPES: u8 = 0x80;
+
 /// What is remembered of one client.
 #[derive(Debug)]
 pub struct MyTracker {
@@ -434,6 +437,7 @@ impl MyTracker {
 
     fn execute(
         &mut self,
+        command: Command,
         header: Header,
         up: &mut Pipe,
         server: Option<&mut MyServer>,
@@ -469,10 +473,14 @@ impl MyTracker {
             return Ok(None);
         }
         // `command, id: u32, flags: u8, iterations: u32`, then, when there are parameters, a bit for each that is
-        // NULL and a byte that says whether their types follow.
-        let bitmap = usize::from(prepared.parameters).div_ceil(8);
-        let types_at = 10 + bitmap + 1;
-        let front = if prepared.parameters == 0 { 10 } else { types_at };
+        // NULL and a byte that says whether their types follow. In bulk: `command, id: u32, flags: u16`, and the
+        // flags say it. Source: MariaDB knowledge base, "COM_STMT_BULK_EXECUTE".
+        let bulk = command == Command::StmtBulkExecute;
+        let front = match prepared.parameters {
+            _ if bulk => 7,
+            0 => 10,
+            parameters => 10 + usize::from(parameters).div_ceil(8) + 1,
+        };
         let seen = front + 2 * usize::from(prepared.parameters);
         let seen = HEADER_BYTES + seen.min(header.len);
         if up.unread().len() < seen {
@@ -491,19 +499,19 @@ impl MyTracker {
         let mut insert = Box::default();
         let mut typed = there.typed;
         if prepared.parameters > 0 {
-            match body.get(types_at - 1) {
-                Some(1) => {
-                    let types: Box<[u8]> = body.get(types_at..).unwrap_or_default().into();
-                    if let Some(known) = self.statements.get_mut(&client_id) {
-                        known.types = types;
-                    }
-                    typed = true;
+            let brings_types = match bulk {
+                true => flags & BULK_TYPES != 0,
+                false => body.get(front - 1) == Some(&1),
+            };
+            if brings_types {
+                let types: Box<[u8]> = body.get(front..).unwrap_or_default().into();
+                if let Some(known) = self.statements.get_mut(&client_id) {
+                    known.types = types;
                 }
-                Some(_) if !there.typed => {
-                    insert = prepared.types;
-                    typed = true;
-                }
-                _ => {}
+                typed = true;
+            } else if !there.typed {
+                insert = prepared.types;
+                typed = true;
             }
         }
         if !insert.is_empty() && header.len + insert.len() >= codec::MAX_PAYLOAD {
@@ -513,7 +521,7 @@ impl MyTracker {
         }
         server.prepared.put(statement.id, OnServer { typed, ..there });
         server.write_closes(up.output());
-        if flags & CURSOR_TYPES != 0 && !server.cursors.contains(&there.id) {
+        if !bulk && flags & CURSOR_TYPES != 0 && !server.cursors.contains(&there.id) {
             // Until the answer shows that there is none.
             server.cursors.push(there.id);
         }
@@ -528,8 +536,9 @@ impl MyTracker {
         }
         let taken = head.len();
         if !insert.is_empty() {
-            if let Some(flag) = head.last_mut() {
-                *flag = 1;
+            let (at, types_follow) = if bulk { (5, flags | BULK_TYPES) } else { (front - 1, 1) };
+            if let Some(flag) = head.get_mut(at) {
+                *flag = types_follow;
             }
             head.extend_from_slice(&insert);
         }
@@ -1254,7 +1263,9 @@ impl Tracker<MySql> for MyTracker {
                     self.command(Command::Statistics, header, up, server, Reply::Line)
                 }
                 Some(Command::StmtPrepare) => self.prepare(header, shared, up, server, down)?,
-                Some(Command::StmtExecute) => self.execute(header, up, server, down)?,
+                Some(command @ (Command::StmtExecute | Command::StmtBulkExecute)) => {
+                    self.execute(command, header, up, server, down)?
+                }
                 Some(Command::StmtSendLongData) => self.long_data(header, up, server),
                 Some(Command::StmtClose) => self.close_statement(header, up, server),
                 Some(Command::StmtReset) => self.reset_statement(header, up, server, down),
