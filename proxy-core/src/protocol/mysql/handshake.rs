@@ -55,6 +55,7 @@ pub const CARRIED: Capabilities = all(&[
     Capabilities::MULTI_STATEMENTS,
     Capabilities::MULTI_RESULTS,
     Capabilities::PS_MULTI_RESULTS,
+    Capabilities::SESSION_TRACK,
     Capabilities::DEPRECATE_EOF,
 ]);
 
