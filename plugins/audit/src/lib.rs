@@ -194,9 +194,12 @@ impl<'a> Record<'a> {
     }
 }
 
-/// `CREATE ROLE … PASSWORD '…'` and the like: even who asked for full texts did not ask for these.
+/// `CREATE ROLE … PASSWORD '…'`, MySQL's `CREATE USER … IDENTIFIED BY '…'` and the like: even who asked for full texts
+/// did not ask for these.
 fn tells_a_password(text: &str) -> bool {
-    text.as_bytes().windows(8).any(|word| word.eq_ignore_ascii_case(b"password"))
+    let has =
+        |wanted: &[u8]| text.as_bytes().windows(wanted.len()).any(|word| word.eq_ignore_ascii_case(wanted));
+    has(b"password") || has(b"identified")
 }
 
 /// The plugin. One instance is told of everything, so its fields may count.
@@ -349,7 +352,7 @@ pinion_plugin::export!(Audit);
 #[cfg(test)]
 mod tests {
     use pinion_plugin::{
-        Role,
+        Dialect, Role,
         serde_json::{Value, json},
         testing::{self, Setup, Statement, Tested},
     };
@@ -443,6 +446,13 @@ mod tests {
         let mut plugin = start(r#"text = "none""#);
         plugin.on_events([read().completed().event()]);
         assert_eq!(texts(&plugin), [Value::Null]);
+        let identified = "CREATE USER x@'%' /* */ identified WITH p AS 'secret'";
+        let identified = Statement::ddl(identified)
+            .normalised("create user x@'%' identified with p as ?")
+            .dialect(Dialect::Mysql);
+        let mut plugin = start(r#"text = "full""#);
+        plugin.on_events([identified.completed().event()]);
+        assert_eq!(texts(&plugin), [json!("create user x@'%' identified with p as ?")]);
         // Cut between characters, and left out where no record could hold it.
         let mut plugin = start("text = \"full\"\nmax_text_bytes = 30000");
         plugin.on_events([Statement::select(&"ä".repeat(20_000)).completed().event()]);
@@ -481,6 +491,26 @@ mod tests {
             fitting().completed().error("57014").event(),
         ]);
         assert_eq!(plugin.audit().len(), 3);
+    }
+
+    #[test]
+    fn mysql_statements_are_recorded_and_filtered_like_others() {
+        let mut plugin = start("kinds = [\"write\", \"copy\", \"unknown\"]\ntables = [\"orders\"]");
+        let mysql =
+            |statement: Statement| statement.dialect(Dialect::Mysql).table("orders").completed().event();
+        plugin.on_events([
+            mysql(
+                Statement::write("/*!50000 DELETE FROM Orders */")
+                    .normalised("/*!50000 delete from orders */"),
+            ),
+            mysql(
+                Statement::new(StatementKind::Copy, "LOAD DATA LOCAL INFILE 'x' INTO TABLE orders")
+                    .normalised("load data local infile ? into table orders"),
+            ),
+            mysql(Statement::select("SELECT * FROM orders FOR UPDATE").locking_rows()),
+        ]);
+        let expected = ["/*!50000 delete from orders */", "load data local infile ? into table orders"];
+        assert_eq!(texts(&plugin), expected.map(|text| json!(text)));
     }
 
     #[test]

@@ -175,7 +175,7 @@ pinion_plugin::export!(PinFilter);
 #[cfg(test)]
 mod tests {
     use pinion_plugin::{
-        serde_json,
+        Dialect, StatementKind, serde_json,
         testing::{self, Statement, Tested},
     };
 
@@ -215,6 +215,54 @@ mod tests {
         assert!(plugin.last_verdict_is_cacheable());
         let role = Statement::set("SET ROLE x", "role");
         assert_eq!(plugin.on_pin(&role, PinReason::SessionIdentity, ""), PinVerdict::Pass);
+    }
+
+    #[test]
+    fn mysql_variables_are_matched_whatever_their_case() {
+        let mut plugin = testing::start_toml::<PinFilter>(
+            r#"
+            [[rules]]
+            variables = ["Sort_Buffer_Size", "transaction_*"]
+            action = "replay"
+
+            [[rules]]
+            variables = ["@Trace*"]
+            action = "ignore"
+
+            [[rules]]
+            reasons = ["xa", "handler", "table-lock", "session-function", "multi-statement"]
+            statements = ["xa *", "handler *", "lock tables *", "select last_insert_id()", "set @*"]
+            action = "reject"
+            message = "not through the proxy"
+            "#,
+        )
+        .unwrap();
+        let mut verdict = |text: &str, reason, subject: &str| {
+            let kind = if reason == PinReason::SessionVariable {
+                StatementKind::Session
+            } else {
+                StatementKind::Other
+            };
+            let statement = Statement::new(kind, text).dialect(Dialect::Mysql);
+            plugin.on_pin(&statement, reason, subject)
+        };
+        let set = PinReason::SessionVariable;
+        let replay = verdict("SET SESSION sort_buffer_size = ?", set, "sort_buffer_size");
+        assert_eq!(replay, PinVerdict::Replay);
+        let next = verdict("SET TRANSACTION READ ONLY", set, "transaction_read_only");
+        assert_eq!(next, PinVerdict::Replay);
+        assert_eq!(verdict("SET @trace_id = @x", set, "@trace_id"), PinVerdict::Ignore);
+        assert_eq!(verdict("SELECT @v := ?", set, ""), PinVerdict::Pass);
+        assert_eq!(verdict("SET timestamp = ?", set, "timestamp"), PinVerdict::Pass);
+        for (text, reason) in [
+            ("xa start ?", PinReason::Xa),
+            ("handler t open", PinReason::Handler),
+            ("lock tables t read", PinReason::TableLock),
+            ("select last_insert_id()", PinReason::SessionFunction),
+            ("set @a = ?; select @a", PinReason::MultiStatement),
+        ] {
+            assert!(verdict(text, reason, "").rejection().is_some(), "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! PostgreSQL's own functions, where the host's word does not say which of several functions it does not know.
+//! The databases' own functions, where the host's word does not say which of several functions it does not know.
 
-/// Built-in functions that only compute, sorted: those that statements call most. One that is missing makes a
+use pinion_plugin::Dialect;
+
+/// PostgreSQL's built-in functions that only compute, sorted: those that statements call most. One that is missing makes a
 /// `SELECT` with a function of the operator's own go to the writer, until it is listed in `reading_functions`.
 const COMPUTING: &[&str] = &[
     "abs",
@@ -163,7 +165,233 @@ const COMPUTING: &[&str] = &[
     "width_bucket",
 ];
 
-/// Beginnings of the names of built-in functions that act. The host says so, too; but where unknown functions go to a
+/// MySQL's and MariaDB's, likewise.
+const COMPUTING_MYSQL: &[&str] = &[
+    "abs",
+    "adddate",
+    "addtime",
+    "any_value",
+    "ascii",
+    "avg",
+    "bin",
+    "bin_to_uuid",
+    "bit_and",
+    "bit_count",
+    "bit_length",
+    "bit_or",
+    "cast",
+    "ceil",
+    "ceiling",
+    "char",
+    "char_length",
+    "character_length",
+    "coalesce",
+    "concat",
+    "concat_ws",
+    "connection_id",
+    "conv",
+    "convert",
+    "convert_tz",
+    "count",
+    "crc32",
+    "cume_dist",
+    "curdate",
+    "current_date",
+    "current_time",
+    "current_timestamp",
+    "current_user",
+    "curtime",
+    "database",
+    "date",
+    "date_add",
+    "date_format",
+    "date_sub",
+    "datediff",
+    "day",
+    "dayname",
+    "dayofmonth",
+    "dayofweek",
+    "dayofyear",
+    "dense_rank",
+    "elt",
+    "exp",
+    "extract",
+    "field",
+    "find_in_set",
+    "first_value",
+    "floor",
+    "format",
+    "from_base64",
+    "from_days",
+    "from_unixtime",
+    "greatest",
+    "group_concat",
+    "grouping",
+    "hex",
+    "hour",
+    "if",
+    "ifnull",
+    "inet6_aton",
+    "inet6_ntoa",
+    "inet_aton",
+    "inet_ntoa",
+    "insert",
+    "instr",
+    "isnull",
+    "json_array",
+    "json_array_append",
+    "json_arrayagg",
+    "json_contains",
+    "json_contains_path",
+    "json_depth",
+    "json_extract",
+    "json_insert",
+    "json_keys",
+    "json_length",
+    "json_merge_patch",
+    "json_merge_preserve",
+    "json_object",
+    "json_objectagg",
+    "json_overlaps",
+    "json_quote",
+    "json_remove",
+    "json_replace",
+    "json_search",
+    "json_set",
+    "json_table",
+    "json_type",
+    "json_unquote",
+    "json_valid",
+    "json_value",
+    "lag",
+    "last_day",
+    "last_value",
+    "lcase",
+    "lead",
+    "least",
+    "left",
+    "length",
+    "ln",
+    "localtime",
+    "localtimestamp",
+    "locate",
+    "log",
+    "log10",
+    "log2",
+    "lower",
+    "lpad",
+    "ltrim",
+    "make_set",
+    "makedate",
+    "maketime",
+    "max",
+    "md5",
+    "microsecond",
+    "mid",
+    "min",
+    "minute",
+    "mod",
+    "month",
+    "monthname",
+    "now",
+    "nth_value",
+    "ntile",
+    "nullif",
+    "oct",
+    "octet_length",
+    "ord",
+    "percent_rank",
+    "period_add",
+    "period_diff",
+    "pi",
+    "position",
+    "pow",
+    "power",
+    "quarter",
+    "quote",
+    "radians",
+    "rand",
+    "rank",
+    "regexp_instr",
+    "regexp_like",
+    "regexp_replace",
+    "regexp_substr",
+    "repeat",
+    "replace",
+    "reverse",
+    "right",
+    "round",
+    "row_number",
+    "rpad",
+    "rtrim",
+    "schema",
+    "sec_to_time",
+    "second",
+    "session_user",
+    "sha1",
+    "sha2",
+    "sign",
+    "soundex",
+    "space",
+    "sqrt",
+    "st_asgeojson",
+    "st_astext",
+    "st_contains",
+    "st_distance",
+    "st_distance_sphere",
+    "st_geomfromtext",
+    "st_intersects",
+    "st_within",
+    "st_x",
+    "st_y",
+    "std",
+    "stddev",
+    "stddev_pop",
+    "stddev_samp",
+    "str_to_date",
+    "strcmp",
+    "subdate",
+    "substr",
+    "substring",
+    "substring_index",
+    "subtime",
+    "sum",
+    "sysdate",
+    "system_user",
+    "time",
+    "time_format",
+    "time_to_sec",
+    "timediff",
+    "timestamp",
+    "timestampadd",
+    "timestampdiff",
+    "to_base64",
+    "to_days",
+    "to_seconds",
+    "trim",
+    "truncate",
+    "ucase",
+    "unhex",
+    "unix_timestamp",
+    "upper",
+    "user",
+    "utc_date",
+    "utc_time",
+    "utc_timestamp",
+    "uuid",
+    "uuid_to_bin",
+    "var_pop",
+    "var_samp",
+    "variance",
+    "version",
+    "week",
+    "weekday",
+    "weekofyear",
+    "year",
+    "yearweek",
+];
+
+/// Beginnings of the names of PostgreSQL's built-in functions that act. The host says so, too; but where unknown functions go to a
 /// reader, a mistake would cost more than this list.
 const ACTING: &[&str] = &[
     "currval",
@@ -194,14 +422,41 @@ const ACTING: &[&str] = &[
     "txid_current",
 ];
 
+/// MySQL's and MariaDB's, likewise.
+const ACTING_MYSQL: &[&str] = &[
+    "asynchronous_connection_failover_",
+    "found_rows",
+    "get_lock",
+    "group_replication_",
+    "last_insert_id",
+    "lastval",
+    "master_",
+    "nextval",
+    "release_all_locks",
+    "release_lock",
+    "row_count",
+    "service_",
+    "setval",
+    "source_pos_wait",
+    "version_tokens_",
+    "wait_",
+    "wsrep_",
+];
+
 /// Whether it is a built-in function that only computes. One of another schema is not, whatever its name.
-pub(crate) fn only_computes(name: &str) -> bool {
-    COMPUTING.binary_search(&own_name(name)).is_ok()
+pub(crate) fn only_computes(dialect: Dialect, name: &str) -> bool {
+    match dialect {
+        Dialect::Mysql => COMPUTING_MYSQL.binary_search(&name).is_ok(),
+        _ => COMPUTING.binary_search(&own_name(name)).is_ok(),
+    }
 }
 
 /// Whether it is, or may be, a built-in function that acts.
-pub(crate) fn acts(name: &str) -> bool {
-    ACTING.iter().any(|start| own_name(name).starts_with(start))
+pub(crate) fn acts(dialect: Dialect, name: &str) -> bool {
+    match dialect {
+        Dialect::Mysql => ACTING_MYSQL.iter().any(|start| name.starts_with(start)),
+        _ => ACTING.iter().any(|start| own_name(name).starts_with(start)),
+    }
 }
 
 fn own_name(name: &str) -> &str {
@@ -214,14 +469,21 @@ mod tests {
 
     #[test]
     fn lists_are_sorted_and_apart() {
-        assert!(COMPUTING.is_sorted() && ACTING.is_sorted());
-        assert!(COMPUTING.iter().all(|name| !acts(name)));
+        for (dialect, computing, acting) in
+            [(Dialect::Postgresql, COMPUTING, ACTING), (Dialect::Mysql, COMPUTING_MYSQL, ACTING_MYSQL)]
+        {
+            assert!(computing.is_sorted() && acting.is_sorted());
+            assert!(computing.iter().all(|name| !acts(dialect, name)));
+        }
     }
 
     #[test]
     fn schemas_count() {
-        assert!(only_computes("lower") && only_computes("pg_catalog.lower"));
-        assert!(!only_computes("app.lower") && !only_computes("nextval"));
-        assert!(acts("pg_catalog.pg_advisory_lock") && !acts("app.setval"));
+        let postgresql = Dialect::Postgresql;
+        assert!(only_computes(postgresql, "lower") && only_computes(postgresql, "pg_catalog.lower"));
+        assert!(!only_computes(postgresql, "app.lower") && !only_computes(postgresql, "nextval"));
+        assert!(acts(postgresql, "pg_catalog.pg_advisory_lock") && !acts(postgresql, "app.setval"));
+        assert!(only_computes(Dialect::Mysql, "lower") && !only_computes(Dialect::Mysql, "app.lower"));
+        assert!(acts(Dialect::Mysql, "get_lock") && !acts(Dialect::Mysql, "app.get_lock"));
     }
 }

@@ -1,6 +1,6 @@
 //! Sends reads to a replica and everything else to the writer.
 //!
-//! What reads is the host's word ([`Query::read_only`]), which comes from PostgreSQL's own grammar and a list of
+//! What reads is the host's word ([`Query::read_only`]), which comes from the statement's grammar and a list of
 //! built-in functions; this plugin adds what only the operator knows. When in doubt it says writer: a read there costs a
 //! little, a write on a replica is an error.
 //!
@@ -126,7 +126,7 @@ impl Plugin for RwSplit {
             // The verdict depends on the session.
             return vec![subscription];
         }
-        let mut fields = CacheBy::DIGEST | CacheBy::KIND | CacheBy::FACTS | CacheBy::HINT;
+        let mut fields = CacheBy::DIALECT | CacheBy::DIGEST | CacheBy::KIND | CacheBy::FACTS | CacheBy::HINT;
         for (patterns, field) in [
             (&config.writer_users, CacheBy::USER),
             (&config.writer_applications, CacheBy::APPLICATION),
@@ -193,10 +193,12 @@ impl RwSplit {
                     Side::Writer => Effect::Stays,
                 }
             }
-            // Outside a transaction there is nothing for these to end, but for what was prepared before.
+            // Outside a transaction there is nothing for these to end, but for what was prepared before, which all of
+            // `XA` may be about.
             StatementKind::Transaction
                 if !query.multiple()
                     && !begins_transaction(query.normalised())
+                    && !begins_with(query.normalised(), &["XA"])
                     && !words(query.normalised()).any(|word| word == "PREPARED") =>
             {
                 Effect::Stays
@@ -218,8 +220,9 @@ impl RwSplit {
             && !query.multiple()
             && query.functions().iter().all(|name| {
                 self.config.reading_functions.match_any(name)
-                    || functions::only_computes(name)
-                    || (self.config.unknown_functions == Side::Reader && !functions::acts(name))
+                    || functions::only_computes(query.dialect(), name)
+                    || (self.config.unknown_functions == Side::Reader
+                        && !functions::acts(query.dialect(), name))
             })
             // The host stops counting at 64 names: beyond that, there may be others.
             && query.functions().len() < 64
@@ -306,7 +309,10 @@ pinion_plugin::export!(RwSplit);
 
 #[cfg(test)]
 mod tests {
-    use pinion_plugin::testing::{self, Setup, Statement, Tested};
+    use pinion_plugin::{
+        Dialect,
+        testing::{self, Setup, Statement, Tested},
+    };
 
     use super::*;
 
@@ -497,6 +503,77 @@ mod tests {
         check(&mut plugin, &RouteVerdict::Writer, no_write);
         check(&mut plugin, &RouteVerdict::Reader, [read()]);
         check(&mut plugin, &RouteVerdict::Writer, [Statement::transaction("COMMIT PREPARED $1"), read()]);
+    }
+
+    #[test]
+    fn mysql_reads_go_to_a_reader_and_all_else_to_the_writer() {
+        let mysql = |statement: Statement| statement.dialect(Dialect::Mysql);
+        let mut plugin = start("read_only_transactions = \"reader\"");
+        check(
+            &mut plugin,
+            &RouteVerdict::Reader,
+            [
+                Statement::select("select * from orders where id = ?").table("orders"),
+                Statement::select("/*!50000 select */ ?"),
+                Statement::new(StatementKind::Other, "explain select ?").known_to_read(),
+                Statement::transaction("start transaction read only, with consistent snapshot"),
+            ]
+            .map(mysql),
+        );
+        check(
+            &mut plugin,
+            &RouteVerdict::Writer,
+            [
+                Statement::write("/*!50000 delete from orders */"),
+                Statement::write("with x as (select ?) delete from t where a in (select * from x)"),
+                Statement::new(StatementKind::Select, "select * into outfile ? from t").writing(),
+                Statement::new(StatementKind::Select, "select @x := ?"),
+                Statement::new(StatementKind::Select, "select a into @x from t"),
+                Statement::select("select * from t for update").locking_rows(),
+                Statement::select("select * from t lock in share mode").locking_rows(),
+                Statement::select("select last_insert_id()").acting_function("last_insert_id"),
+                Statement::select("select get_lock(?, ?)").acting_function("get_lock"),
+                Statement::select("select mine()").unknown_function("mine"),
+                Statement::new(StatementKind::Routine, "call p()"),
+                Statement::new(StatementKind::Copy, "load data infile ? into table t").writing(),
+                Statement::new(StatementKind::Select, "select ?; delete from t").writing().multiple(),
+                Statement::new(StatementKind::Other, "lock tables t read"),
+                Statement::set("set autocommit = ?", "autocommit"),
+                Statement::select("show tables"),
+                Statement::transaction("begin"),
+                Statement::transaction("xa start ?"),
+                Statement::unknown("selekt 1"),
+            ]
+            .map(mysql),
+        );
+    }
+
+    #[test]
+    fn mysql_functions_are_known_by_their_own_names() {
+        let call = |functions: &[&str]| {
+            let start = Statement::select("select …").dialect(Dialect::Mysql).unknown_function("total");
+            functions.iter().fold(start, |statement, name| statement.function(name))
+        };
+        let listed = r#"reading_functions = ["total"]"#;
+        check(&mut start(listed), &RouteVerdict::Reader, [call(&["ifnull", "date_format", "group_concat"])]);
+        // PostgreSQL's, and so in MySQL anybody's.
+        check(&mut start(listed), &RouteVerdict::Writer, [call(&["array_agg"]), call(&["pg_catalog.lower"])]);
+        let general = r#"unknown_functions = "reader""#;
+        check(&mut start(general), &RouteVerdict::Reader, [call(&["array_agg"])]);
+        check(
+            &mut start(general),
+            &RouteVerdict::Writer,
+            [call(&["get_lock"]), call(&["last_insert_id"]), call(&["setval"])],
+        );
+    }
+
+    #[test]
+    fn xa_is_remembered_as_a_write() {
+        for text in ["xa start ?", "xa commit ?"] {
+            let mut plugin = start(r#"sticky_after_write = "2s""#);
+            let statement = || Statement::transaction(text).dialect(Dialect::Mysql);
+            check(&mut plugin, &RouteVerdict::Writer, [statement(), read().dialect(Dialect::Mysql)]);
+        }
     }
 
     #[test]

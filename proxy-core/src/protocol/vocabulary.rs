@@ -208,9 +208,9 @@ pub enum StatementKind {
     Ddl,
     /// `BEGIN`, `COMMIT`, savepoints.
     Transaction,
-    /// `SET`, `RESET`, `DISCARD`.
+    /// `SET`, `RESET`, `DISCARD`, `USE`.
     Session,
-    /// `COPY`.
+    /// `COPY`, `LOAD DATA`.
     Copy,
     /// `CALL`, `DO`.
     Routine,
@@ -252,7 +252,7 @@ pub struct Facts {
     pub rds_pins: PinReasons,
     /// May leave state that no text shows (user-defined functions, `DO`, `CALL`): reset before another client.
     pub taints: bool,
-    /// Reads `currval`, `lastval`: the answer depends on what ran before on the same connection.
+    /// Reads `currval`, `LAST_INSERT_ID()` and their like: the answer depends on what ran before on the same connection.
     pub needs_session_function: bool,
     /// Sets or resets a setting in any way, for the transaction too.
     pub changes_settings: bool,
@@ -273,11 +273,12 @@ pub struct Facts {
     pub calls_acting_function: bool,
     /// It calls a function that is not built in.
     pub calls_unknown_function: bool,
-    /// Tables and views named, `schema.name` or `name`; at most [`Self::MAX_NAMES`], sorted, each once.
+    /// Tables and views named, `schema.name` or `name`; at most [`Self::MAX_NAMES`], sorted, each once. MySQL's in lower
+    /// case, in quotes or not: whether case counts is a matter of the server.
     pub tables: Vec<String>,
     /// Functions called, likewise.
     pub functions: Vec<String>,
-    /// Variables that `SET` and `RESET` name, in lower case, likewise.
+    /// Variables that `SET` and `RESET` name, in lower case, likewise; user variables with their `@`.
     pub variables: Vec<String>,
     /// The names of further variables stand in literals (`set_config`), so they are not known by digest.
     pub variables_in_literals: bool,
@@ -285,7 +286,7 @@ pub struct Facts {
     pub is_plain_set: bool,
     /// It begins or ends transactions, or runs code that may: what is around it in its request may have been undone.
     pub moves_transaction: bool,
-    /// Statement text with literals replaced by `$n`, at most 1,024 bytes, for logs.
+    /// Statement text with literals replaced by `$n`, or by `?` in MySQL, at most 1,024 bytes, for logs.
     pub digest_text: String,
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use super::walk::Call;
 use crate::protocol::PinReason;
 
 /// What calling a function does beyond giving a value.
@@ -231,17 +232,19 @@ pub(super) fn has_effect(name: &str) -> bool {
     STATEFUL.binary_search_by_key(&name, |entry| entry.0).is_ok()
 }
 
-/// What calling `name`, in lower case, does. `in_schema`: a schema stands before it, and then it is never a built-in
-/// function. `with_arguments`: the parentheses are not empty. A user's function that bears the name of a built-in one
-/// cannot be told from it.
-pub(super) fn effect(in_schema: bool, name: &str, with_arguments: bool) -> Effect {
-    if in_schema {
+/// What a call does. With a schema it is never of a built-in function (manual, "Function Name Parsing and Resolution").
+/// A user's function that bears the name of a built-in one, called with white space before the parenthesis, cannot be
+/// told from it.
+pub(super) fn effect(call: &Call) -> Effect {
+    let Call { schema, name, with_arguments, quoted } = call;
+    let name = &**name;
+    if schema.is_some() {
         return Effect::Hidden;
     }
     match STATEFUL.binary_search_by_key(&name, |entry| entry.0).ok().and_then(|index| STATEFUL.get(index)) {
-        Some((_, Effect::LastInsertId)) if with_arguments => Effect::Acts,
+        Some((_, Effect::LastInsertId)) if *with_arguments => Effect::Acts,
         Some((_, effect)) => *effect,
-        None if BUILT_IN.binary_search(&name).is_ok() => Effect::None,
+        None if !quoted && BUILT_IN.binary_search(&name).is_ok() => Effect::None,
         None => Effect::Hidden,
     }
 }
@@ -268,12 +271,17 @@ mod tests {
 
     #[test]
     fn names_are_told_apart() {
-        assert_eq!(effect(false, "lower", true), Effect::None);
-        assert_eq!(effect(true, "lower", true), Effect::Hidden);
-        assert_eq!(effect(false, "get_lock", true), Effect::Lock);
-        assert_eq!(effect(true, "get_lock", true), Effect::Hidden);
-        assert_eq!(effect(false, "last_insert_id", false), Effect::LastInsertId);
-        assert_eq!(effect(false, "last_insert_id", true), Effect::Acts);
-        assert_eq!(effect(false, "total", true), Effect::Hidden);
+        let call = |schema: Option<&str>, name: &str, with_arguments, quoted| {
+            effect(&Call { schema: schema.map(str::to_owned), name: name.to_owned(), with_arguments, quoted })
+        };
+        assert_eq!(call(None, "lower", true, false), Effect::None);
+        assert_eq!(call(Some("app"), "lower", true, false), Effect::Hidden);
+        assert_eq!(call(None, "now", false, true), Effect::Hidden);
+        assert_eq!(call(None, "get_lock", true, false), Effect::Lock);
+        assert_eq!(call(None, "get_lock", true, true), Effect::Lock);
+        assert_eq!(call(Some("app"), "get_lock", true, false), Effect::Hidden);
+        assert_eq!(call(None, "last_insert_id", false, false), Effect::LastInsertId);
+        assert_eq!(call(None, "last_insert_id", true, false), Effect::Acts);
+        assert_eq!(call(None, "total", true, false), Effect::Hidden);
     }
 }

@@ -277,9 +277,12 @@ impl<'a> Lexer<'a> {
         index + rest.iter().position(|byte| !keep(*byte)).unwrap_or(rest.len())
     }
 
-    /// The next token; `None` at the end.
+    /// The next token; `None` at the end, and once the text is untrusted.
     #[inline]
     pub(super) fn next(&mut self) -> Option<Token> {
+        if self.untrusted {
+            return None;
+        }
         let mut spaced = false;
         loop {
             let start = self.pos;

@@ -13,6 +13,7 @@ mod builtin;
 mod details;
 mod facts;
 mod lexer;
+mod set;
 mod walk;
 
 use std::{fmt, ops::Range, sync::Arc};
@@ -29,7 +30,7 @@ pub use details::{Assignment, Details, Kill, NamedStatement, NamedVerb, Scope, S
 pub use facts::of_command;
 pub use lexer::{Charset, LexMode};
 
-use facts::{is_one_set, tokens};
+use facts::tokens;
 use lexer::{Kind, Lexer, Token};
 
 /// Longer text is not read: its facts are those of a text that nobody understands. In bytes.
@@ -161,7 +162,7 @@ pub fn statements(text: &[u8], mode: LexMode) -> Option<Vec<Range<usize>>> {
 #[must_use]
 pub fn user_variable_assignments(text: &[u8], mode: LexMode) -> Option<Vec<(String, Vec<u8>)>> {
     let tokens = tokens(text, mode)?;
-    let (statement, set) = is_one_set(&tokens)?;
+    let (statement, set) = set::of_text(&tokens)?;
     let mut assigned = Vec::new();
     for item in set.items.iter().filter(|item| item.assignment.scope == Scope::User) {
         if !item.assignment.value_is_constant {

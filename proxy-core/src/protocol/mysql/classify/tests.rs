@@ -3,7 +3,6 @@
 use std::{collections::HashMap, thread, time::Instant};
 
 use super::*;
-use crate::protocol::StatementKind;
 
 /// Facts in one line; what is as usual (one statement, nothing pinned) is left out.
 fn line(facts: &Facts) -> String {
@@ -366,9 +365,9 @@ const ROWS: &[(&str, &str, &str)] = &[
     ("writes", "SELECT * FROM t FOR SHARE", "select"),
     ("writes", "SELECT * FROM t LOCK IN SHARE MODE", "select"),
     ("writes", "SELECT * FROM (SELECT 1 FROM t FOR UPDATE) x", "select"),
-    ("writes", "SELECT * FROM t INTO OUTFILE '/tmp/x'", "select"),
-    ("writes", "SELECT a INTO DUMPFILE '/tmp/x' FROM t", "select"),
-    ("writes", "TABLE t INTO OUTFILE '/tmp/x'", "select"),
+    ("writes", "SELECT * FROM t INTO OUTFILE 'x'", "select"),
+    ("writes", "SELECT a INTO DUMPFILE 'x' FROM t", "select"),
+    ("writes", "TABLE t INTO OUTFILE 'x'", "select"),
     ("writes", "WITH x AS (SELECT 1) DELETE FROM t WHERE a IN (SELECT * FROM x)", "write"),
     ("writes", "WITH x (a) AS (SELECT 1) UPDATE t, x SET t.a = x.a", "write"),
     ("writes", "WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x", "write"),
@@ -521,4 +520,974 @@ fn rows_have_their_facts() {
         .filter(|(_, found, expected)| found != expected)
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What drivers, frameworks and tools were seen to send to a MariaDB server, with what its trackers were tried on.
+const CHATTER: &[(&str, &str)] = &[
+    ("SET AUTOCOMMIT = 0", TRACKED),
+    ("SET autocommit=1", TRACKED),
+    ("SET NAMES utf8mb4", TRACKED),
+    ("SET NAMES 'utf8mb4' COLLATE 'utf8mb4_general_ci'", TRACKED),
+    ("SET @@session.autocommit = OFF", TRACKED),
+    ("SET time_zone = '+00:00'", TRACKED),
+    ("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", TRACKED),
+    ("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ", TRACKED),
+    (
+        "SET sql_mode=(SELECT CONCAT(@@sql_mode, ',PIPES_AS_CONCAT,NO_ENGINE_SUBSTITUTION')),time_zone='+00:00',\
+         NAMES utf8mb4 COLLATE utf8mb4_unicode_ci",
+        TRACKED,
+    ),
+    ("SELECT VERSION()", "select ro"),
+    ("SELECT version() as version", "select ro"),
+    ("SELECT VERSION() as `version`", "select ro"),
+    ("SELECT DATABASE()", "select ro"),
+    ("SELECT @@tx_isolation", "select ro"),
+    ("SELECT @@session.sql_mode", "select ro"),
+    ("SELECT @@lower_case_table_names", "select ro"),
+    ("SELECT @@max_allowed_packet,@@wait_timeout,@@socket", "select ro"),
+    (
+        "SELECT VERSION(),\n                       @@sql_mode,\n                       @@default_storage_engine,\n\
+                                @@sql_auto_is_null,\n                       @@lower_case_table_names,\n\
+                                CONVERT_TZ('2001-01-01 01:00:00', 'UTC', 'UTC') IS NOT NULL",
+        "select ro",
+    ),
+    ("select id from t where id=?", "select ro"),
+    ("select * from `t` where `id` = 1", "select ro"),
+    ("insert into `t` (`v`) values ('k')", "write"),
+    ("insert into t(v) values(?)", "write"),
+    ("begin", "transaction"),
+    ("START TRANSACTION", "transaction"),
+    ("COMMIT", "transaction ends"),
+    ("ROLLBACK", "transaction ends"),
+    ("SAVEPOINT `s140074532473728_x1`", "transaction"),
+    ("RELEASE SAVEPOINT `s140074532473728_x1`", "transaction"),
+    (
+        "CREATE TABLE sbtest1(\n  id INTEGER NOT NULL AUTO_INCREMENT,\n  k INTEGER DEFAULT '0' NOT NULL,\n  \
+         c CHAR(120) DEFAULT '' NOT NULL,\n  pad CHAR(60) DEFAULT '' NOT NULL,\n  PRIMARY KEY (id)\n) \
+         /*! ENGINE = innodb */",
+        "ddl rds=unknown",
+    ),
+    ("INSERT INTO sbtest1(k, c, pad) VALUES(9, '3-7', '7-2'),(11, '4-9', '3-0')", "write"),
+    ("CREATE INDEX k_1 ON sbtest1(k)", "ddl"),
+    ("SELECT c FROM sbtest1 WHERE id BETWEEN ? AND ?", "select ro"),
+    ("SELECT SUM(k) FROM sbtest1 WHERE id BETWEEN ? AND ?", "select ro"),
+    ("SELECT DISTINCT c FROM sbtest1 WHERE id BETWEEN ? AND ? ORDER BY c", "select ro"),
+    ("UPDATE sbtest1 SET k=k+1 WHERE id=?", "write"),
+    ("DELETE FROM sbtest1 WHERE id=?", "write"),
+    ("select count(*) from t", "select ro"),
+    ("select @@session.session_track_system_variables", "select ro"),
+    ("set names latin1", TRACKED),
+    ("set character set utf8mb4", TRACKED),
+    ("set sql_mode='ANSI_QUOTES'", TRACKED),
+    ("set session wait_timeout=300", TRACKED),
+    ("set @u=1", USER),
+    ("select @v:=5", "select pins=session-variable rds=session-variable"),
+    ("set @@session.sort_buffer_size=300000, @w=2", USER),
+    ("set global general_log=general_log", UNTRACKED),
+    ("use appdb", TRACKED),
+    ("start transaction read only", "transaction"),
+    ("start transaction with consistent snapshot", "transaction"),
+    ("set transaction isolation level serializable", EXPRESSION),
+    ("set transaction read only", EXPRESSION),
+    ("create temporary table tt(a int)", TEMP),
+    ("insert into tt values(1)", "write"),
+    ("drop temporary table tt", "ddl"),
+    ("prepare ps from 'select 1'", PREPARED),
+    ("execute ps", "other rds=prepared-statement taints names=ps"),
+    ("deallocate prepare ps", "other rds=prepared-statement one names=ps"),
+    ("select get_lock('l1',0)", LOCK),
+    ("select release_lock('l1')", "select"),
+    ("lock tables t read", TABLES),
+    ("unlock tables", "other clears=table-lock"),
+    ("select sql_calc_found_rows * from t limit 1", "select pins=session-function"),
+    ("select found_rows()", FUNCTION_IN_RDS),
+    ("select last_insert_id()", FUNCTION),
+    ("set last_insert_id=7", UNTRACKED),
+    ("select * from t where id=1 for update", "select"),
+    ("create table if not exists ddl1(a int)", "ddl"),
+    ("flush tables", "ddl"),
+    ("set role none", "session pins=session-identity rds=session-variable"),
+    ("handler t open", "other pins=handler taints"),
+    ("handler t close", "other taints"),
+    ("show warnings", FUNCTION),
+    ("select @@session.session_track_system_variables, @u, @@autocommit", "select ro"),
+    ("select current_user(), @@session_track_state_change", "select ro"),
+];
+
+#[test]
+fn what_drivers_send_has_its_facts() {
+    let found = |text: &str| facts_of(text.as_bytes(), UTF8).1;
+    let wrong: Vec<_> =
+        CHATTER.iter().map(|row| (row.0, found(row.0), row.1)).filter(|row| row.1 != row.2).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn different_facts_never_share_a_digest() {
+    let classifier = Classifier::new(1024);
+    let mut seen = HashMap::new();
+    for (_, text, expected) in ROWS {
+        let found = classifier.facts(text.as_bytes(), UTF8);
+        assert_eq!(line(&found.facts), *expected, "{text}: spoilt by another row");
+        let first = seen.entry(found.digest).or_insert((*text, *expected));
+        assert_eq!(first.1, *expected, "{text} shares a digest with {}", first.0);
+    }
+}
+
+/// Texts like `text` but for the values of literals, one at a time and all at once.
+fn with_other_values(text: &str) -> Vec<String> {
+    const STRINGS: [&str; 8] =
+        ["''", "'zz'", "'it''s; XA START x; -- '", "\"0\"", "'\\'\\\\'", "'@a:=1'", "'nextval'", "'é'"];
+    const NUMBERS: [&str; 4] = ["0", "7", "99999999999", "1.5e3"];
+    let mut literals = Vec::new();
+    for_each_token(text.as_bytes(), UTF8, |token| {
+        match token.kind {
+            Kind::Str => literals.push((token, &STRINGS[..])),
+            Kind::Number => literals.push((token, &NUMBERS[..])),
+            _ => {}
+        }
+        true
+    });
+    let put = |which: &dyn Fn(usize) -> Option<usize>| {
+        let mut out = String::new();
+        let mut done = 0;
+        for (index, (token, values)) in literals.iter().enumerate() {
+            out.push_str(&text[done..token.start]);
+            match which(index) {
+                Some(value) => {
+                    out.push(' ');
+                    out.push_str(values[value % values.len()]);
+                    out.push(' ');
+                }
+                None => out.push_str(&text[token.start..token.end]),
+            }
+            done = token.end;
+        }
+        out.push_str(&text[done..]);
+        out
+    };
+    let mut texts = Vec::new();
+    for value in 0..STRINGS.len() {
+        texts.push(put(&|_| Some(value)));
+        for only in 0..literals.len() {
+            texts.push(put(&|index| (index == only).then_some(value)));
+        }
+    }
+    texts
+}
+
+#[test]
+fn literals_values_change_neither_digest_nor_facts() {
+    let mut compared = 0;
+    for (_, text, expected) in ROWS {
+        let kept = Classifier::new(1024);
+        let first = kept.facts(text.as_bytes(), UTF8);
+        if first.digest == kept.exact(text.as_bytes(), UTF8) {
+            continue; // kept under its very bytes
+        }
+        for other in with_other_values(text) {
+            let found = kept.facts(other.as_bytes(), UTF8);
+            assert_eq!(found.digest, first.digest, "{text} and {other}");
+            let fresh = Classifier::new(8).facts(other.as_bytes(), UTF8);
+            assert_eq!(line(&fresh.facts), *expected, "{text} became {other}");
+            assert_eq!(fresh.details, first.details, "{text} became {other}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 1000, "{compared}");
+}
+
+#[test]
+fn facts_are_kept_by_digest() {
+    let classifier = Classifier::new(16);
+    let one = classifier.facts(b"SELECT a FROM t WHERE b = 1 AND c = 'x'", UTF8);
+    let two = classifier.facts(b"select  a from T /* c */ where b=-- d\n 2.5 and C = \"y\";", UTF8);
+    let three = classifier.facts(b"select a from T where b=2.5 and C = 'it''s'", UTF8);
+    assert_ne!(one.digest, two.digest, "a semicolon more");
+    assert!(Arc::ptr_eq(&one.facts, &three.facts) && Arc::ptr_eq(&one.details, &three.details));
+    assert_eq!(one.facts.digest_text, "select a from t where b = ? and c = ?");
+    let other = Classifier::new(16).facts(b"SELECT a FROM t WHERE b = 1 AND c = 'x'", UTF8);
+    assert_ne!(one.digest, other.digest, "each classifier has a key of its own");
+}
+
+#[test]
+fn tokens_run_together_differ_from_tokens_apart() {
+    let classifier = Classifier::new(16);
+    let digest = |text: &str| classifier.facts(text.as_bytes(), UTF8).digest;
+    for (one, other) in [
+        ("SELECT 1a", "SELECT 1 a"),
+        ("SELECT a b", "SELECT ab"),
+        ("SELECT a.1", "SELECT a .1"),
+        ("SELECT a.1", "SELECT a.2"),
+        ("SELECT `a` `b`", "SELECT `a``b`"),
+        ("SELECT `a`", "SELECT `A`"),
+        ("SELECT a", "SELECT `a`"),
+        ("SELECT @a:=1", "SELECT @a: =1"),
+        ("SELECT @a", "SELECT @@a"),
+        ("SELECT @a", "SELECT @ a"),
+        ("SELECT 'a'", "SELECT N'a'"),
+        ("SELECT '1'", "SELECT 1"),
+        ("SELECT x'1F'", "SELECT x '1F'"),
+        ("SELECT ?", "SELECT 1"),
+        ("SELECT a<=b", "SELECT a< =b"),
+        ("SELECT a<=>b", "SELECT a<= >b"),
+        ("SELECT a->b", "SELECT a- >b"),
+        ("SELECT 1 -- x\n, 2", "SELECT 1 --x\n, 2"),
+        ("SELECT 1", "/*+ hint */ SELECT 1"),
+        ("/*+ hint */ SELECT 1", "/*+ tnih */ SELECT 1"),
+        ("SELECT 1", "SELECT 1 -- pinion: x"),
+        ("SELECT 1", "/*! SELECT 1 */"),
+        ("/*!50000 SELECT 1 */", "/*!50001 SELECT 1 */"),
+        ("/*!80000 SELECT 1 */", "/*M!80000 SELECT 1 */"),
+        ("SELECT 1", "SELECT 1 /*M!999999 x */"),
+    ] {
+        assert_ne!(digest(one), digest(other), "{one} and {other}");
+    }
+    for (one, other) in [
+        ("SELECT 1", "select/**/2"),
+        ("SELECT a.b", "SELECT a . b"),
+        ("SELECT 'a'", "SELECT \"b\" # end"),
+        ("SELECT 0x1F", "SELECT x'00'"),
+        ("SELECT 0b1", "SELECT b'0'"),
+        ("SELECT 1.5", "SELECT .5e-7"),
+        ("SELECT A\u{c9}", "SELECT a\u{c9}"),
+    ] {
+        assert_eq!(digest(one), digest(other), "{one} and {other}");
+    }
+}
+
+#[test]
+fn logs_see_no_literal() {
+    let text = |text: &str| Classifier::new(8).facts(text.as_bytes(), UTF8).facts.digest_text.clone();
+    assert_eq!(text("CREATE USER a IDENTIFIED BY 'secret'"), "create user a identified by ?");
+    assert_eq!(text("SELECT  'x',? , 5 -- secret\n"), "select ?,? , ?");
+    assert_eq!(
+        text("SELECT \"secret\", 'sec\\'ret', 'sec''ret', N'secret', x'5ec4', 0x5ec, _utf8'secret'"),
+        "select ?, ?, ?, ?, ?, ?, _utf8?"
+    );
+    assert_eq!(text("SELECT `Quoted` /*+ secret */ FROM t"), "select `Quoted` from t");
+    assert_eq!(text("/*!50000 SELECT */ 'secret'"), "/*!50000 select */ ?");
+    assert_eq!(text("/*M!999999 secret */ SELECT 1"), "select ?");
+    assert_eq!(text("SELECT 'secret"), "select ?");
+    let long = text(&format!("SELECT {}", "'é', é\u{1f600}, ".repeat(1000)));
+    assert!(long.len() <= DIGEST_TEXT_LIMIT && long.len() > DIGEST_TEXT_LIMIT - 8, "{}", long.len());
+    let unsure = Classifier::new(8).facts(b"SELECT `\x81` , 'secret'", UTF8);
+    assert_eq!(unsure.facts.digest_text, "?");
+}
+
+#[test]
+fn quotes_are_found_in_every_character_set() {
+    let is =
+        |text: &[u8], mode, expected: &str| assert_eq!(facts_of(text, mode).1, expected, "{text:?} {mode:?}");
+    // A character whose second byte is a backslash does not escape the quote after it.
+    for charset in [Charset::Sjis, Charset::Gbk, Charset::Gb18030] {
+        is(b"SELECT '\x95\x5c', 1", in_charset(charset), "select ro");
+        is(b"SELECT '\x95\x5c'; DELETE FROM t -- '", in_charset(charset), "select x2");
+        is(b"SELECT `\x95\x60`", in_charset(charset), "select ro");
+        is(b"SELECT `\x95\x60`; DELETE FROM t", in_charset(charset), "select x2");
+        is(b"SELECT '\x95'; DELETE FROM t", in_charset(charset), UNKNOWN);
+        is(b"SELECT '\\\x95\x5c'", in_charset(charset), UNKNOWN);
+        is(b"SELECT \x95\x5c FROM t", in_charset(charset), "select ro");
+    }
+    is(b"SELECT '\xa5\x5c'; DELETE FROM t", in_charset(Charset::Big5), "select x2");
+    is(b"SELECT '\xb1\x5c'", in_charset(Charset::Sjis), UNKNOWN);
+    is(b"SELECT '\xb1\xb2'", in_charset(Charset::Sjis), "select ro");
+    is(b"SELECT '\x81\x30\x81\x30'", in_charset(Charset::Gb18030), "select ro");
+    is(b"SELECT '\x81\x30\x81'", in_charset(Charset::Gb18030), UNKNOWN);
+    // Elsewhere the backslash escapes, and strings may hold any bytes.
+    for charset in [Charset::Utf8, Charset::Single, Charset::Ujis, Charset::Gb2312, Charset::Euckr] {
+        is(b"SELECT '\x95\x5c'; DELETE FROM t -- '", in_charset(charset), "select ro");
+        is(b"SELECT '\xff\x00\xfe\x81'", in_charset(charset), "select ro");
+        is(b"SELECT a\xff FROM t", in_charset(charset), UNKNOWN);
+    }
+    // In latin1 the first of these is white space to the server.
+    is(b"SELECT 1\xa0INTO\xa0OUTFILE 'x'", in_charset(Charset::Single), UNKNOWN);
+    is(b"SELECT `caf\xe9`", in_charset(Charset::Single), "select ro");
+    is("SELECT é, `é`, 'é' FROM é".as_bytes(), UTF8, "select ro");
+    is(b"SELECT `\xe9`; DELETE FROM t -- `", UTF8, UNKNOWN);
+    is(b"SELECT @\xc3\xa9", UTF8, UNKNOWN);
+    is(b"SELECT `\xa4\xa2`, \xa4\xa2, \x8e\xb1", in_charset(Charset::Ujis), "select ro");
+    is(b"SELECT `\xa4\xa2`, \xa4\xa2", in_charset(Charset::Gb2312), "select ro");
+    is(b"SELECT \x81\x41, \x81\x61", in_charset(Charset::Euckr), "select ro");
+    is(b"SELECT 1", in_charset(Charset::Unknown), UNKNOWN);
+    is(b"SELECT 1\0; DELETE FROM t", UTF8, UNKNOWN);
+    is(b"SELECT 1 # \0; DELETE FROM t", UTF8, UNKNOWN);
+    is(b"SELECT `\0`", UTF8, UNKNOWN);
+    is(b"SELECT '\0'", UTF8, "select ro");
+    is(b"SELECT @'\0'", UTF8, UNKNOWN);
+}
+
+#[test]
+fn sql_mode_decides_what_quotes_and_backslashes_are() {
+    let ansi = LexMode { ansi_quotes: true, ..UTF8 };
+    let plain = LexMode { no_backslash_escapes: true, ..UTF8 };
+    let is =
+        |text: &str, mode, expected: &str| assert_eq!(facts_of(text.as_bytes(), mode).1, expected, "{text}");
+    is("SELECT \"a\\\"; DELETE FROM t; -- \"", ansi, "select x2");
+    is("SELECT \"a\"\"; DELETE FROM t; -- \"", ansi, "select ro");
+    is("SELECT \"get_lock\"('a', 1)", ansi, LOCK);
+    is("SELECT \"get_lock\"('a', 1)", UTF8, "select ro");
+    is("SET @\"a\" = 1", ansi, USER);
+    is("SELECT 'a\\'; DELETE FROM t; -- '", plain, "select x2");
+    is("SELECT 'a\\'", UTF8, UNKNOWN);
+    let classifier = Classifier::new(8);
+    let modes = [UTF8, ansi, plain, in_charset(Charset::Gbk), in_charset(Charset::Single)];
+    let mut digests = modes.map(|mode| classifier.facts(b"SELECT 1", mode).digest).to_vec();
+    digests.sort_unstable();
+    digests.dedup();
+    assert_eq!(digests.len(), modes.len());
+}
+
+#[test]
+fn modes_follow_the_variables() {
+    let mode = LexMode::from_variables;
+    assert_eq!(mode("STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION", "utf8mb4"), LexMode::default());
+    assert!(mode("REAL_AS_FLOAT,ansi_quotes", "utf8mb4").ansi_quotes);
+    assert!(mode("ANSI", "utf8mb4").ansi_quotes && mode("ORACLE", "utf8").ansi_quotes);
+    assert!(!mode("REAL_AS_FLOAT,PIPES_AS_CONCAT", "utf8mb4").ansi_quotes);
+    assert!(mode("NO_BACKSLASH_ESCAPES", "utf8mb4").no_backslash_escapes);
+    for (name, charset) in [
+        ("UTF8MB3", Charset::Utf8),
+        ("latin1", Charset::Single),
+        ("binary", Charset::Single),
+        ("cp932", Charset::Sjis),
+        ("gbk", Charset::Gbk),
+        ("big5", Charset::Big5),
+        ("gb18030", Charset::Gb18030),
+        ("eucjpms", Charset::Ujis),
+        ("swe7", Charset::Unknown),
+        ("utf16", Charset::Unknown),
+        ("", Charset::Unknown),
+    ] {
+        assert_eq!(mode("", name).charset, charset, "{name}");
+    }
+}
+
+#[test]
+fn deep_and_long_texts_neither_crash_nor_hang() {
+    let nested = |open: &str, close: &str, depth: usize| {
+        format!("SELECT {}1{}", open.repeat(depth), close.repeat(depth)).into_bytes()
+    };
+    let mut texts = vec![
+        nested("(", ")", 100_000),
+        nested("(SELECT ", ")", 20_000),
+        nested("abs(", ")", 50_000),
+        nested("NOT ", "", 100_000),
+        nested("- ", "", 100_000),
+        nested("/*!", "*/", 100_000),
+        nested("/*!80000", "*/", 100_000),
+        "/*!80000*/".repeat(80_000).into_bytes(),
+        (50_700..90_000).map(|version| format!("/*!{version}*/")).collect::<String>().into_bytes(),
+        nested("CASE WHEN true THEN ", " END", 3_000),
+        nested("1+", "", 100_000),
+        nested("1 OR ", "", 50_000),
+        nested("", " UNION SELECT 1", 50_000),
+        nested("EXPLAIN ", "", 10_000),
+        "EXPLAIN ".repeat(100_000).into_bytes(),
+        "SET STATEMENT a=1 FOR ".repeat(40_000).into_bytes(),
+        format!("SET @a = {}'x'", "_a ".repeat(300_000)).into_bytes(),
+        format!("SET @a = 'x' {}", "collate b ".repeat(100_000)).into_bytes(),
+        format!("SET @a = 1{}", ", @b = 2".repeat(100_000)).into_bytes(),
+        "CREATE PROCEDURE p() ;".repeat(40_000).into_bytes(),
+        "CREATE PROCEDURE p() BEGIN ;".repeat(30_000).into_bytes(),
+        "CREATE TABLE ".repeat(80_000).into_bytes(),
+        format!("WITH {} SELECT 1", "a AS (TABLE b),".repeat(60_000)).into_bytes(),
+        format!("SELECT * FROM a {}", "JOIN b ON true ".repeat(60_000)).into_bytes(),
+        format!("SELECT * FROM {}a", "(".repeat(400_000)).into_bytes(),
+        format!("INSERT INTO t VALUES (1){}", ",(2)".repeat(200_000)).into_bytes(),
+        vec![b'('; PARSE_LIMIT],
+        vec![b';'; PARSE_LIMIT],
+        vec![b'@'; PARSE_LIMIT],
+        vec![b'\''; PARSE_LIMIT + 1],
+        format!("SELECT {}", "'\\'' ".repeat(100_000)).into_bytes(),
+    ];
+    // What the parser may be given, at its worst: it goes back and tries again in many places.
+    for (open, close) in [
+        ("(", ")"),
+        ("((", "))"),
+        ("(SELECT ", ")"),
+        ("abs(", ")"),
+        ("CAST(", " AS CHAR)"),
+        ("CONVERT(", ", CHAR)"),
+        ("EXTRACT(DAY FROM ", ")"),
+        ("SUBSTRING(", " FROM 1 FOR 2)"),
+        ("TRIM(BOTH 'x' FROM ", ")"),
+        ("EXISTS (SELECT ", ")"),
+        ("1 IN (", ")"),
+        ("1 BETWEEN (", ") AND 2"),
+        ("CASE WHEN ", " THEN 1 END"),
+        ("CASE (", ") WHEN 1 THEN 2 END"),
+        ("INTERVAL ", " DAY"),
+        ("NOT ", ""),
+        ("- ", ""),
+        ("! ~ ", ""),
+        ("BINARY ", ""),
+        ("DATE ", ""),
+        ("a.", ""),
+        ("1 LIKE ", ""),
+        ("(1, ", ")"),
+        ("ROW(", ")"),
+        ("* FROM (", ") x"),
+        ("* FROM (SELECT ", ") x"),
+        ("* FROM a JOIN (", ")"),
+        ("1 + (", ")"),
+        ("COUNT(DISTINCT ", ")"),
+        ("GROUP_CONCAT(a ORDER BY ", " SEPARATOR ',')"),
+        ("SUM(1) OVER (PARTITION BY ", ")"),
+        ("IF(", ", 1, 2)"),
+        ("MATCH (a) AGAINST (", ")"),
+        ("{fn abs(", ")}"),
+    ] {
+        for depth in [2, 7, 8, 15, 16, 39, 64] {
+            texts.push(nested(open, close, depth));
+            texts.push(nested(open, "", depth));
+            texts.push(nested(&format!("{open}a.b AND "), close, depth));
+        }
+    }
+    // As small as the stack of a server's worker thread may be.
+    let worker = thread::Builder::new().stack_size(2 << 20).spawn(move || {
+        let classifier = Classifier::new(64);
+        let mut slowest = (0, String::new());
+        for text in &texts {
+            let began = Instant::now();
+            let facts = classifier.facts(text, UTF8).facts;
+            let took = began.elapsed().as_millis();
+            if took > slowest.0 {
+                slowest = (took, String::from_utf8_lossy(&text[..text.len().min(60)]).into_owned());
+            }
+            assert!(facts.digest_text.len() <= DIGEST_TEXT_LIMIT);
+        }
+        println!("slowest: {} ms for {}…", slowest.0, slowest.1);
+        // Nesting as people write it is understood, and so are long lists.
+        for text in [
+            nested("(", ")", 500),
+            nested("abs(", ")", 20),
+            nested("1 OR ", "", 10_000),
+            nested("", " UNION SELECT 1", 1_000),
+        ] {
+            assert_eq!(line(&classifier.facts(&text, UTF8).facts), "select ro");
+        }
+    });
+    worker.unwrap().join().unwrap();
+}
+
+#[test]
+fn texts_over_the_limit_are_not_understood() {
+    let mut text = b"SELECT 1 ".to_vec();
+    text.resize(PARSE_LIMIT, b' ');
+    assert_eq!(facts_of(&text, UTF8).1, "select ro");
+    text.push(b' ');
+    assert_eq!(facts_of(&text, UTF8).1, UNKNOWN);
+}
+
+#[test]
+fn threads_agree() {
+    let classifier = Classifier::new(1024);
+    let read = |row: &(&str, &str, &str)| line(&classifier.facts(row.1.as_bytes(), UTF8).facts);
+    let lines: Vec<Vec<String>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(|| ROWS.iter().map(read).collect())).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    for found in lines {
+        let expected: Vec<&str> = ROWS.iter().map(|row| row.2).collect();
+        assert_eq!(found, expected);
+    }
+}
+
+const MODES: [LexMode; 6] = [
+    UTF8,
+    LexMode { ansi_quotes: true, no_backslash_escapes: true, charset: Charset::Single },
+    LexMode { ansi_quotes: false, no_backslash_escapes: false, charset: Charset::Gbk },
+    LexMode { ansi_quotes: true, no_backslash_escapes: false, charset: Charset::Sjis },
+    LexMode { ansi_quotes: false, no_backslash_escapes: true, charset: Charset::Gb18030 },
+    LexMode { ansi_quotes: false, no_backslash_escapes: false, charset: Charset::Ujis },
+];
+
+/// Everything that reads a text.
+fn read_all(classifier: &Classifier, text: &[u8], mode: LexMode) {
+    let found = classifier.facts(text, mode);
+    assert!(found.facts.digest_text.len() <= DIGEST_TEXT_LIMIT);
+    assert!(!found.facts.read_only || !found.facts.writes && !found.facts.locks_rows);
+    for range in statements(text, mode).unwrap_or_default() {
+        assert!(!text[range].is_empty());
+    }
+    let _ = user_variable_assignments(text, mode);
+    let _ = kill_target(text, mode);
+    let _ = used_schema(text, mode);
+    let _ = xa_transaction(text, mode);
+    let _ = hint(text, mode);
+}
+
+#[test]
+fn texts_cut_at_every_byte_are_survived() {
+    let classifier = Classifier::new(64);
+    for (_, text, _) in ROWS {
+        for end in 0..text.len() {
+            for mode in MODES {
+                read_all(&classifier, &text.as_bytes()[..end], mode);
+            }
+        }
+    }
+}
+
+/// Numbers below a bound, the same in every run.
+fn numbers(mut state: u64) -> impl FnMut(usize) -> usize {
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    }
+}
+
+#[test]
+fn random_bytes_are_survived() {
+    const PIECES: [&[u8]; 34] = [
+        b"'",
+        b"\"",
+        b"`",
+        b"\\",
+        b"/*",
+        b"*/",
+        b"/*!",
+        b"/*!50000",
+        b"/*!80000",
+        b"/*M!",
+        b"/*+",
+        b"-- ",
+        b"#",
+        b"\n",
+        b"N'",
+        b"x'",
+        b"@",
+        b"@@",
+        b":=",
+        b";",
+        b"(",
+        b")",
+        b",",
+        b".",
+        b"1e",
+        b"0x",
+        b"\xff",
+        b"\x81\x5c",
+        b"\0",
+        b" ",
+        b" begin ",
+        b" end ",
+        b" with ",
+        b" set statement ",
+    ];
+    let mut random = numbers(0x9e37_79b9_7f4a_7c15);
+    let classifier = Classifier::new(256);
+    let mut by_digest: HashMap<u128, (Vec<u8>, String)> = HashMap::new();
+    for round in 0..20_000 {
+        let mut text = ROWS[random(ROWS.len())].1.as_bytes().to_vec();
+        if round % 10 == 0 {
+            text = (0..random(60)).map(|_| random(256) as u8).collect();
+        }
+        for _ in 0..=random(4) {
+            let place = random(text.len() + 1);
+            match random(5) {
+                0 => text.insert(place, random(256) as u8),
+                1 => text.truncate(place),
+                2 => {
+                    text.splice(place..place, PIECES[random(PIECES.len())].iter().copied());
+                }
+                3 if place < text.len() => text[place] = PIECES[random(PIECES.len())][0],
+                _ => {
+                    let other = ROWS[random(ROWS.len())].1.as_bytes();
+                    text.extend_from_slice(&other[random(other.len() + 1)..]);
+                }
+            }
+        }
+        let mode = MODES[random(MODES.len())];
+        read_all(&classifier, &text, mode);
+        let digest = classifier.facts(&text, mode).digest;
+        let fresh = facts_of(&text, mode).1;
+        let first = by_digest.entry(digest).or_insert_with(|| (text.clone(), fresh.clone()));
+        let (one, other) = (String::from_utf8_lossy(&first.0), String::from_utf8_lossy(&text));
+        assert_eq!(first.1, fresh, "one digest: {one:?} and {other:?}");
+    }
+}
+
+/// Tables, functions and variables in one line, with the flags that are set.
+fn named(text: &str) -> String {
+    let facts = Classifier::new(10).facts(text.as_bytes(), UTF8).facts;
+    let flags = [
+        (facts.locks_rows, "locks-rows"),
+        (facts.writes, "writes"),
+        (facts.calls_acting_function, "acting"),
+        (facts.calls_unknown_function, "unknown"),
+        (facts.read_only, "read-only"),
+        (facts.changes_settings, "settings"),
+        (facts.is_plain_set, "plain"),
+        (facts.moves_transaction, "moves"),
+    ];
+    let flags: Vec<_> = flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect();
+    let lists = [&facts.tables, &facts.functions, &facts.variables].map(|names| names.join(","));
+    format!("{}|{}", lists.join("|"), flags.join(" "))
+}
+
+#[test]
+fn names_in_a_statement_are_told() {
+    let rows = [
+        ("select 1", "|||read-only"),
+        ("select 1 from dual", "|||read-only"),
+        ("select * from a join s.b on true, C", "a,c,s.b|||read-only"),
+        ("select * from `a b`.`c``d` as x, (e, f) left join g using (h)", "a b.c`d,e,f,g|||read-only"),
+        (
+            "select * from a, lateral (select * from b) c, json_table(d, '$' columns (e int path '$')) f",
+            "a,b|json_table||read-only",
+        ),
+        ("select * from ((select 1 from a) union (select 2 from b)) x", "a,b|||read-only"),
+        (
+            "select a from t use index (i, j), u where b in (select c from v) order by d, e",
+            "t,u,v|||read-only",
+        ),
+        ("select a from t use index for order by (i), u", "t,u|||read-only"),
+        ("select a from t offset, u", "t,u|||read-only"),
+        ("select a from t window, u", "t,u|||read-only"),
+        ("table a union table b", "a,b|||read-only"),
+        ("select extract(day from a), trim(both 'x' from b) from t", "t|extract,trim||read-only"),
+        ("select lower(x), app.f(y), `now`() from t", "t|app.f,lower,now||unknown"),
+        ("select get_lock('a', 1), nextval(s)", "|get_lock,nextval||acting"),
+        ("select * from t for update", "t|||locks-rows"),
+        ("with n as (select 1 from t) select * from n", "t|||read-only"),
+        ("with secrets as (select * from secrets) select * from secrets", "secrets|||read-only"),
+        (
+            "with recursive n as (select 1 union all select i from n) select * from n, db.n",
+            "db.n|||read-only",
+        ),
+        ("with recursive n as (select 1 as i) cycle i, t restrict select * from n, t", "t|||read-only"),
+        ("select * from (with n as (select 1) select * from n) x, n", "n|||read-only"),
+        ("insert into T (a, b) select * from `U`", "t,u|||writes"),
+        ("insert t values (1) on duplicate key update a = values(a)", "t|||writes"),
+        ("replace into t partition (p) set a = f(1)", "t|f||writes unknown"),
+        ("update a, b set a.c = b.c where a.d = b.d", "a,b|||writes"),
+        ("delete x from a as x join b", "a,b|||writes"),
+        ("delete from a using a join b", "a,b|||writes"),
+        ("delete from a returning b, c", "a|||writes"),
+        ("with n as (select 1) update t, n set a = 1", "t|||writes"),
+        ("load data infile 'x' into table db.t", "db.t|||writes"),
+        ("select a into outfile 'x' from t", "t|||writes"),
+        ("call app.p(f(1), (select max(a) from t))", "t|app.p,f,max||unknown moves"),
+        ("do sleep(1)", "|sleep||moves"),
+        ("create table a like b", "a,b|||moves"),
+        ("create table if not exists a (b int, foreign key (b) references c (d))", "a,c|||moves"),
+        ("create table a as select f(b) from c", "a,c|f||unknown moves"),
+        ("create temporary table a (b int)", "a|||"),
+        ("create or replace view v as select * from t", "t,v|||moves"),
+        ("create unique index i on t (a)", "t|||moves"),
+        ("alter table a rename to b", "a,b|||moves"),
+        ("rename table a to b, c.d to e", "a,b,c.d,e|||moves"),
+        ("drop table if exists a, b.c", "a,b.c|||moves"),
+        ("drop view v", "v|||moves"),
+        ("truncate table a", "a|||moves"),
+        ("truncate b", "b|||moves"),
+        ("optimize table a, b", "a,b|||moves"),
+        ("create trigger g before insert on t for each row set new.a = f()", "t|||moves"),
+        ("create procedure p() begin delete from t; end", "|||moves"),
+        ("grant select, insert on a.b to 'c'@'d'", "a.b|||moves"),
+        ("grant all on *.* to c", "|||moves"),
+        ("grant all on a.* to c", "|||moves"),
+        ("lock tables a read, b as c write", "a,b|||moves"),
+        ("flush tables a, b with read lock", "a,b|||moves"),
+        ("handler a.b open", "a.b|||"),
+        ("show columns from a.b", "a.b|||read-only"),
+        ("show create table a", "a|||read-only"),
+        ("show tables from db", "|||read-only"),
+        ("describe a b", "a|||read-only"),
+        ("explain select * from a", "a|||read-only"),
+        ("explain delete from a", "a|||writes"),
+        ("set Time_Zone = 'x'", "||time_zone|settings plain"),
+        ("set session sort_buffer_size = 1", "||sort_buffer_size|settings plain"),
+        ("set @@session.sort_buffer_size := 1", "||sort_buffer_size|settings plain"),
+        ("set sort_buffer_size = default", "||sort_buffer_size|settings"),
+        ("set sort_buffer_size = @@global.sort_buffer_size", "||sort_buffer_size|settings"),
+        ("set sql_mode = 'ANSI'", "||sql_mode|settings"),
+        ("set autocommit = 0", "||autocommit|settings moves"),
+        ("set global a = 1", "||a|"),
+        ("set @A = 1, `b` = 2, @@session.c = 3, names latin1", "||@a,b,c,names|settings"),
+        (
+            "set session transaction isolation level serializable, read only",
+            "||transaction_isolation,transaction_read_only|settings",
+        ),
+        ("set statement a = f(1) for select 1 from t", "t|f||unknown settings"),
+        ("use a", "|||settings"),
+        ("begin", "|||moves"),
+        ("xa start 'x'", "|||moves"),
+        ("execute s", "|||unknown moves"),
+        ("not sql", "|||writes acting unknown settings moves"),
+    ];
+    let wrong: Vec<_> = rows
+        .into_iter()
+        .map(|(text, expected)| (text, named(text), expected))
+        .filter(|row| row.1 != row.2)
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_two_readers_of_names_agree() {
+    let mut compared = 0;
+    for (_, text, _) in ROWS {
+        let Some(tokens) = tokens(text.as_bytes(), UTF8) else { continue };
+        for statement in facts::split(&tokens) {
+            let of_interest = ["select", "with", "insert", "replace", "update", "delete", "table", "values"];
+            let Some(tree) = statement
+                .first()
+                .filter(|first| of_interest.contains(&first.word()))
+                .and_then(|_| walk::tree(statement))
+            else {
+                continue;
+            };
+            let own = walk::tokens(statement);
+            let sorted = |mut names: Vec<String>| {
+                names.sort_unstable();
+                names.dedup();
+                names
+            };
+            assert_eq!(sorted(tree.found.tables), sorted(own.tables), "{text}");
+            for call in tree.found.calls {
+                assert!(own.calls.contains(&call), "{text}: {call:?}");
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 60, "{compared}");
+}
+
+#[test]
+fn details_are_told() {
+    let details = |text: &str| Classifier::new(8).facts(text.as_bytes(), UTF8).details;
+    let set = |text: &str| {
+        let details = details(text);
+        let sets = details.sets.iter().map(|set| {
+            format!("{:?} {}{}", set.scope, set.name, if set.value_is_constant { "" } else { " ?" })
+        });
+        sets.collect::<Vec<_>>().join(", ")
+    };
+    for (text, expected) in [
+        ("set names utf8mb4 collate utf8mb4_bin", "Session names"),
+        ("set character set 'latin1'", "Session character set"),
+        ("set autocommit = @@global.autocommit", "Session autocommit ?"),
+        ("set @a = 1, @B := 'x', @`c` = now()", "User a, User b, User c ?"),
+        ("set global a = 1, b = 2, session c = 3", "Global a, Global b, Session c"),
+        ("set @@global.a = 1, b = 2, @@persist.c = 3", "Global a, Session b, Persist c"),
+        ("set persist_only a.b = 1", "Persist a.b"),
+        (
+            "set transaction isolation level read committed, read only",
+            "NextTransaction transaction_isolation, NextTransaction transaction_read_only",
+        ),
+        ("set session transaction read write", "Session transaction_read_only"),
+        ("set global transaction read write", "Global transaction_read_only"),
+        ("set @@tx_isolation = 'x'", "NextTransaction tx_isolation"),
+        ("set tx_isolation = 'x'", "Session tx_isolation"),
+        (
+            "set a = ?, b = current_timestamp, c = on, d = -1",
+            "Session a ?, Session b ?, Session c, Session d",
+        ),
+        ("set a = (select 1, 2), b = f(1, 2)", "Session a ?, Session b ?"),
+        ("set a = 1; set @b = 2", "Session a, User b"),
+        ("select 1", ""),
+    ] {
+        assert_eq!(set(text), expected, "{text}");
+    }
+    let many = format!("set {}", (0..70).map(|n| format!("a{n} = 1")).collect::<Vec<_>>().join(", "));
+    assert!(details(&many).sets.len() == Details::MAX_ITEMS && details(&many).sets_more);
+    assert!(details("use a").uses_schema && !details("select 1").uses_schema);
+    assert_eq!(details("kill 5").kill, Some(Kill { query_only: false, id_is_literal: true }));
+    assert_eq!(details("kill query @a").kill, Some(Kill { query_only: true, id_is_literal: false }));
+    assert_eq!(details("kill 5; kill 6").kill, None);
+    let named = |text: &str| {
+        let named = details(text).named_statements.clone();
+        named.into_iter().map(|one| format!("{:?} {}", one.verb, one.name)).collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(
+        named("prepare A from 'x'; execute a using @b; deallocate prepare `A`"),
+        "Prepare a, Execute a, Deallocate a"
+    );
+    assert_eq!(named("execute immediate 'x'"), "ExecuteImmediate ");
+    assert_eq!(details("xa prepare 'x'").xa, Some(XaVerb::Prepare));
+    assert!(details("load data local infile 'x' into table t").is_load_data_local);
+    assert!(!details("load data infile 'x' into table t (local)").is_load_data_local);
+    for (text, expected) in [
+        ("select last_insert_id(), found_rows(), row_count()", "last-insert-id,found-rows,row-count"),
+        ("select @@identity, @@warning_count", "last-insert-id,diagnostics"),
+        ("show warnings", "diagnostics"),
+        ("select lastval(s), @@last_gtid", "sequence,last-gtid"),
+        ("select last_insert_id(5)", ""),
+        ("select last_insert_id from t", ""),
+    ] {
+        assert_eq!(details(text).session_functions.to_string(), expected, "{text}");
+    }
+    assert!(
+        details("show errors").keeps_diagnostics && details("get diagnostics @a = number").keeps_diagnostics
+    );
+    assert!(!details("select @@error_count").keeps_diagnostics && !details("").keeps_diagnostics);
+    assert!(details("select sql_calc_found_rows 1").calculates_found_rows);
+    assert!(
+        details("select last_insert_id(1)").sets_last_insert_id
+            && details("set identity = 1").sets_last_insert_id
+    );
+    assert!(!details("select last_insert_id()").sets_last_insert_id);
+    assert!(
+        details("select connection_id()").reads_connection_id
+            && details("select @@pseudo_thread_id").reads_connection_id
+    );
+    for text in ["create table t (a int)", "call p()", "execute s", "not sql", "drop table t"] {
+        assert!(details(text).may_change_schema, "{text}");
+    }
+    for text in ["select 1", "insert into t values (1)", "set a = 1", "commit"] {
+        assert!(!details(text).may_change_schema, "{text}");
+    }
+    assert!(
+        details("select /*! 1 */").has_executable_comment
+            && !details("select /* 1 */ 1").has_executable_comment
+    );
+}
+
+#[test]
+fn statements_are_found_in_their_text() {
+    let found = |text: &str| {
+        statements(text.as_bytes(), UTF8)
+            .map(|ranges| ranges.into_iter().map(|range| text[range].to_owned()).collect::<Vec<_>>())
+    };
+    assert_eq!(
+        found(" select 1 ; ; select ';' -- ;\n;"),
+        Some(vec!["select 1".to_owned(), "select ';'".to_owned()])
+    );
+    assert_eq!(found("select `;`; /* ; */ x"), Some(vec!["select `;`".to_owned(), "x".to_owned()]));
+    assert_eq!(found("-- nothing"), Some(vec![]));
+    assert_eq!(
+        found("/*! select 1 */; select 2"),
+        Some(vec!["/*! select 1 */".to_owned(), "select 2".to_owned()])
+    );
+    assert_eq!(found("select 'x"), None);
+    let body = "create procedure p() begin select 1; if a then select 2; end if; end";
+    assert_eq!(found(&format!("{body}; select 3")), Some(vec![body.to_owned(), "select 3".to_owned()]));
+}
+
+#[test]
+fn user_variables_and_their_constants_are_read_from_the_text() {
+    let read = |text: &str| {
+        user_variable_assignments(text.as_bytes(), UTF8).map(|assigned| {
+            let one =
+                |(name, value): (String, Vec<u8>)| format!("{name}={}", String::from_utf8(value).unwrap());
+            assigned.into_iter().map(one).collect::<Vec<_>>().join(" | ")
+        })
+    };
+    for (text, expected) in [
+        ("SET @a = 1, @`B c` := 'x,y', @'d''e' = -1.5", Some("a=1 | b c='x,y' | d'e=-1.5")),
+        (
+            "set @a = _utf8mb4'x' collate utf8mb4_bin, time_zone = 'x';",
+            Some("a=_utf8mb4'x' collate utf8mb4_bin"),
+        ),
+        ("set @a = 'x' /* c */ 'y', @b = null", Some("a='x' /* c */ 'y' | b=null")),
+        ("set time_zone = 'x'", Some("")),
+        ("set @a = 1, @b = @a", None),
+        ("set @a = now()", None),
+        ("set @a = ?", None),
+        ("set @a = 1; set @b = 2", None),
+        ("/*! set @a = 1 */", None),
+        ("set password = 'x'", None),
+        ("select @a := 1", None),
+        ("set @a = 'x", None),
+    ] {
+        assert_eq!(read(text).as_deref(), expected, "{text}");
+    }
+    // What pins by its text is not replayed, and what is replayed does not pin.
+    for (_, text, _) in ROWS.iter().filter(|row| row.1.starts_with("SET @") && !row.1.starts_with("SET @@")) {
+        let pins = Classifier::new(8).facts(text.as_bytes(), UTF8).facts.pins;
+        assert_eq!(pins.is_empty(), user_variable_assignments(text.as_bytes(), UTF8).is_some(), "{text}");
+    }
+}
+
+#[test]
+fn targets_are_read_from_the_text() {
+    let kill = |text: &str| kill_target(text.as_bytes(), UTF8).map(|(kill, id)| (kill.query_only, id));
+    for (text, expected) in [
+        ("KILL 5", Some((false, 5))),
+        ("kill connection 18446744073709551615;", Some((false, u64::MAX))),
+        ("KILL QUERY 7", Some((true, 7))),
+        ("kill hard query 7", Some((true, 7))),
+        ("kill query id 7", None),
+        ("kill user 'a'", None),
+        ("kill @a", None),
+        ("kill 5 + 1", None),
+        ("kill 1.5", None),
+        ("kill 18446744073709551616", None),
+        ("kill 5; kill 6", None),
+        ("select 5", None),
+    ] {
+        assert_eq!(kill(text), expected, "{text}");
+    }
+    let schema = |text: &str| used_schema(text.as_bytes(), UTF8).map(|name| String::from_utf8(name).unwrap());
+    assert_eq!(schema("USE App;").as_deref(), Some("App"));
+    assert_eq!(schema("use `a``B`").as_deref(), Some("a`B"));
+    assert_eq!(schema("use a; use b"), None);
+    let xid = |text: &str| xa_transaction(text.as_bytes(), UTF8).map(|xid| String::from_utf8(xid).unwrap());
+    assert_eq!(xid("XA START 'a' , 'b', 1 JOIN").as_deref(), Some("'a','b',1"));
+    assert_eq!(xid("xa commit 'a','b',1 one phase").as_deref(), Some("'a','b',1"));
+    assert_eq!(xid("xa recover"), None);
+    assert_eq!(xid("select 'a'"), None);
+}
+
+#[test]
+fn a_hint_is_read_from_comments_only() {
+    for (text, expected) in [
+        ("select 1", ""),
+        ("/* pinion:writer */ select 1", "writer"),
+        ("select 1 -- pinion:reader", "reader"),
+        ("select 1 # pinion:reader", "reader"),
+        ("select /*pinion:shard-7 please*/ 1", "shard-7"),
+        ("select '/* pinion:writer */'", ""),
+        ("select `pinion:writer`", ""),
+        ("/*! select 'pinion:writer' */", ""),
+        ("/* pinion: */ select 1", ""),
+    ] {
+        assert_eq!(hint(text.as_bytes(), UTF8), expected, "{text}");
+    }
+}
+
+#[test]
+fn commands_without_text_have_facts() {
+    for (command, expected) in [
+        (0x02, "session"),
+        (0x04, "select ro"),
+        (0x06, "ddl"),
+        (0x09, "other ro"),
+        (0x0c, "other"),
+        (0x1b, "session"),
+        (
+            0x1f,
+            "session clears=temporary-table,table-lock,advisory-lock,listen,held-cursor,session-variable,\
+             session-identity,prepared-statement,session-function,handler,multi-statement,library",
+        ),
+    ] {
+        assert_eq!(line(&of_command(command).unwrap()), expected, "{command}");
+    }
+    for command in [0x00, 0x01, 0x03, 0x16, 0x17, 0x18, 0x19, 0x1a, 0x1c, 0x20, 0xff] {
+        assert!(of_command(command).is_none(), "{command}");
+    }
+}
+
+#[test]
+fn what_it_costs_is_printed() {
+    let understood = ROWS.iter().filter(|row| row.2 != UNKNOWN);
+    let texts: Vec<&[u8]> = understood.map(|row| row.1.as_bytes()).collect();
+    let average = |what: &dyn Fn(&[u8])| {
+        let began = Instant::now();
+        let rounds = 20;
+        (0..rounds).for_each(|_| texts.iter().for_each(|text| what(text)));
+        began.elapsed().as_secs_f64() * 1e6 / f64::from(rounds) / texts.len() as f64
+    };
+    let classifier = Classifier::new(1024);
+    let digest = average(&|text| {
+        std::hint::black_box(classifier.digest(text, UTF8));
+    });
+    let known = average(&|text| drop(classifier.facts(text, UTF8)));
+    let read = average(&|text| drop(facts::of_text(text, UTF8)));
+    println!("{digest:.2} µs a digest, {known:.2} µs with known facts, {read:.2} µs to read the facts");
 }

@@ -28,11 +28,13 @@ pub(super) struct Call {
     pub(super) schema: Option<String>,
     pub(super) name: String,
     pub(super) with_arguments: bool,
+    /// Its name stands in quotes, and then it is no built-in function whose name is a keyword.
+    pub(super) quoted: bool,
 }
 
 impl Call {
     fn own(name: &str) -> Self {
-        Self { schema: None, name: name.to_owned(), with_arguments: true }
+        Self { schema: None, name: name.to_owned(), with_arguments: true, quoted: false }
     }
 }
 
@@ -379,7 +381,11 @@ fn call(found: &mut Found, tokens: &[Tok<'_>], parts: &[&str], open: usize) {
     let (Some(name), before) = (parts.last(), parts.len().saturating_sub(2)) else { return };
     let schema = (parts.len() > 1).then(|| parts.get(before).map(|schema| (*schema).to_owned())).flatten();
     let with_arguments = !tokens.get(open + 1).is_some_and(|after| after.is(")"));
-    found.calls.push(Call { schema, name: (*name).to_owned(), with_arguments });
+    let quoted = open
+        .checked_sub(1)
+        .and_then(|before| tokens.get(before))
+        .is_some_and(|token| token.kind == Kind::QuotedName);
+    found.calls.push(Call { schema, name: (*name).to_owned(), with_arguments, quoted });
 }
 
 /// `NEXT VALUE FOR s`, `PREVIOUS VALUE FOR s`, `s.NEXTVAL`, `s.CURRVAL` (MariaDB Knowledge Base, "SEQUENCE Functions").
@@ -577,11 +583,14 @@ impl Visitor for Tree {
         {
             let schema = schema.last().map(|schema| (*schema).to_owned());
             let with_arguments = match &function.args {
-                FunctionArguments::None => false,
+                // `CURRENT_DATE` and its like.
+                FunctionArguments::None => return ControlFlow::Continue(()),
                 FunctionArguments::Subquery(_) => true,
                 FunctionArguments::List(list) => !list.args.is_empty(),
             };
-            self.found.calls.push(Call { schema, name: (*name).to_owned(), with_arguments });
+            let last = function.name.0.last().and_then(|part| part.as_ident());
+            let quoted = last.is_some_and(|part| part.quote_style.is_some());
+            self.found.calls.push(Call { schema, name: (*name).to_owned(), with_arguments, quoted });
         }
         ControlFlow::Continue(())
     }
