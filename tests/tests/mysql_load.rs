@@ -107,6 +107,7 @@ async fn fifteen_hundred_clients_share_twenty_connections_without_an_error() {
     let proxy = Proxy::in_front_of(&db)
         .max_connections(20)
         .tls()
+        .proxy_setting("max_unauthenticated = 2000")
         .pool("connection_borrow_timeout = \"60s\"")
         .start()
         .await;

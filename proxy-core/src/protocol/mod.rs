@@ -574,6 +574,10 @@ pub trait Tracker<P: Protocol>: Send {
     fn write_question(&mut self, _server: &mut P::Server, _up: &mut Pipe) {}
     /// Judges what the server sent.
     fn on_server(&mut self, down: &mut Pipe, server: &mut P::Server) -> Result<ServerEvent, ProtocolError>;
+    /// True when whatever the client runs next begins a transaction, without saying so.
+    fn opens_transactions(&self) -> bool {
+        false
+    }
     /// True when a message of the client has gone to the server in part only.
     fn is_mid_message(&self) -> bool;
     /// Pins that come from the login itself.

@@ -100,7 +100,7 @@ impl<P: Protocol> Session<P> {
 
     /// The chain's verdict; a rewrite is taken over into `statement`.
     fn ask(&mut self, statement: &mut Statement, decisions: &mut Vec<Decision>) -> Result<(), Fault> {
-        let in_transaction = self.in_transaction();
+        let in_transaction = self.in_transaction() || self.tracker.opens_transactions();
         let proxy = &self.endpoint.proxy;
         if !proxy.plugins.asks(Hook::Query) {
             return Ok(());
@@ -251,7 +251,7 @@ impl<P: Protocol> Session<P> {
                 facts: &statement.facts,
                 text,
                 hint: tracker.hint(text),
-                in_transaction: false,
+                in_transaction: self.tracker.opens_transactions(),
                 prepares: statement.prepares,
             };
             let verdict = proxy.plugins.on_route(&ask, decisions);

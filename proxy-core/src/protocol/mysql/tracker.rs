@@ -138,7 +138,7 @@ fn submitted(facts: Arc<Facts>, digest: u128, bytes: usize) -> Submitted {
 }
 
 impl MyTracker {
-    fn packet<'a>(up: &'a Pipe, header: Header) -> &'a [u8] {
+    fn packet(up: &Pipe, header: Header) -> &[u8] {
         up.unread().get(HEADER_BYTES..header.total()).unwrap_or_default()
     }
 
@@ -1487,6 +1487,10 @@ impl Tracker<MySql> for MyTracker {
                 return Ok(event);
             }
         }
+    }
+
+    fn opens_transactions(&self) -> bool {
+        !self.status.contains(Status::AUTOCOMMIT)
     }
 
     fn is_mid_message(&self) -> bool {
