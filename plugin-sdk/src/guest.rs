@@ -97,6 +97,9 @@ impl<P: Plugin> on_query::Guest for Component<P> {
     fn on_query(statement: on_query::Statement) -> on_query::QueryVerdict {
         with_plugin(|plugin| plugin.on_query(&query(statement, Detail::default()))).into()
     }
+    fn on_query_text(statement: on_query::Statement, text: String) -> on_query::QueryVerdict {
+        with_plugin(|plugin| plugin.on_query(&query(statement, Detail::of_text(text)))).into()
+    }
     fn on_query_detailed(statement: on_query::Statement, detail: on_query::Detail) -> on_query::QueryVerdict {
         with_plugin(|plugin| plugin.on_query(&query(statement, detail.into()))).into()
     }
@@ -105,6 +108,9 @@ impl<P: Plugin> on_query::Guest for Component<P> {
 impl<P: Plugin> on_route::Guest for Component<P> {
     fn on_route(statement: on_route::Statement) -> on_route::RouteVerdict {
         with_plugin(|plugin| plugin.on_route(&query(statement, Detail::default()))).into()
+    }
+    fn on_route_text(statement: on_route::Statement, text: String) -> on_route::RouteVerdict {
+        with_plugin(|plugin| plugin.on_route(&query(statement, Detail::of_text(text)))).into()
     }
     fn on_route_detailed(statement: on_route::Statement, detail: on_route::Detail) -> on_route::RouteVerdict {
         with_plugin(|plugin| plugin.on_route(&query(statement, detail.into()))).into()
@@ -118,6 +124,15 @@ impl<P: Plugin> on_pin::Guest for Component<P> {
         subject: String,
     ) -> on_pin::PinVerdict {
         let query = query(statement, Detail::default());
+        with_plugin(|plugin| plugin.on_pin(&query, reason.into(), &subject)).into()
+    }
+    fn on_pin_text(
+        statement: on_pin::Statement,
+        reason: on_pin::PinReason,
+        subject: String,
+        text: String,
+    ) -> on_pin::PinVerdict {
+        let query = query(statement, Detail::of_text(text));
         with_plugin(|plugin| plugin.on_pin(&query, reason.into(), &subject)).into()
     }
     fn on_pin_detailed(
@@ -267,6 +282,12 @@ impl From<Subscription> for lifecycle::Subscription {
             endpoints: subscription.endpoints,
             cache_by: subscription.cache_by.into(),
         }
+    }
+}
+
+impl Detail {
+    fn of_text(text: String) -> Self {
+        Self { text, ..Self::default() }
     }
 }
 

@@ -186,6 +186,13 @@ impl Pipe {
         &self.input.filled()[self.direct..]
     }
 
+    /// Changes one unread byte in place: a header's, where the rest goes on as it is.
+    pub fn patch(&mut self, at: usize, byte: u8) {
+        let at = self.input.start + self.direct + at;
+        assert!(at < self.input.end, "patched what was not read");
+        self.input.data[at] = byte;
+    }
+
     /// The next `n` unread bytes go on as they are.
     pub fn pass(&mut self, n: usize) {
         assert!(n <= self.unread().len(), "passed more than was read");

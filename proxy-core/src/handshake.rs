@@ -23,7 +23,7 @@ use crate::{
     },
     proxy::{Endpoint, Proxy, SessionHandle},
     router::Route,
-    session::{Session, SessionError, borrow::Borrower, place::Places},
+    session::{Returning, Session, SessionError, borrow::Borrower, place::Places},
     stream::{Stream, tune},
 };
 
@@ -105,9 +105,10 @@ pub async fn serve_client<P: Protocol>(endpoint: Arc<Endpoint<P>>, tcp: TcpStrea
     let mut counted = Counted { endpoint: endpoint.clone(), tls: false };
     // Boxed, and gone before the session begins: what a login needs should not weigh on an idle client. So is the
     // session, of which the task would otherwise have a copy for each function that takes it.
-    let welcomed = Box::pin(welcome(&mut counted, tcp, peer, (!within).then_some(max))).await;
-    if let Some(session) = welcomed {
-        session.run().await;
+    let mut welcomed = Box::pin(welcome(&mut counted, tcp, peer, (!within).then_some(max))).await;
+    while let Some(session) = welcomed {
+        let Some(returning) = session.run().await else { return };
+        welcomed = Box::pin(welcome_again(&mut counted, peer, returning)).await;
     }
 }
 
@@ -146,25 +147,80 @@ async fn welcome<P: Protocol>(
             ))),
         },
     };
-    let outcome = match outcome {
-        Ok((login, registered)) => {
-            endpoint.metrics.login_succeeded();
-            guest.settle_in(&endpoint, login, registered).await
-        }
-        Err(ended) => Err(ended),
+    guest.be_seated(&endpoint, outcome, peer).await
+}
+
+/// A client that has had a session logs in anew, on the same connection and under the same number.
+async fn welcome_again<P: Protocol>(
+    counted: &mut Counted<P>,
+    peer: IpAddr,
+    returning: Box<Returning<P>>,
+) -> Option<Box<Session<P>>> {
+    let endpoint = counted.endpoint.clone();
+    let Returning { stream, input, handle, key, client, request } = *returning;
+    let registered = Registered { proxy: Some(endpoint.proxy.clone()), handle };
+    let mut guest = Guest::<P> { stream: Some(stream), input, out: Vec::new(), accept: None };
+    let patience = endpoint.proxy.settings().handshake_timeout;
+    let login = guest.log_in_again(counted, peer, &registered, (client, &key, &request));
+    let outcome = match timeout(patience, login).await {
+        Ok(outcome) => outcome.map(|login| (login, registered)),
+        Err(_) => Err(Ended::Fault(Fault::fatal(
+            FaultKind::HandshakeTimeout,
+            "canceling authentication due to timeout",
+        ))),
     };
-    match outcome {
-        Ok(session) => Some(Box::new(session)),
-        Err(Ended::Cancel(key)) => {
-            // The answer to a cancel is the close of the connection, once it has been dealt with.
-            proxy.cancel(key).await;
-            None
+    guest.be_seated(&endpoint, outcome, peer).await
+}
+
+impl<P: Protocol> Guest<P> {
+    /// A session for who is logged in; a last word for who is not.
+    async fn be_seated(
+        mut self,
+        endpoint: &Arc<Endpoint<P>>,
+        outcome: Result<(Login<P::Client>, Registered<P>), Ended>,
+        peer: IpAddr,
+    ) -> Option<Box<Session<P>>> {
+        let outcome = match outcome {
+            Ok((login, registered)) => {
+                endpoint.metrics.login_succeeded();
+                self.settle_in(endpoint, login, registered).await
+            }
+            Err(ended) => Err(ended),
+        };
+        match outcome {
+            Ok(session) => Some(Box::new(session)),
+            Err(Ended::Cancel(key)) => {
+                // The answer to a cancel is the close of the connection, once it has been dealt with.
+                endpoint.proxy.cancel(key).await;
+                None
+            }
+            Err(Ended::Silent) => None,
+            Err(Ended::Fault(fault)) => {
+                self.refuse(endpoint, &fault, peer).await;
+                None
+            }
         }
-        Err(Ended::Silent) => None,
-        Err(Ended::Fault(fault)) => {
-            guest.refuse(&endpoint, &fault, peer).await;
-            None
-        }
+    }
+
+    async fn log_in_again(
+        &mut self,
+        counted: &mut Counted<P>,
+        peer: IpAddr,
+        registered: &Registered<P>,
+        (client, before, request): (P::Client, &PoolKey, &[u8]),
+    ) -> Result<Login<P::Client>, Ended> {
+        let proxy = counted.endpoint.proxy.clone();
+        let hello = said_by_servers(&proxy).await?;
+        let arrival = Arrival {
+            hello,
+            key: registered.handle.key,
+            peer,
+            method: proxy.usual_method(),
+            force_full_authentication: proxy.settings().force_full_authentication,
+        };
+        let (accept, first) = P::Accept::again(arrival, client, before, request)?;
+        self.accept = Some(accept);
+        self.converse(counted, peer, None, Some(first)).await
     }
 }
 
@@ -202,14 +258,33 @@ impl<P: Protocol> Guest<P> {
         };
         drop(settings);
         self.accept = Some(P::Accept::begin(options, arrival));
-        let mut direct_tls = P::DIRECT_TLS && self.begins_with_tls().await?;
+        let first = if P::DIRECT_TLS && self.begins_with_tls().await? {
+            let Some(accept) = &mut self.accept else { return Err(Ended::Silent) };
+            accept.direct_tls()?;
+            Some(AcceptStep::StartTls)
+        } else {
+            None
+        };
+        let login = self.converse(counted, peer, too_many, first).await?;
+        Ok((login, registered))
+    }
+
+    /// Does what the login wants, `first` to begin with, to its end.
+    async fn converse(
+        &mut self,
+        counted: &mut Counted<P>,
+        peer: IpAddr,
+        too_many: Option<usize>,
+        mut first: Option<AcceptStep<P::Client>>,
+    ) -> Result<Login<P::Client>, Ended> {
+        let endpoint = counted.endpoint.clone();
+        let proxy = &endpoint.proxy;
+        let offered = proxy.tls.load_full();
         loop {
             let Some(accept) = &mut self.accept else { return Err(Ended::Silent) };
-            let step = if std::mem::take(&mut direct_tls) {
-                accept.direct_tls()?;
-                AcceptStep::StartTls
-            } else {
-                accept.advance(&mut self.input, &mut self.out)?
+            let step = match first.take() {
+                Some(step) => step,
+                None => accept.advance(&mut self.input, &mut self.out)?,
             };
             match step {
                 AcceptStep::NeedBytes => {
@@ -271,7 +346,7 @@ impl<P: Protocol> Guest<P> {
                     };
                     accept.credentials(method, secret, &proxy.mock, &mut self.out)?;
                 }
-                AcceptStep::Login(login) => return Ok((login, registered)),
+                AcceptStep::Login(login) => return Ok(login),
                 AcceptStep::Cancel(key) => return Err(Ended::Cancel(key)),
                 AcceptStep::Quit => return Err(Ended::Silent),
             }

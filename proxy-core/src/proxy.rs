@@ -22,7 +22,7 @@ use crate::{
     config::{AuthConfig, ClientAuthType, ProxyConfig, SecretSource, TargetRole},
     metrics::{CancelOutcome, EndpointMetrics, ProxyMetrics},
     plugin::{PluginHost, Plugins},
-    protocol::{CancelKey, Hello as _, MockKey, Protocol, Role},
+    protocol::{CancelKey, Hello as _, Kill, Killed, MockKey, Protocol, Role},
     router::{self, NoTarget, Route},
     secrets::{SecretError, SecretHandle},
     session::cancel::{Cancellable, UnderWay},
@@ -310,11 +310,27 @@ impl<P: Protocol> Proxy<P> {
 
     /// Cancels what the session with this key runs.
     pub async fn cancel(&self, key: CancelKey) {
+        match self.sessions.find(key) {
+            Some(handle) => self.cancel_of(&handle).await,
+            None => self.metrics.cancelled(CancelOutcome::UnknownKey),
+        }
+    }
+
+    /// Does to another session of `user` what a kill says.
+    pub async fn kill(&self, kill: Kill, user: &str) -> Killed {
+        let Some(handle) = self.sessions.lock().get(&kill.id).cloned() else { return Killed::Unknown };
+        if **handle.user.lock().unwrap_or_else(PoisonError::into_inner) != *user {
+            return Killed::NotOwner;
+        }
+        if !kill.query_only {
+            handle.signal(STOP);
+        }
+        self.cancel_of(&handle).await;
+        Killed::Done
+    }
+
+    async fn cancel_of(&self, handle: &SessionHandle) {
         let Ok(_permit) = self.cancels.acquire().await else { return };
-        let Some(handle) = self.sessions.find(key) else {
-            self.metrics.cancelled(CancelOutcome::UnknownKey);
-            return;
-        };
         let under_way = match handle.begin_cancel() {
             Cancel::UnderWay(under_way) => under_way,
             Cancel::Signalled => return self.metrics.cancelled(CancelOutcome::Forwarded),
@@ -465,6 +481,8 @@ pub struct SessionHandle {
     activity: AtomicU8,
     waker: AtomicWaker,
     request: Mutex<Request>,
+    /// Whose session it is, once logged in.
+    user: Mutex<Box<str>>,
 }
 
 /// Where a session's request is, as far as a cancel must know.
@@ -562,6 +580,11 @@ impl SessionHandle {
         }
     }
 
+    /// It is this user's.
+    pub fn belongs_to(&self, user: &str) {
+        *self.user.lock().unwrap_or_else(PoisonError::into_inner) = user.into();
+    }
+
     /// Begins a cancel while the request cannot move on.
     fn begin_cancel(&self) -> Cancel {
         match &*self.request() {
@@ -623,6 +646,7 @@ impl Sessions {
                 activity: AtomicU8::new(0),
                 waker: AtomicWaker::new(),
                 request: Mutex::default(),
+                user: Mutex::default(),
             });
             by_id.insert(key.id, handle.clone());
             return Some(handle);

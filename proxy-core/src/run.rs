@@ -31,7 +31,7 @@ use crate::{
     logging::LevelHandle,
     metrics::{self, EndpointMetrics, ProcessMetrics, Recorder, ReloadOutcome},
     plugin::{Know, PluginHost, Plugins, ReloadError},
-    protocol::{Protocol, postgres::Postgres},
+    protocol::{Protocol, mysql::MySql, postgres::Postgres},
     proxy::{DRAIN, Endpoint, Proxy, STOP, SetupError},
     shutdown::{self, Giver},
     target::{monitor, reap},
@@ -227,7 +227,9 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
             EngineFamily::Postgresql => {
                 serve::<Postgres>(proxy, &config.log, &plugins, &mut inherited, &stop_accepting, &mut tasks)?
             }
-            EngineFamily::Mysql => return Err(RunError::System("MYSQL is not in this build".into())),
+            EngineFamily::Mysql => {
+                serve::<MySql>(proxy, &config.log, &plugins, &mut inherited, &stop_accepting, &mut tasks)?
+            }
         };
         fleet.push(served);
     }

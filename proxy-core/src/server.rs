@@ -217,6 +217,10 @@ impl<P: Protocol> ServerConnection<P> {
         if let (_, Some(error)) = self.exchange(&request).await? {
             return Err(ServerError::Statement { what: "reset", error });
         }
+        if self.state.must_retire() {
+            let error = "it leaves something behind".to_owned();
+            return Err(ServerError::Statement { what: "reset", error });
+        }
         self.run_init_query().await?;
         self.target.metrics.reset(cause);
         self.tainted = false;

@@ -1,56 +1,168 @@
-//! Drivers of other languages and PostgreSQL's own tools. What is missing is installed into cargo's target folder.
+//! Drivers of other languages and the databases' own tools. What is missing is installed into cargo's target folder.
 
 use std::{
     ffi::OsStr,
     fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
-use crate::{Address, server::bin_dir, target_dir};
+use tempfile::NamedTempFile;
+use tokio::io::AsyncWriteExt;
 
-/// What the Python programs in `clients/` import.
-const PYTHON_PACKAGES: &[&str] = &["psycopg[binary]==3.3.9", "psycopg2-binary==2.9.13", "asyncpg==0.32.0"];
+use crate::{Address, Engine, server::bin_dir, target_dir};
+
+/// What the Python programs in `clients/` import. Of mysql-connector-python this is the last whose compiled part runs
+/// with Debian 12's OpenSSL.
+const PYTHON_PACKAGES: fn(Engine) -> &'static [&'static str] = |engine| match engine {
+    Engine::Postgres => &["psycopg[binary]==3.3.9", "psycopg2-binary==2.9.13", "asyncpg==0.32.0"],
+    Engine::MySql => &[
+        "PyMySQL[rsa,ed25519]==1.2.4",
+        "mysqlclient==2.3.1",
+        "mysql-connector-python==9.7.0",
+        "asyncmy==0.2.18",
+        "SQLAlchemy==2.1.9",
+        "Django==5.2.19",
+    ],
+};
 /// What the Node programs in `clients/` import.
-const NODE_PACKAGES: &[&str] = &["pg@8.23.1"];
+const NODE_PACKAGES: fn(Engine) -> &'static [&'static str] = |engine| match engine {
+    Engine::Postgres => &["pg@8.23.1"],
+    Engine::MySql => &["mysql2@3.24.6"],
+};
 
-/// Runs `clients/<script>` under Python with `arguments`; its output, once it has succeeded.
+/// Runs `clients/<script>` under Python with `arguments` and the drivers for PostgreSQL; its output, once it has
+/// succeeded.
 pub async fn python(script: &str, arguments: &[&str]) -> String {
-    let home = target_dir().join("pinion-venv");
+    finished(python_command(Engine::Postgres, script, arguments).await).await
+}
+
+/// Runs `clients/<script>` under Node with `arguments` and the drivers for PostgreSQL; its output, once it has
+/// succeeded.
+pub async fn node(script: &str, arguments: &[&str]) -> String {
+    finished(node_command(Engine::Postgres, script, arguments).await).await
+}
+
+/// Runs the program of a Python driver in `clients/mysql_drivers.py`; what it saw.
+pub async fn mysql_python(driver: &str, address: &Address) -> String {
+    let (arguments, _authority) = mysql_arguments(driver, address);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    finished(python_command(Engine::MySql, "mysql_drivers.py", &arguments).await).await
+}
+
+/// Runs the program of a Node driver in `clients/mysql_drivers.js`; what it saw.
+pub async fn mysql_node(driver: &str, address: &Address) -> String {
+    let (arguments, _authority) = mysql_arguments(driver, address);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    finished(node_command(Engine::MySql, "mysql_drivers.js", &arguments).await).await
+}
+
+/// Runs `clients/<script>` under Python with `arguments`, the drivers for MySQL, and `input` as its standard input; its
+/// output, once it has succeeded.
+pub async fn mysql_python_fed(script: &str, arguments: &[&str], input: &str) -> String {
+    fed(python_command(Engine::MySql, script, arguments).await, input).await
+}
+
+async fn python_command(engine: Engine, script: &str, arguments: &[&str]) -> tokio::process::Command {
+    let packages = PYTHON_PACKAGES(engine);
+    let home = target_dir().join(match engine {
+        Engine::Postgres => "pinion-venv",
+        Engine::MySql => "pinion-venv-mysql",
+    });
     let program = home.join("bin/python");
-    let installed = home.clone();
     blocking(move || {
-        once(&installed, PYTHON_PACKAGES, |home| {
+        once(&home, packages, |home| {
             run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(home));
             run(Command::new(home.join("bin/python"))
                 .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-                .args(PYTHON_PACKAGES));
+                .args(packages));
         });
     })
     .await;
     let mut command = tokio::process::Command::new(program);
     command.arg(clients().join(script)).args(arguments).env("PYTHONUNBUFFERED", "1");
-    finished(command).await
+    command
 }
 
-/// Runs `clients/<script>` under Node with `arguments`; its output, once it has succeeded.
-pub async fn node(script: &str, arguments: &[&str]) -> String {
-    let home = target_dir().join("pinion-node");
-    let installed = home.clone();
+async fn node_command(engine: Engine, script: &str, arguments: &[&str]) -> tokio::process::Command {
+    let packages = NODE_PACKAGES(engine);
+    let home = target_dir().join(match engine {
+        Engine::Postgres => "pinion-node",
+        Engine::MySql => "pinion-node-mysql",
+    });
+    let modules = home.join("node_modules");
     blocking(move || {
-        once(&installed, NODE_PACKAGES, |home| {
+        once(&home, packages, |home| {
             fs::create_dir_all(home).unwrap();
             fs::write(home.join("package.json"), "{\"private\":true}").unwrap();
             run(Command::new("npm")
                 .args(["install", "--no-audit", "--no-fund", "--silent"])
-                .args(NODE_PACKAGES)
+                .args(packages)
                 .current_dir(home));
         });
     })
     .await;
     let mut command = tokio::process::Command::new("node");
-    command.arg(clients().join(script)).args(arguments).env("NODE_PATH", home.join("node_modules"));
-    finished(command).await
+    command.arg(clients().join(script)).args(arguments).env("NODE_PATH", modules);
+    command
+}
+
+/// `DRIVER PORT [CA]`, and the file of the authority, which has to stay until the program has ended.
+fn mysql_arguments(driver: &str, address: &Address) -> (Vec<String>, Option<NamedTempFile>) {
+    let authority = authority(address);
+    let mut arguments = vec![driver.to_owned(), address.port.to_string()];
+    arguments.extend(authority.as_ref().map(|file| file.path().display().to_string()));
+    (arguments, authority)
+}
+
+fn authority(address: &Address) -> Option<NamedTempFile> {
+    let ca = address.ca.as_ref()?;
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(ca.pem().as_bytes()).unwrap();
+    Some(file)
+}
+
+/// Runs `script` by the `mariadb` program, stopping at the first error; tab-separated rows with headers.
+pub async fn mariadb(address: &Address, arguments: &[&str], script: &str) -> String {
+    mysql_tool("mariadb", address, &[arguments, &[&address.database]].concat(), script).await
+}
+
+/// Runs `mariadb-dump` on the database of `address`; the dump, without comments that tell time and place.
+pub async fn mariadb_dump(address: &Address, arguments: &[&str]) -> String {
+    let arguments = [&["--skip-comments"], arguments, &[&address.database]].concat();
+    mysql_tool("mariadb-dump", address, &arguments, "").await
+}
+
+async fn mysql_tool(name: &str, address: &Address, arguments: &[&str], input: &str) -> String {
+    let authority = authority(address);
+    let mut command = tokio::process::Command::new(name);
+    // Not to be guessed from the host: `localhost` is the socket file, which there is none of.
+    command.args(["--no-defaults", "--protocol=TCP", "--host=localhost", "--default-character-set=utf8mb4"]);
+    command.args([format!("--port={}", address.port), format!("--user={}", address.user)]);
+    match &authority {
+        Some(file) => {
+            command.args(["--ssl", "--ssl-verify-server-cert"]).arg("--ssl-ca").arg(file.path());
+        }
+        None => {
+            command.arg("--skip-ssl");
+        }
+    }
+    command.args(arguments).env("MYSQL_PWD", &address.password);
+    fed(command, input).await
+}
+
+async fn fed(mut command: tokio::process::Command, input: &str) -> String {
+    command.kill_on_drop(true).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let feed = async {
+        // A program that ends early says why itself.
+        stdin.write_all(input.as_bytes()).await.ok();
+        drop(stdin);
+    };
+    let (output, ()) = tokio::join!(child.wait_with_output(), feed);
+    text(command.as_std().get_program(), &output.unwrap())
 }
 
 /// Runs `psql` on `script`, stopping at the first error; its unaligned output without headers.

@@ -1,10 +1,12 @@
 //! Harness for end-to-end tests: real servers, the real proxy binary, real clients.
 //!
 //! - [`Server`]: a private PostgreSQL on a free port, started from a template and stopped on drop.
-//! - [`Cluster`]: a primary with streaming standbys.
+//! - [`MariaDb`], by [`Server::mariadb`]: likewise a MariaDB.
+//! - [`Cluster`]: a primary with streaming standbys or with replicas.
 //! - [`Proxy`]: the `pinion` binary with a configuration written for it, in front of a server.
 //! - [`Client`]: `tokio-postgres` with the helpers that tests read well with.
-//! - [`RawClient`]: one message at a time, for what no driver would send.
+//! - [`MySqlClient`]: the same by `mysql_async`.
+//! - [`RawClient`], [`RawMySql`]: one message at a time, for what no driver would send.
 //! - [`RawServer`]: stands between proxy and server and misbehaves on command.
 //! - [`foreign`]: drivers of other languages and command-line tools.
 //!
@@ -16,11 +18,16 @@ mod address;
 mod client;
 mod cluster;
 pub mod foreign;
+mod mariadb;
+mod mysql_client;
 mod plugin;
 mod proxy;
 mod raw_client;
+pub mod raw_mysql;
 mod raw_server;
+mod running;
 mod server;
+mod target;
 mod tls;
 
 use std::{
@@ -35,11 +42,15 @@ use std::{
 pub use address::Address;
 pub use client::Client;
 pub use cluster::Cluster;
+pub use mariadb::{MariaDb, MariaDbBuilder};
+pub use mysql_client::{MySqlClient, server_error};
 pub use plugin::{Plugin, replace_file};
 pub use proxy::{Metrics, Proxy, ProxyBuilder, request, run_pinion};
 pub use raw_client::{Message, RawClient, ServerError, wire};
+pub use raw_mysql::RawMySql;
 pub use raw_server::{Answer, RawServer};
 pub use server::{Server, ServerBuilder, Template};
+pub use target::{Engine, Target};
 pub use tls::{Ca, PgTls};
 
 /// Longest wait for anything that should happen soon, on a machine busy with other tests.
@@ -87,4 +98,11 @@ pub(crate) fn target_dir() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let profile = exe.parent().and_then(|deps| deps.parent()).expect("target/<profile>/deps/<test>");
     profile.parent().expect("target/<profile>").to_owned()
+}
+
+/// Lets this test open as many files as the machine allows.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
 }

@@ -16,8 +16,8 @@ use tokio::{
 };
 
 use crate::{
-    Address, Ca, Client, Cluster, Plugin, RawClient, Server, client, free_port, poll, server::RESERVED,
-    target_dir, until,
+    Address, Ca, Client, Cluster, Engine, MySqlClient, Plugin, RawClient, RawMySql, Target, client,
+    free_port, poll, server_error, target_dir, until,
 };
 
 /// The running proxy, stopped when dropped; dropping also asserts that its log tells of no panic.
@@ -36,8 +36,9 @@ pub struct Proxy {
 /// How a [`Proxy`] will be started.
 #[derive(Debug)]
 pub struct ProxyBuilder {
+    engine: Engine,
     targets: Vec<String>,
-    server_max_connections: u32,
+    capacity: u32,
     percent: u32,
     top: Vec<String>,
     proxy: Vec<String>,
@@ -56,13 +57,21 @@ pub struct ProxyBuilder {
 }
 
 impl Proxy {
-    /// A proxy whose only target is `server`, with the users of the harness.
+    /// A proxy whose only target is `server`, with the users of the harness. They log in by
+    /// `POSTGRES_SCRAM_SHA_256` or `MYSQL_NATIVE_PASSWORD`; see [`ProxyBuilder::client_auth`].
     #[must_use]
-    pub fn in_front_of(server: &Server) -> ProxyBuilder {
-        let scram = "POSTGRES_SCRAM_SHA_256";
+    pub fn in_front_of(server: impl Into<Target>) -> ProxyBuilder {
+        let Target { engine, name, capacity, .. } = server.into();
+        let (fourth, fourth_method) = match engine {
+            Engine::Postgres => ("md5user", "POSTGRES_MD5"),
+            Engine::MySql => ("ed25519user", engine.password_auth()),
+        };
+        let usual = ["app", "app2", "monitor"].map(|user| (user, engine.password_auth()));
+        let users = usual.into_iter().chain([(fourth, fourth_method)]);
         ProxyBuilder {
-            targets: vec![server.name()],
-            server_max_connections: server.max_connections(),
+            engine,
+            targets: vec![name],
+            capacity,
             percent: 75,
             top: Vec::new(),
             proxy: Vec::new(),
@@ -72,12 +81,7 @@ impl Proxy {
             admin: Vec::new(),
             target_settings: Vec::new(),
             target_ca: None,
-            auth: vec![
-                ("app".to_owned(), "app-password".to_owned(), scram),
-                ("app2".to_owned(), "app2-password".to_owned(), scram),
-                ("md5user".to_owned(), "md5user-password".to_owned(), "POSTGRES_MD5"),
-                ("monitor".to_owned(), "monitor-password".to_owned(), scram),
-            ],
+            auth: users.map(|(user, method)| (user.to_owned(), format!("{user}-password"), method)).collect(),
             env: Vec::new(),
             log_level: "info".to_owned(),
             tls: false,
@@ -89,7 +93,10 @@ impl Proxy {
     /// A proxy whose targets are all servers of a cluster, the primary first, with a `READ_ONLY` endpoint `reader`
     /// beside the default one and with the admin API.
     #[must_use]
-    pub fn in_front_of_cluster(cluster: &Cluster) -> ProxyBuilder {
+    pub fn in_front_of_cluster<S>(cluster: &Cluster<S>) -> ProxyBuilder
+    where
+        for<'a> &'a S: Into<Target>,
+    {
         let builder = Self::in_front_of(&cluster.primary).endpoint("reader", "READ_ONLY").admin();
         cluster.standbys.iter().fold(builder, ProxyBuilder::also_target)
     }
@@ -127,6 +134,39 @@ impl Proxy {
     pub async fn connect_as(&self, user: &str) -> Client {
         let address = self.address().user(user, &format!("{user}-password"));
         Client::connect(&address).await.unwrap_or_else(|e| panic!("connecting as {user}: {e:?}"))
+    }
+
+    /// A MySQL client logged in as `app`.
+    pub async fn mysql(&self) -> MySqlClient {
+        MySqlClient::connect(&self.address()).await.unwrap_or_else(|e| panic!("connecting: {e:?}"))
+    }
+
+    /// A MySQL client logged in as another user of the harness.
+    pub async fn mysql_as(&self, user: &str) -> MySqlClient {
+        let address = self.address().user(user, &format!("{user}-password"));
+        MySqlClient::connect(&address).await.unwrap_or_else(|e| panic!("connecting as {user}: {e:?}"))
+    }
+
+    /// A MySQL client logged in as `app` at another endpoint.
+    pub async fn mysql_to(&self, endpoint: &str) -> MySqlClient {
+        let address = self.address_of(endpoint);
+        MySqlClient::connect(&address).await.unwrap_or_else(|e| panic!("connecting: {e:?}"))
+    }
+
+    /// A raw MySQL client logged in as `app`.
+    pub async fn raw_mysql(&self) -> RawMySql {
+        RawMySql::connect(&self.address()).await
+    }
+
+    /// Error number and SQLSTATE with which a MySQL login at `address` fails; panics if it does not.
+    pub async fn mysql_refusal(&self, address: &Address) -> (u16, String) {
+        match MySqlClient::connect(address).await {
+            Ok(_) => panic!("{address:?} was let in"),
+            Err(e) => {
+                let error = server_error(&e);
+                (error.code, error.state.clone())
+            }
+        }
     }
 
     /// A raw client logged in as `app`.
@@ -176,17 +216,19 @@ impl Proxy {
     }
 
     /// The entry of `GET /targets` for a server.
-    pub async fn target(&self, server: &Server) -> serde_json::Value {
+    pub async fn target(&self, server: impl Into<Target>) -> serde_json::Value {
+        let name = server.into().name;
         let (status, body) = self.admin("GET", "/targets").await;
         assert_eq!(status, 200, "{body}");
         let targets = body["targets"].as_array().unwrap();
-        targets.iter().find(|target| target["name"] == *server.name()).expect("such a target").clone()
+        targets.iter().find(|target| target["name"] == *name).expect("such a target").clone()
     }
 
     /// Waits until `GET /targets` says of a server that it is in `state` and has `role`.
-    pub async fn target_is(&self, server: &Server, state: &str, role: &str) {
-        until(&format!("{} is {state} and {role}", server.name()), async || {
-            let target = self.target(server).await;
+    pub async fn target_is(&self, server: impl Into<Target>, state: &str, role: &str) {
+        let server = server.into();
+        until(&format!("{} is {state} and {role}", server.name), async || {
+            let target = self.target(server.clone()).await;
             target["state"] == state && target["role"] == role
         })
         .await;
@@ -301,7 +343,7 @@ impl ProxyBuilder {
     /// A budget of `n` server connections, by the percentage that gives it.
     #[must_use]
     pub fn max_connections(mut self, n: u32) -> Self {
-        let usable = self.server_max_connections - RESERVED;
+        let usable = self.capacity;
         // One connection of the budget is the monitor's.
         let percent = (1..=100).find(|percent| usable * percent / 100 == n + 1);
         self.percent = percent.unwrap_or_else(|| panic!("no percentage of {usable} gives {n}"));
@@ -350,6 +392,13 @@ impl ProxyBuilder {
         self
     }
 
+    /// `client_password_auth_type` of every user.
+    #[must_use]
+    pub fn client_auth(mut self, method: &'static str) -> Self {
+        self.auth.iter_mut().for_each(|(.., theirs)| *theirs = method);
+        self
+    }
+
     /// Takes a user's secret from the environment variable `PINION_TEST_SECRET` in place of a file.
     #[must_use]
     pub fn secret_in_env(mut self, secret: &str) -> Self {
@@ -366,10 +415,10 @@ impl ProxyBuilder {
 
     /// How the target is reached: `disabled`, `preferred`, …, with the server's authority trusted.
     #[must_use]
-    pub fn target_tls(mut self, mode: &str, server: &Server) -> Self {
+    pub fn target_tls(mut self, mode: &str, server: impl Into<Target>) -> Self {
         self.target_settings.push(format!("tls = \"{mode}\""));
-        if let Some(ca) = server.ca() {
-            self.target_ca = Some(ca.clone());
+        if let Some(ca) = server.into().ca {
+            self.target_ca = Some(ca);
             self.target_settings.push("ca = \"target/ca.crt\"".to_owned());
         }
         self
@@ -406,8 +455,8 @@ impl ProxyBuilder {
 
     /// One more target.
     #[must_use]
-    pub fn also_target(mut self, server: &Server) -> Self {
-        self.targets.push(server.name());
+    pub fn also_target(mut self, server: impl Into<Target>) -> Self {
+        self.targets.push(server.into().name);
         self
     }
 
@@ -509,7 +558,7 @@ impl ProxyBuilder {
         }
         let mut defaults = vec![
             "name = \"test\"".to_owned(),
-            "engine_family = \"POSTGRESQL\"".to_owned(),
+            format!("engine_family = \"{}\"", self.engine.family()),
             format!("require_tls = {}", self.tls),
         ];
         if self.tls {

@@ -2,23 +2,20 @@
 
 use std::{
     fs,
-    hash::{DefaultHasher, Hash, Hasher},
     io::Write,
-    os::unix::{
-        fs::{MetadataExt, PermissionsExt, chown},
-        process::CommandExt,
-    },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::OnceLock,
-    time::Instant,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+use rustix::process::Signal;
 use tokio_postgres::NoTls;
 
-use crate::{Address, Ca, Client, SOON, free_port, poll, until};
+use crate::{
+    Address, Ca, Client, free_port, poll,
+    running::{Account, Running, account, certificate, copy, directory, give, run, template, under},
+    until,
+};
 
 /// `superuser_reserved_connections` of every [`Server`].
 pub(crate) const RESERVED: u32 = 3;
@@ -57,11 +54,10 @@ GRANT ALL ON SEQUENCE counter TO PUBLIC;
 /// A running PostgreSQL, stopped when dropped.
 #[derive(Debug)]
 pub struct Server {
-    dir: TempDir,
+    running: Running,
     port: u16,
     max_connections: u32,
     ca: Option<Ca>,
-    process: Child,
 }
 
 /// How a [`Server`] will be started.
@@ -82,9 +78,8 @@ impl Server {
 
     /// A standby of `primary`, which must be [`ServerBuilder::replicating`]; waits until it answers and streams.
     pub async fn standby_of(primary: &Self, max_connections: u32) -> Self {
-        let dir = tempfile::Builder::new().prefix("pinion-pg-").tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        give_to_postgres(dir.path());
+        let dir = directory("pinion-pg-");
+        give(dir.path(), postgres());
         let data = dir.path().join("data");
         let port = free_port();
         // By name, so that the primary can say of each one how far it is.
@@ -99,8 +94,9 @@ impl Server {
         );
         let file = data.join("postgresql.conf");
         fs::OpenOptions::new().append(true).open(file).unwrap().write_all(conf.as_bytes()).unwrap();
-        let process = spawn(dir.path(), port);
-        let mut server = Self { dir, port, max_connections, ca: None, process };
+        let command = command(&data, port);
+        let running = Running::start(dir, postgres(), &command, Signal::QUIT);
+        let mut server = Self { running, port, max_connections, ca: None };
         server.wait_ready().await;
         let direct = primary.direct().await;
         let streams = format!(
@@ -186,55 +182,31 @@ impl Server {
     /// All the server has logged.
     #[must_use]
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.dir.path().join("log")).unwrap()).into_owned()
+        self.running.read("log")
     }
 
     /// Restarts with the same data: every connection is lost.
     pub async fn restart(&mut self) {
         self.stop();
-        self.process = spawn(self.dir.path(), self.port);
+        self.running.start_again(&command(&self.running.dir().join("data"), self.port));
         self.wait_ready().await;
     }
 
     /// Stops at once, as a crash would; [`Self::restart`] brings it back.
-    #[expect(clippy::disallowed_methods, reason = "drop cannot await, and the server ends in milliseconds")]
     pub fn stop(&mut self) {
-        if let (Ok(None), Some(pid)) =
-            (self.process.try_wait(), Pid::from_raw(self.process.id().cast_signed()))
-        {
-            kill_process(pid, Signal::QUIT).ok();
-            let deadline = Instant::now() + SOON;
-            while Instant::now() < deadline {
-                if matches!(self.process.try_wait(), Ok(Some(_))) {
-                    return;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(2));
-            }
-            self.process.kill().ok();
-            self.process.wait().ok();
-        }
+        self.running.stop();
     }
 
     async fn wait_ready(&mut self) {
         let mut config = tokio_postgres::Config::new();
         config.host("127.0.0.1").port(self.port).user("postgres").dbname("postgres");
         poll("PostgreSQL accepts connections", async || {
-            if let Some(status) = self.process.try_wait().unwrap() {
+            if let Some(status) = self.running.ended() {
                 panic!("PostgreSQL ended with {status}:\n{}", self.log());
             }
             Client::open(&config, NoTls).await.ok()
         })
         .await;
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-        if std::thread::panicking() {
-            let log = self.log();
-            eprintln!("--- end of PostgreSQL's log\n{}---", &log[log.len().saturating_sub(2000)..]);
-        }
     }
 }
 
@@ -284,10 +256,9 @@ impl ServerBuilder {
 
     /// Copies the template, starts, and waits until it accepts connections.
     pub async fn start(self) -> Server {
-        let dir = tempfile::Builder::new().prefix("pinion-pg-").tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let dir = directory("pinion-pg-");
         let data = dir.path().join("data");
-        run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(Template::get().data()).arg(&data));
+        copy(Template::get().data(), &data);
         let port = free_port();
 
         let mut conf = format!(
@@ -311,11 +282,8 @@ impl ServerBuilder {
             conf.push_str(line);
             conf.push('\n');
         }
-        let ca = self.tls.then(Ca::new);
-        if let Some(ca) = &ca {
-            let (certificate, key) = ca.issue_into(dir.path());
-            give_to_postgres(&key);
-            fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        let tls = self.tls.then(|| certificate(dir.path(), postgres()));
+        if let Some((_, certificate, key)) = &tls {
             conf.push_str(&format!(
                 "ssl = on\nssl_cert_file = '{}'\nssl_key_file = '{}'\n",
                 certificate.display(),
@@ -338,8 +306,9 @@ impl ServerBuilder {
         hba.push_str("host all all 127.0.0.1/32 scram-sha-256\n");
         fs::write(data.join("pg_hba.conf"), hba).unwrap();
 
-        let process = spawn(dir.path(), port);
-        let mut server = Server { dir, port, max_connections: self.max_connections, ca, process };
+        let running = Running::start(dir, postgres(), &command(&data, port), Signal::QUIT);
+        let ca = tls.map(|(ca, ..)| ca);
+        let mut server = Server { running, port, max_connections: self.max_connections, ca };
         server.wait_ready().await;
         server
     }
@@ -364,34 +333,19 @@ impl Template {
     }
 
     fn find_or_make() -> Self {
-        let owner = postgres_user().map_or_else(|| rustix::process::getuid().as_raw(), |(uid, _)| uid);
-        let mut hasher = DefaultHasher::new();
-        (GLOBALS, PER_DATABASE, bin_dir()).hash(&mut hasher);
-        let home = std::env::temp_dir().join(format!("pinion-template-{owner}-{:016x}", hasher.finish()));
-        // Another's directory of that name is not trusted.
-        if fs::metadata(home.join("data")).is_ok_and(|found| found.uid() == owner) {
-            return Self(home.join("data"));
-        }
-        let fresh = tempfile::Builder::new().prefix("pinion-template-").tempdir().unwrap();
-        fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        give_to_postgres(fresh.path());
-        let data = fresh.path().join("data");
-        run(as_postgres("initdb").arg("-D").arg(&data).args([
-            "--username=postgres",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--wal-segsize=1",
-            "--no-sync",
-        ]));
-        single_user(&data, "postgres", GLOBALS);
-        single_user(&data, "appdb", PER_DATABASE);
-        single_user(&data, "otherdb", PER_DATABASE);
-        // If a neighbour was faster its template is as good.
-        if fs::rename(fresh.path(), &home).is_ok() {
-            let _moved_away = fresh.keep();
-        }
-        Self(home.join("data"))
+        Self(template(postgres(), &(GLOBALS, PER_DATABASE, bin_dir()), |data| {
+            run(as_postgres("initdb").arg("-D").arg(data).args([
+                "--username=postgres",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--wal-segsize=1",
+                "--no-sync",
+            ]));
+            single_user(data, "postgres", GLOBALS);
+            single_user(data, "appdb", PER_DATABASE);
+            single_user(data, "otherdb", PER_DATABASE);
+        }))
     }
 }
 
@@ -411,46 +365,21 @@ fn single_user(data: &Path, database: &str, sql: &str) {
     assert!(output.status.success() && !errors.contains("ERROR"), "template: {errors}");
 }
 
-fn spawn(dir: &Path, port: u16) -> Child {
-    let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
-    give_to_postgres(dir);
-    as_postgres("postgres")
-        .arg("-D")
-        .arg(dir.join("data"))
-        .args(["-p", &port.to_string()])
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
-}
-
-/// A PostgreSQL program, as user `postgres` when we are root: the server refuses to run as root.
-fn as_postgres(program: &str) -> Command {
-    let mut command = Command::new(bin_dir().join(program));
-    command.current_dir("/").env("LC_ALL", "C").env_remove("PGDATA");
-    if let Some((uid, gid)) = postgres_user() {
-        command.uid(uid).gid(gid);
-    }
+fn command(data: &Path, port: u16) -> Command {
+    let mut command = Command::new(bin_dir().join("postgres"));
+    command.arg("-D").arg(data).args(["-p", &port.to_string()]);
     command
 }
 
-fn give_to_postgres(path: &Path) {
-    if let Some((uid, gid)) = postgres_user() {
-        chown(path, Some(uid), Some(gid)).unwrap();
-    }
+/// A PostgreSQL program, as user `postgres` when we are root.
+fn as_postgres(program: &str) -> Command {
+    let mut command = under(postgres(), bin_dir().join(program));
+    command.env_remove("PGDATA");
+    command
 }
 
-/// uid and gid of `postgres`, needed only by root.
-fn postgres_user() -> Option<(u32, u32)> {
-    if !rustix::process::getuid().is_root() {
-        return None;
-    }
-    let passwd = fs::read_to_string("/etc/passwd").unwrap();
-    let line =
-        passwd.lines().find(|line| line.starts_with("postgres:")).expect("a user `postgres` to run as");
-    let mut fields = line.split(':').skip(2).map(|id| id.parse().unwrap());
-    Some((fields.next().unwrap(), fields.next().unwrap()))
+fn postgres() -> Account {
+    account("postgres")
 }
 
 /// The newest version under Debian's directory, else wherever `pg_config` says.
@@ -468,9 +397,4 @@ pub(crate) fn bin_dir() -> PathBuf {
             Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
         })
         .expect("PostgreSQL is installed (Debian: apt-get install postgresql)")
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -56,6 +56,12 @@ impl Ca {
         (certificate_file, key_file)
     }
 
+    /// The authority's certificate.
+    #[must_use]
+    pub fn pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
     /// What `tokio-postgres` takes.
     #[must_use]
     pub fn pg_tls(&self) -> PgTls {

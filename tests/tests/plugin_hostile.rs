@@ -2,6 +2,8 @@
 //! is logged and counted, and that a plugin which keeps failing is switched off.
 #![allow(clippy::unwrap_used)]
 
+use std::time::{Duration, Instant};
+
 use pinion_tests::{Client, Plugin, Proxy, Server};
 
 /// Misbehaves for statements with the hint `now`.
@@ -85,6 +87,40 @@ async fn a_trap_costs_one_statement_at_most() {
             assert_eq!(proxy.metric("pinion_plugin_traps_total", &[("plugin", "neighbour")]).await, 0.0);
         }
     }
+}
+
+/// How long 99 of 100 statements took at most, of 1,000.
+async fn p99(client: &Client) -> Duration {
+    let mut times = Vec::new();
+    for n in 0..1_000 {
+        let begun = Instant::now();
+        assert_eq!(outcome(client, &format!("SELECT {n}")).await.unwrap(), n.to_string());
+        times.push(begun.elapsed());
+    }
+    times.sort_unstable();
+    times[990]
+}
+
+/// What somebody else notices: nothing is missing from the answers, and once the plugin is switched off it costs
+/// nothing. The times are printed, not judged.
+#[tokio::test]
+async fn other_clients_of_a_plugin_that_loops() {
+    let pg = Server::postgres().start().await;
+    let proxy =
+        Proxy::in_front_of(&pg).admin().plugin(neighbour()).plugin(hostile("loop", "open", "")).start().await;
+    let other = proxy.connect().await;
+    let before = p99(&other).await;
+    let culprit = proxy.connect().await;
+    let loops = async {
+        for _ in 0..3 {
+            outcome(&culprit, "/* pinion:now */ SELECT 1").await.unwrap();
+        }
+    };
+    let ((), during) = tokio::join!(loops, p99(&other));
+    assert_eq!(state(&proxy, "hostile").await, "broken");
+    let after = p99(&other).await;
+    assert_eq!(traps(&proxy, "deadline").await, 3.0);
+    println!("p99 of other clients: {before:?} before, {during:?} during three deadlines, {after:?} after");
 }
 
 /// Three deadlines within ten seconds open the breaker: from then on nobody pays for the plugin.

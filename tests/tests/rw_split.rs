@@ -269,6 +269,10 @@ async fn a_pipeline_goes_where_all_of_it_can_run() {
     let reply = raw.read_reply().await;
     let row = reply.iter().find(|message| message.tag == b'D').unwrap();
     assert_eq!(row.columns(), [Some("t".to_owned())]);
+    // A Query that follows without a Sync runs where they do.
+    raw.send_all(&[batch("SELECT 1"), wire::query("INSERT INTO orders (n) VALUES (7)")]).await;
+    let reply = raw.read_reply().await;
+    assert!(reply.iter().all(|message| message.tag != b'E'), "{reply:?}");
     // With Flush in place of Sync the client may still send anything.
     raw.send_all(&[batch("SELECT pg_is_in_recovery()"), wire::flush()]).await;
     let mut seen = Vec::new();

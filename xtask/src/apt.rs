@@ -22,8 +22,18 @@ pub(crate) enum Need {
     Libclang,
     /// PostgreSQL's server and client programs.
     Postgresql,
+    /// MariaDB's server and client programs.
+    Mariadb,
+    /// What compiling a driver against MariaDB's client library needs.
+    MariadbHeaders,
+    /// The sysbench program.
+    Sysbench,
+    /// The haproxy program.
+    Haproxy,
     /// Python 3 with the venv module.
     PythonVenv,
+    /// Python's headers.
+    PythonHeaders,
     /// Node.js and npm.
     Node,
     /// The openssl program.
@@ -43,7 +53,12 @@ impl Need {
             Self::CompilerAndMake => has_all(&["cc", "make"]) && Path::new("/usr/include/stdlib.h").exists(),
             Self::Libclang => has_libclang(),
             Self::Postgresql => cluster::programs().is_some(),
+            Self::Mariadb => has_all(&["mariadbd", "mariadb-install-db", "mariadb", "mariadb-dump"]),
+            Self::MariadbHeaders => has_mariadb_headers(),
+            Self::Sysbench => has_all(&["sysbench"]),
+            Self::Haproxy => has_all(&["haproxy"]),
             Self::PythonVenv => has_python_venv(),
+            Self::PythonHeaders => has_python_headers(),
             Self::Node => has_all(&["node", "npm"]),
             Self::Openssl => has_all(&["openssl"]),
             Self::Strace => has_all(&["strace"]),
@@ -58,7 +73,12 @@ impl Need {
             Self::CompilerAndMake => &["build-essential"],
             Self::Libclang => &["libclang-dev"],
             Self::Postgresql => &["postgresql"],
+            Self::Mariadb => &["mariadb-server", "mariadb-client"],
+            Self::MariadbHeaders => &["libmariadb-dev", "pkg-config"],
+            Self::Sysbench => &["sysbench"],
+            Self::Haproxy => &["haproxy"],
             Self::PythonVenv => &["python3", "python3-venv"],
+            Self::PythonHeaders => &["python3-dev"],
             Self::Node if has_all(&["node"]) => &["npm"],
             Self::Node => &["nodejs", "npm"],
             Self::Openssl => &["openssl"],
@@ -77,6 +97,15 @@ impl Need {
             Self::Postgresql => {
                 "PostgreSQL's server, psql and pgbench, for a private server in a temporary directory"
             }
+            Self::Mariadb => {
+                "MariaDB's server, mariadb and mariadb-dump, for private servers in temporary directories"
+            }
+            Self::MariadbHeaders => {
+                "MariaDB's client library: a driver written in Python is compiled with it"
+            }
+            Self::Sysbench => "sysbench: the load of the MySQL benchmark and demo",
+            Self::Haproxy => "HAProxy: what the MySQL benchmark compares with",
+            Self::PythonHeaders => "Python's headers: that driver is compiled with them",
             Self::PythonVenv => {
                 "Python with venv: drivers written in Python are tested in an environment of their own"
             }
@@ -94,8 +123,8 @@ impl Need {
 
 /// Installs those of `needs` that are not met, after saying what and why. Does nothing, silently, when all are.
 ///
-/// Where installing PostgreSQL made the system start a server of its own, that server is stopped again: it is not asked
-/// for, and it holds a port and memory.
+/// Where installing a server made the system start one of its own, that one is stopped again: it is not asked for, and
+/// it holds a port and memory.
 pub(crate) fn provide(needs: &[Need]) -> Result<()> {
     let missing: Vec<Need> = needs.iter().copied().filter(|need| !need.is_met()).collect();
     if missing.is_empty() {
@@ -112,7 +141,7 @@ pub(crate) fn provide(needs: &[Need]) -> Result<()> {
             "there is no apt-get here; install the counterparts of these Debian packages yourself: {names}"
         ));
     }
-    let running = online_clusters();
+    let (running, active) = (online_clusters(), active_services());
     if packages.iter().any(|package| !has_candidate(package)) {
         update()?;
     }
@@ -124,6 +153,9 @@ pub(crate) fn provide(needs: &[Need]) -> Result<()> {
     }
     for cluster in online_clusters().difference(&running) {
         stop_cluster(cluster)?;
+    }
+    for service in active_services().difference(&active) {
+        stop_service(service)?;
     }
     match missing.iter().find(|need| !need.is_met()) {
         Some(need) => failed(format!("after the installation this is still not found: {}", need.why())),
@@ -189,6 +221,46 @@ fn stop_cluster((version, name): &(String, String)) -> Result<()> {
     process::run_shown(command.args([version, name, "stop"]))
 }
 
+/// Those of the servers whose packages start a service that are running as one now.
+fn active_services() -> BTreeSet<&'static str> {
+    let is_active = |service: &&str| {
+        let mut ask = if has_systemd() {
+            let mut systemctl = Command::new("systemctl");
+            systemctl.args(["is-active", "--quiet", service]);
+            systemctl
+        } else {
+            if !Path::new("/etc/init.d").join(service).exists() {
+                return false;
+            }
+            let mut script = Command::new(Path::new("/etc/init.d").join(service));
+            script.arg("status");
+            script
+        };
+        process::run(&mut ask).is_ok()
+    };
+    ["mariadb", "haproxy"].into_iter().filter(is_active).collect()
+}
+
+fn stop_service(service: &str) -> Result<()> {
+    println!("The package started a system-wide {service}, which nobody asked for: stopping it.");
+    println!("  (It would start again at the next boot; to prevent that: systemctl disable {service})");
+    let mut command = if has_systemd() {
+        let mut systemctl = as_root("systemctl")?;
+        systemctl.args(["stop", service]);
+        systemctl
+    } else {
+        let mut script = as_root(&format!("/etc/init.d/{service}"))?;
+        script.arg("stop");
+        script
+    };
+    process::run_shown(&mut command)
+}
+
+/// Whether systemd runs this machine. Source: sd_booted(3).
+fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
 fn has_all(programs: &[&str]) -> bool {
     programs.iter().all(|program| process::on_path(program).is_some())
 }
@@ -197,6 +269,16 @@ fn has_python_venv() -> bool {
     // The venv module alone is not enough: Debian keeps ensurepip, which it calls, in python3-venv.
     let mut python = Command::new("python3");
     process::run(python.args(["-c", "import venv, ensurepip"])).is_ok()
+}
+
+fn has_python_headers() -> bool {
+    let script = "import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path('include') + '/Python.h'))";
+    process::run(Command::new("python3").args(["-c", script])).is_ok()
+}
+
+fn has_mariadb_headers() -> bool {
+    let mut ask = Command::new("pkg-config");
+    process::run(ask.args(["--exists", "libmariadb"])).is_ok()
 }
 
 /// The library and the compiler's own headers, which come in another package.

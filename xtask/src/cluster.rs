@@ -2,16 +2,14 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use rustix::process::Signal;
 
 use crate::{
-    error::{Context, Result, failed},
+    error::{Result, failed},
     interrupt,
     pgwire::Client,
     process::{self, Service},
@@ -38,7 +36,7 @@ impl Cluster {
         temporary::private_directory(&sockets, owner)?;
         let port = process::free_port()?;
 
-        let mut initdb = as_owner(&programs.join("initdb"), owner);
+        let mut initdb = process::under(&programs.join("initdb"), owner);
         initdb.args([
             "--username=postgres",
             "--auth=trust",
@@ -62,7 +60,7 @@ impl Cluster {
         );
         temporary::private_file(&path, &basic, owner)?;
 
-        let mut server = as_owner(&programs.join("postgres"), owner);
+        let mut server = process::under(&programs.join("postgres"), owner);
         server.arg("-D").arg(&data).current_dir(&base);
         // SIGINT is PostgreSQL's fast shutdown: clients are cut, nothing is lost.
         let log = directory.join("postgresql.log");
@@ -121,25 +119,5 @@ pub(crate) fn programs() -> Option<PathBuf> {
 
 /// User and group that servers which refuse root run as; `None` when we are not root.
 pub(crate) fn owner() -> Result<Option<(u32, u32)>> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    let users = fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
-    let ids = users.lines().find_map(|line| {
-        let mut fields = line.strip_prefix("postgres:")?.split(':').skip(1);
-        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-    });
-    ids.map_or_else(
-        || failed("there is no user postgres to run a server as, and root must not"),
-        |ids| Ok(Some(ids)),
-    )
-}
-
-fn as_owner(program: &Path, owner: Option<(u32, u32)>) -> Command {
-    let mut command = Command::new(program);
-    if let Some((user, group)) = owner {
-        // With the user the standard library also drops root's supplementary groups.
-        command.uid(user).gid(group);
-    }
-    command
+    process::account("postgres")
 }

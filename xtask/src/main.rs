@@ -8,6 +8,8 @@ mod cluster;
 mod demo;
 mod error;
 mod interrupt;
+mod mariadb;
+mod mysqlwire;
 mod pgbench;
 mod pgwire;
 mod pinion;
@@ -15,6 +17,7 @@ mod plugins;
 mod process;
 mod sampler;
 mod setup;
+mod sysbench;
 mod temporary;
 mod test;
 
@@ -28,17 +31,17 @@ use crate::{
 const USAGE: &str = "\
 cargo xtask COMMAND
 
-  demo [--once]   start a private PostgreSQL and Pinion, run queries from many clients, say what happened,
-                  and stay up until Ctrl-C (--once: leave after the report)
+  demo [--once]   start a private PostgreSQL, a private MariaDB and Pinion, run queries from many clients, say
+                  what happened, and stay up until Ctrl-C (--once: leave after the report)
   test [ARGS…]    install what is missing, build, run every test; ARGS go to `cargo test`
   plugins         build every plugin to target/plugins/*.wasm, and those for tests to target/plugins/fixtures
   setup           only install what is missing
-  bench [OPTIONS] compare Pinion, PgBouncer and a direct connection
+  bench [OPTIONS] compare Pinion, PgBouncer and a direct connection; for MySQL Pinion, HAProxy and a direct one
       --rounds N        runs of each case, default 3
       --seconds N       length of one run, default 10
       --idle N          idle clients, default 5000
-      --only LIST       of direct,pgbouncer,pinion; default all three
-      --cases LIST      of tps,idle,value,syscalls,plugins; default all five
+      --only LIST       of direct,pgbouncer,haproxy,pinion; default all four
+      --cases LIST      of tps,idle,value,syscalls,plugins,sysbench; default all six
       --pgbouncer PATH  use this PgBouncer; default Debian trixie's, unpacked to target/bench
       --pinion PATH     use this Pinion; default a release build
   idle-clients --port N --user NAME --database NAME --clients N [--query]

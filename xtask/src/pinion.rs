@@ -20,6 +20,10 @@ use crate::{
 /// What one proxy in front of one server is told.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings<'a> {
+    /// What it is called in the configuration and in metrics.
+    pub(crate) name: &'a str,
+    /// `engine_family`.
+    pub(crate) engine: &'static str,
     /// The only database user.
     pub(crate) user: &'a str,
     /// Its password.
@@ -34,15 +38,17 @@ pub(crate) struct Settings<'a> {
     pub(crate) max_clients: u32,
     /// Certificate and key; with them clients have to use TLS, without there is no TLS on either side.
     pub(crate) certificate: Option<(&'a Path, &'a Path)>,
-    /// Sections to come last, such as `[[proxy.plugin]]`.
+    /// Its last sections, such as `[[proxy.plugin]]`.
     pub(crate) more: String,
 }
 
 /// A running proxy.
 #[derive(Debug)]
 pub(crate) struct Pinion {
-    /// Where clients connect, on 127.0.0.1.
+    /// Where clients of the first proxy connect, on 127.0.0.1.
     pub(crate) port: u16,
+    /// Where clients of the others do.
+    pub(crate) more_ports: Vec<u16>,
     /// Where `/metrics` is, on 127.0.0.1.
     pub(crate) metrics_port: u16,
     /// The file it was started with.
@@ -63,18 +69,30 @@ pub(crate) fn build() -> Result<PathBuf> {
 }
 
 impl Pinion {
-    /// Writes config and secret into `directory`, starts `binary` with them and waits until a server is usable.
-    pub(crate) fn start(binary: &Path, directory: &Path, settings: &Settings<'_>) -> Result<Self> {
-        let (port, metrics_port) = (process::free_port()?, process::free_port()?);
-        let secret =
-            format!("{{\"username\": \"{}\", \"password\": \"{}\"}}\n", settings.user, settings.password);
-        temporary::private_file(&directory.join("secret.json"), &secret, None)?;
+    /// Writes config and secrets into `directory`, starts `binary` with them and waits until each proxy has a usable
+    /// server.
+    pub(crate) fn start(binary: &Path, directory: &Path, proxies: &[Settings<'_>]) -> Result<Self> {
+        let metrics_port = process::free_port()?;
+        let mut text = format!("[metrics]\nlisten = \"127.0.0.1:{metrics_port}\"\n");
+        let mut ports = Vec::new();
+        for settings in proxies {
+            let Settings { name, user, password, .. } = settings;
+            let secret = format!("{{\"username\": \"{user}\", \"password\": \"{password}\"}}\n");
+            temporary::private_file(&directory.join(format!("secret-{name}.json")), &secret, None)?;
+            let port = process::free_port()?;
+            text += &proxy_text(settings, port);
+            ports.push(port);
+        }
         let config = directory.join("pinion.toml");
-        temporary::private_file(&config, &config_text(settings, port, metrics_port), None)?;
+        temporary::private_file(&config, &text, None)?;
         let mut command = Command::new(binary);
         command.arg("--config").arg(&config).current_dir(directory);
         let service = Service::start("pinion", &mut command, directory.join("pinion.log"), Signal::TERM)?;
-        let mut pinion = Self { port, metrics_port, config, service };
+        if ports.is_empty() {
+            return failed("Pinion needs a proxy to be");
+        }
+        let more_ports = ports.split_off(1);
+        let mut pinion = Self { port: ports[0], more_ports, metrics_port, config, service };
         let ready = interrupt::poll(Duration::from_secs(20), Duration::from_millis(50), || {
             pinion.service.check()?;
             Ok(pinion.get("/readyz").ok())
@@ -128,8 +146,8 @@ fn sum(page: &str, name: &str, wanted: impl Fn(&str) -> bool) -> u64 {
     lines.sum::<f64>() as u64
 }
 
-fn config_text(settings: &Settings<'_>, port: u16, metrics_port: u16) -> String {
-    let Settings { user, client_auth, server_port, percent, max_clients, .. } = settings;
+fn proxy_text(settings: &Settings<'_>, port: u16) -> String {
+    let Settings { name, engine, user, client_auth, server_port, percent, max_clients, .. } = settings;
     let (tls, target_tls) = match settings.certificate {
         Some((certificate, key)) => (
             format!(
@@ -142,17 +160,15 @@ fn config_text(settings: &Settings<'_>, port: u16, metrics_port: u16) -> String 
         None => ("require_tls = false\n".to_owned(), "disabled"),
     };
     format!(
-        r#"[metrics]
-listen = "127.0.0.1:{metrics_port}"
-
+        r#"
 [[proxy]]
-name = "{user}"
-engine_family = "POSTGRESQL"
+name = "{name}"
+engine_family = "{engine}"
 max_client_connections = {max_clients}
 {tls}
 [[proxy.auth]]
 username = "{user}"
-secret = {{ file = "secret.json" }}
+secret = {{ file = "secret-{name}.json" }}
 client_password_auth_type = "{client_auth}"
 
 [proxy.pool]

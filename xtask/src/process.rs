@@ -99,6 +99,32 @@ impl Drop for Service {
     }
 }
 
+/// User and group of a server's own account, which it runs as when we are root; `None` when we are not.
+pub(crate) fn account(name: &str) -> Result<Option<(u32, u32)>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let users = fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
+    let ids = users.lines().find_map(|line| {
+        let mut fields = line.strip_prefix(name)?.strip_prefix(':')?.split(':').skip(1);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    });
+    ids.map_or_else(
+        || failed(format!("there is no user {name} to run a server as, and root must not")),
+        |ids| Ok(Some(ids)),
+    )
+}
+
+/// A program that will run under an account.
+pub(crate) fn under(program: &Path, account: Option<(u32, u32)>) -> Command {
+    let mut command = Command::new(program);
+    if let Some((user, group)) = account {
+        // With the user the standard library also drops root's supplementary groups.
+        command.uid(user).gid(group);
+    }
+    command
+}
+
 /// Runs a program to its end and keeps what it printed. Errors when it cannot be started, does not end with success, or
 /// a signal comes (it is killed then).
 pub(crate) fn run(command: &mut Command) -> Result<String> {

@@ -17,8 +17,11 @@ pub(crate) const TEST: &[Need] = &[
     Need::WasmTarget,
     Need::WasmLinker,
     Need::Postgresql,
+    Need::Mariadb,
+    Need::MariadbHeaders,
     Need::Openssl,
     Need::PythonVenv,
+    Need::PythonHeaders,
     Need::Node,
 ];
 

@@ -16,13 +16,13 @@ use super::{
     cache::{Asked, Cache, Found, Kept, Key},
     engine::Ticking,
     filter::Filter,
-    instance::{Exports, Failure, Instance, Template, TrapKind, detail},
+    instance::{Exports, Failure, Instance, Template, Told, TrapKind},
     load::{Compiled, LoadError},
     names::Names,
     shared::Shared,
     wit::{
-        self, CacheField, Detail, Event, Needs, PinVerdict, QueryVerdict, Registration, RouteVerdict,
-        Statement, StatementFacts,
+        self, CacheField, Event, Needs, PinVerdict, QueryVerdict, Registration, RouteVerdict, Statement,
+        StatementFacts,
     },
 };
 use crate::protocol::{Dialect, PinReason, StatementKind};
@@ -160,8 +160,8 @@ impl Generation {
         if ask.prepares && !self.needs.contains(Needs::REWRITE) {
             return Asked::Unwanted;
         }
-        self.ask(Hook::Query, ask, hint, (0, "", true), |instance, statement, detail| {
-            let verdict = instance.on_query(statement, detail)?;
+        self.ask(Hook::Query, ask, hint, (0, "", true), |instance, statement, told| {
+            let verdict = instance.on_query(statement, told)?;
             match &verdict {
                 QueryVerdict::Rewrite(_) if !self.needs.contains(Needs::REWRITE) => {
                     Err(Failure::other("it answered rewrite without having asked for it"))
@@ -190,8 +190,8 @@ impl Generation {
         let given = pin_reason(reason);
         // Which variables those are stands in literals, and no digest shows them.
         let may_keep = !(ask.facts.changes_settings && ask.facts.variables.is_empty());
-        self.ask(Hook::Pin, ask, hint, (given as u8, subject, may_keep), |instance, statement, detail| {
-            instance.on_pin(statement, given, subject, detail)
+        self.ask(Hook::Pin, ask, hint, (given as u8, subject, may_keep), |instance, statement, told| {
+            instance.on_pin(statement, given, subject, told)
         })
     }
 
@@ -214,7 +214,7 @@ impl Generation {
         ask: &Ask<'_>,
         hint: u32,
         (reason, subject, may_keep): (u8, &str, bool),
-        call: impl FnOnce(&mut Instance, &Statement, Option<Detail>) -> Result<V, Failure>,
+        call: impl FnOnce(&mut Instance, &Statement, Told) -> Result<V, Failure>,
     ) -> Asked<V> {
         let Some(filter) = self.filters[hook as usize].iter().find(|filter| filter.wants(ask)) else {
             return Asked::Unwanted;
@@ -257,12 +257,11 @@ impl Generation {
                 Found::Miss => {}
             }
         }
-        let detail = (!needs_nothing(self.needs))
-            .then(|| if tells { detail(self.needs, text, ask.facts) } else { Detail::default() });
+        let told = Told::new(self.needs, text, tells.then_some(ask.facts));
         lane.calls = lane.calls.wrapping_add(1);
         lane.counts.calls += 1;
         let begun = lane.calls.is_multiple_of(TIMED).then(Instant::now);
-        let answered = self.with_instance(&mut lane, |instance| call(instance, &statement, detail));
+        let answered = self.with_instance(&mut lane, |instance| call(instance, &statement, told));
         if let Some(begun) = begun
             && !self.shared.muted
         {
@@ -359,10 +358,6 @@ impl Generation {
             }
         }
     }
-}
-
-fn needs_nothing(needs: Needs) -> bool {
-    needs.as_array()[0] == 0
 }
 
 fn filters(
@@ -495,6 +490,9 @@ const fn pin_reason(reason: PinReason) -> wit::PinReason {
         PinReason::PreparedStatement => wit::PinReason::PreparedStatement,
         PinReason::SessionFunction => wit::PinReason::SessionFunction,
         PinReason::StatementSize => wit::PinReason::StatementSize,
+        PinReason::Xa => wit::PinReason::Xa,
+        PinReason::Handler => wit::PinReason::Handler,
+        PinReason::MultiStatement => wit::PinReason::MultiStatement,
         PinReason::Library => wit::PinReason::Library,
         PinReason::Unknown => wit::PinReason::Unknown,
     }

@@ -7,7 +7,9 @@ use std::{
 
 use wasmtime::{
     ResourceLimiter, Store, Trap, UpdateDeadline,
-    component::{ComponentExportIndex, Instance as Component, InstancePre, TypedFunc},
+    component::{
+        ComponentExportIndex, ComponentNamedList, Instance as Component, InstancePre, Lift, Lower, TypedFunc,
+    },
 };
 
 use super::{
@@ -17,7 +19,7 @@ use super::{
     user_metrics::SeriesOf,
     wit::{Detail, Event, Needs, PinReason, PinVerdict, QueryVerdict, Registration, RouteVerdict, Statement},
 };
-use crate::config::Grants;
+use crate::{config::Grants, protocol::Facts};
 
 /// The most that a plugin's tables may hold; functions, mostly.
 const TABLE_ELEMENTS: usize = 20_000;
@@ -170,9 +172,9 @@ impl Failure {
 pub(super) struct Exports {
     pub(super) init: Option<ComponentExportIndex>,
     pub(super) self_test: Option<ComponentExportIndex>,
-    pub(super) query: Option<[ComponentExportIndex; 2]>,
-    pub(super) route: Option<[ComponentExportIndex; 2]>,
-    pub(super) pin: Option<[ComponentExportIndex; 2]>,
+    pub(super) query: Option<[ComponentExportIndex; 3]>,
+    pub(super) route: Option<[ComponentExportIndex; 3]>,
+    pub(super) pin: Option<[ComponentExportIndex; 3]>,
     pub(super) events: Option<ComponentExportIndex>,
 }
 
@@ -208,21 +210,30 @@ pub(super) fn ticks(deadline: Duration) -> u64 {
     u64::try_from(deadline.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX / 2).saturating_add(1)
 }
 
-type Query = TypedFunc<(Statement,), (QueryVerdict,)>;
-type QueryDetailed = TypedFunc<(Statement, Detail), (QueryVerdict,)>;
-type Route = TypedFunc<(Statement,), (RouteVerdict,)>;
-type RouteDetailed = TypedFunc<(Statement, Detail), (RouteVerdict,)>;
-type Pin = TypedFunc<(Statement, PinReason, String), (PinVerdict,)>;
-type PinDetailed = TypedFunc<(Statement, PinReason, String, Detail), (PinVerdict,)>;
+/// The three forms of one hook: with ids alone, with the text, with a whole detail.
+struct Forms<P, T, D, V> {
+    plain: TypedFunc<P, (V,)>,
+    text: TypedFunc<T, (V,)>,
+    detailed: TypedFunc<D, (V,)>,
+}
+
+type Query = Forms<(Statement,), (Statement, String), (Statement, Detail), QueryVerdict>;
+type Route = Forms<(Statement,), (Statement, String), (Statement, Detail), RouteVerdict>;
+type Pin = Forms<
+    (Statement, PinReason, String),
+    (Statement, PinReason, String, String),
+    (Statement, PinReason, String, Detail),
+    PinVerdict,
+>;
 type Events = TypedFunc<(Vec<Event>,), ()>;
 
 /// What an instance exports.
 struct Functions {
     init: TypedFunc<(String,), (Result<Registration, String>,)>,
     self_test: TypedFunc<(), (String,)>,
-    query: Option<(Query, QueryDetailed)>,
-    route: Option<(Route, RouteDetailed)>,
-    pin: Option<(Pin, PinDetailed)>,
+    query: Option<Query>,
+    route: Option<Route>,
+    pin: Option<Pin>,
     events: Option<Events>,
 }
 
@@ -236,9 +247,9 @@ impl Functions {
         Ok(Self {
             init: instance.get_typed_func(&mut *store, init)?,
             self_test: instance.get_typed_func(&mut *store, self_test)?,
-            query: pair(&instance, store, exports.query.as_ref())?,
-            route: pair(&instance, store, exports.route.as_ref())?,
-            pin: pair(&instance, store, exports.pin.as_ref())?,
+            query: forms(&instance, store, exports.query.as_ref())?,
+            route: forms(&instance, store, exports.route.as_ref())?,
+            pin: forms(&instance, store, exports.pin.as_ref())?,
             events: match &exports.events {
                 Some(index) => Some(instance.get_typed_func(&mut *store, index)?),
                 None => None,
@@ -328,32 +339,26 @@ impl Instance {
         }
     }
 
-    /// `on-query`, with detail for a plugin that has needs.
-    pub(super) fn on_query(
-        &mut self,
-        statement: &Statement,
-        detail: Option<Detail>,
-    ) -> Result<QueryVerdict, Failure> {
+    /// `on-query`.
+    pub(super) fn on_query(&mut self, statement: &Statement, told: Told) -> Result<QueryVerdict, Failure> {
         self.begin(self.deadline);
-        let Some((plain, detailed)) = &self.functions.query else { return Ok(QueryVerdict::Pass) };
-        let called = match detail {
-            None => plain.call(&mut self.store, (*statement,)),
-            Some(detail) => detailed.call(&mut self.store, (*statement, detail)),
+        let Some(forms) = &self.functions.query else { return Ok(QueryVerdict::Pass) };
+        let called = match told {
+            Told::Ids => forms.plain.call(&mut self.store, (*statement,)),
+            Told::Text(text) => forms.text.call(&mut self.store, (*statement, text)),
+            Told::Detail(detail) => forms.detailed.call(&mut self.store, (*statement, detail)),
         };
         called.map(|(verdict,)| verdict).map_err(|error| self.failure(error))
     }
 
     /// `on-route`, likewise.
-    pub(super) fn on_route(
-        &mut self,
-        statement: &Statement,
-        detail: Option<Detail>,
-    ) -> Result<RouteVerdict, Failure> {
+    pub(super) fn on_route(&mut self, statement: &Statement, told: Told) -> Result<RouteVerdict, Failure> {
         self.begin(self.deadline);
-        let Some((plain, detailed)) = &self.functions.route else { return Ok(RouteVerdict::Pass) };
-        let called = match detail {
-            None => plain.call(&mut self.store, (*statement,)),
-            Some(detail) => detailed.call(&mut self.store, (*statement, detail)),
+        let Some(forms) = &self.functions.route else { return Ok(RouteVerdict::Pass) };
+        let called = match told {
+            Told::Ids => forms.plain.call(&mut self.store, (*statement,)),
+            Told::Text(text) => forms.text.call(&mut self.store, (*statement, text)),
+            Told::Detail(detail) => forms.detailed.call(&mut self.store, (*statement, detail)),
         };
         called.map(|(verdict,)| verdict).map_err(|error| self.failure(error))
     }
@@ -364,14 +369,17 @@ impl Instance {
         statement: &Statement,
         reason: PinReason,
         subject: &str,
-        detail: Option<Detail>,
+        told: Told,
     ) -> Result<PinVerdict, Failure> {
         self.begin(self.deadline);
-        let Some((plain, detailed)) = &self.functions.pin else { return Ok(PinVerdict::Pass) };
+        let Some(forms) = &self.functions.pin else { return Ok(PinVerdict::Pass) };
         let subject = subject.to_owned();
-        let called = match detail {
-            None => plain.call(&mut self.store, (*statement, reason, subject)),
-            Some(detail) => detailed.call(&mut self.store, (*statement, reason, subject, detail)),
+        let called = match told {
+            Told::Ids => forms.plain.call(&mut self.store, (*statement, reason, subject)),
+            Told::Text(text) => forms.text.call(&mut self.store, (*statement, reason, subject, text)),
+            Told::Detail(detail) => {
+                forms.detailed.call(&mut self.store, (*statement, reason, subject, detail))
+            }
         };
         called.map(|(verdict,)| verdict).map_err(|error| self.failure(error))
     }
@@ -384,21 +392,24 @@ impl Instance {
     }
 }
 
-type Pair<P, Q, R> = (TypedFunc<P, R>, TypedFunc<Q, R>);
-
-/// The two functions of one hook.
-fn pair<P, Q, R>(
+/// Looks the functions of one hook up.
+fn forms<P, T, D, V>(
     instance: &Component,
     store: &mut Store<State>,
-    indices: Option<&[ComponentExportIndex; 2]>,
-) -> wasmtime::Result<Option<Pair<P, Q, R>>>
+    indices: Option<&[ComponentExportIndex; 3]>,
+) -> wasmtime::Result<Option<Forms<P, T, D, V>>>
 where
-    P: wasmtime::component::ComponentNamedList + wasmtime::component::Lower,
-    Q: wasmtime::component::ComponentNamedList + wasmtime::component::Lower,
-    R: wasmtime::component::ComponentNamedList + wasmtime::component::Lift,
+    P: ComponentNamedList + Lower,
+    T: ComponentNamedList + Lower,
+    D: ComponentNamedList + Lower,
+    (V,): ComponentNamedList + Lift,
 {
-    let Some([plain, detailed]) = indices else { return Ok(None) };
-    Ok(Some((instance.get_typed_func(&mut *store, plain)?, instance.get_typed_func(&mut *store, detailed)?)))
+    let Some([plain, text, detailed]) = indices else { return Ok(None) };
+    Ok(Some(Forms {
+        plain: instance.get_typed_func(&mut *store, plain)?,
+        text: instance.get_typed_func(&mut *store, text)?,
+        detailed: instance.get_typed_func(&mut *store, detailed)?,
+    }))
 }
 
 fn kind_of(error: &wasmtime::Error) -> TrapKind {
@@ -411,22 +422,46 @@ fn kind_of(error: &wasmtime::Error) -> TrapKind {
     }
 }
 
-/// What a plugin asked to be told, from what is known.
-pub(super) fn detail(needs: Needs, text: Option<&[u8]>, facts: &crate::protocol::Facts) -> Detail {
+/// What a plugin is told of a statement beside its record.
+#[derive(Debug)]
+pub(super) enum Told {
+    Ids,
+    Text(String),
+    Detail(Detail),
+}
+
+impl Told {
+    /// What a plugin with `needs` is told. `text` is `None` where it is kept back, `facts` likewise.
+    pub(super) fn new(needs: Needs, text: Option<&[u8]>, facts: Option<&Facts>) -> Self {
+        let told = Needs::TEXT | Needs::NORMALISED | Needs::TABLES | Needs::FUNCTIONS | Needs::VARIABLES;
+        let wanted = needs & told;
+        if wanted == Needs::empty() {
+            Self::Ids
+        } else if wanted == Needs::TEXT {
+            Self::Text(text.map(as_utf8).unwrap_or_default())
+        } else {
+            Self::Detail(facts.map(|facts| detail(needs, text, facts)).unwrap_or_default())
+        }
+    }
+}
+
+/// What a plugin asked for, from what is known.
+pub(super) fn detail(needs: Needs, text: Option<&[u8]>, facts: &Facts) -> Detail {
     let names = |flag, names: &Vec<String>| if needs.contains(flag) { names.clone() } else { Vec::new() };
     Detail {
-        text: match text {
-            // Looks at many bytes at once, which replacing does not.
-            Some(text) if needs.contains(Needs::TEXT) => match std::str::from_utf8(text) {
-                Ok(text) => text.to_owned(),
-                Err(_) => String::from_utf8_lossy(text).into_owned(),
-            },
-            _ => String::new(),
-        },
+        text: text.filter(|_| needs.contains(Needs::TEXT)).map(as_utf8).unwrap_or_default(),
         normalised: if needs.contains(Needs::NORMALISED) { facts.digest_text.clone() } else { String::new() },
         tables: names(Needs::TABLES, &facts.tables),
         functions: names(Needs::FUNCTIONS, &facts.functions),
         variables: names(Needs::VARIABLES, &facts.variables),
+    }
+}
+
+fn as_utf8(text: &[u8]) -> String {
+    // Looks at many bytes at once, which replacing does not.
+    match std::str::from_utf8(text) {
+        Ok(text) => text.to_owned(),
+        Err(_) => String::from_utf8_lossy(text).into_owned(),
     }
 }
 

@@ -217,20 +217,21 @@ fn exports(component: &Component) -> Result<Exports, LoadError> {
             LoadError::new("imports", format!("its export {interface_name} lacks the function {function}"))
         }))
     };
-    let pair = |name: &str| -> Result<Option<[ComponentExportIndex; 2]>, LoadError> {
-        let (Some(plain), Some(detailed)) = (find(name, name), find(name, &format!("{name}-detailed")))
-        else {
+    let forms = |hook: Hook| -> Result<Option<[ComponentExportIndex; 3]>, LoadError> {
+        let name = hook.name();
+        let form = |suffix: &str| find(name, &format!("{name}{suffix}"));
+        let (Some(plain), Some(text), Some(detailed)) = (form(""), form("-text"), form("-detailed")) else {
             return Ok(None);
         };
-        Ok(Some([plain?, detailed?]))
+        Ok(Some([plain?, text?, detailed?]))
     };
     let missing = || LoadError::new("imports", "it does not export lifecycle: it is no policy plugin");
     Ok(Exports {
         init: Some(find("lifecycle", "init").ok_or_else(missing)??),
         self_test: Some(find("lifecycle", "self-test").ok_or_else(missing)??),
-        query: pair(Hook::Query.name())?,
-        route: pair(Hook::Route.name())?,
-        pin: pair(Hook::Pin.name())?,
+        query: forms(Hook::Query)?,
+        route: forms(Hook::Route)?,
+        pin: forms(Hook::Pin)?,
         events: find(Hook::Events.name(), Hook::Events.name()).transpose()?,
     })
 }

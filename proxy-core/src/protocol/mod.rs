@@ -15,6 +15,7 @@ use crate::{
 pub mod mysql;
 pub mod postgres;
 
+mod digest;
 mod vocabulary;
 
 pub use postgres::scram::MockKey;
@@ -30,6 +31,8 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     const DIALECT: Dialect;
     /// A client may begin with a TLS handshake at once.
     const DIRECT_TLS: bool;
+    /// Servers report whatever changes in a session ([`Tracker::take_learned`]), so that no text need say it.
+    const TELLS_SETTINGS: bool;
     /// What all connections of one proxy share: statement facts, texts of prepared statements.
     type Shared: Send + Sync + 'static;
     /// What servers say of themselves before a client may be greeted.
@@ -224,6 +227,16 @@ pub enum AcceptStep<C> {
 
 /// The server's part of a login. Faults end the connection; the caller has them written.
 pub trait Accept<P: Protocol>: Send + Sized {
+    /// A client with a session that asks to log in anew: `request` is what [`Tracker::take_login`] took. It proves all
+    /// over again who it is.
+    fn again(
+        _arrival: Arrival<P::Hello>,
+        _client: P::Client,
+        _before: &PoolKey,
+        _request: &[u8],
+    ) -> Result<(Self, AcceptStep<P::Client>), Fault> {
+        Err(Fault::fatal(FaultKind::NotSupported, "This protocol has one login for each connection."))
+    }
     /// A new client.
     fn begin(options: AcceptOptions, arrival: Arrival<P::Hello>) -> Self;
     /// Goes on as far as the bytes reach.
@@ -382,8 +395,32 @@ pub enum ClientEvent {
     },
     /// A statement is about to run. Decide, then call [`Tracker::admit`] and come again.
     Statement(Statement),
+    /// Another session is to be killed; then call [`Tracker::killed`] and come again.
+    Kill(Kill),
+    /// The client wants to log in anew; take the request by [`Tracker::take_login`].
+    LogIn,
     /// The client said goodbye.
     Quit,
+}
+
+/// What a client wants of another session of the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kill {
+    /// The other's, as that client was told.
+    pub id: u32,
+    /// Only what it runs, not the session itself.
+    pub query_only: bool,
+}
+
+/// What became of a [`Kill`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Killed {
+    /// It is on its way.
+    Done,
+    /// There is no such session.
+    Unknown,
+    /// It is another user's.
+    NotOwner,
 }
 
 /// A statement on its way to a server.
@@ -447,6 +484,24 @@ pub struct Outcome {
     pub error: Option<Box<str>>,
 }
 
+/// What the server itself has said of the session, or what a request did to it as a whole.
+#[derive(Debug, Default)]
+pub struct Learned {
+    /// What a session must find on whatever connection serves it next, in order.
+    pub changes: Vec<StateChange>,
+    /// What keeps it on this connection.
+    pub pins: PinReasons,
+}
+
+/// See [`Learned`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StateChange {
+    /// A setting, in lower case, and the statement that makes it.
+    Made(Box<str>, Box<str>),
+    /// All settings are as after login, and so is everything else that pins.
+    ResetAll,
+}
+
 /// What the tracker made of the server's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerEvent {
@@ -505,6 +560,18 @@ pub trait Tracker<P: Protocol>: Send {
     fn upcoming(&self, shared: &P::Shared, up: &Pipe, visit: &mut dyn FnMut(&Statement, &[u8])) -> Upcoming;
     /// How the statements of the request just answered went, in the order they ran.
     fn take_outcomes(&mut self) -> Vec<Outcome>;
+    /// Takes the request of a [`ClientEvent::LogIn`] out, and what the client has negotiated.
+    fn take_login(&mut self, _up: &mut Pipe) -> Option<(P::Client, Vec<u8>)> {
+        None
+    }
+    /// What became of the [`ClientEvent::Kill`] at the front: tells the client.
+    fn killed(&mut self, _outcome: Killed, _up: &mut Pipe, _down: &mut Pipe) {}
+    /// What the server has said of the session since this was asked last.
+    fn take_learned(&mut self) -> Learned {
+        Learned::default()
+    }
+    /// After an error that leaves open whether there is still a transaction: asks the server. The answer is swallowed.
+    fn write_question(&mut self, _server: &mut P::Server, _up: &mut Pipe) {}
     /// Judges what the server sent.
     fn on_server(&mut self, down: &mut Pipe, server: &mut P::Server) -> Result<ServerEvent, ProtocolError>;
     /// True when a message of the client has gone to the server in part only.

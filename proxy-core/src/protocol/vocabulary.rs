@@ -64,6 +64,12 @@ pub enum PinReason {
     SessionFunction,
     /// Statement text over 16 KB, profile `rds` only.
     StatementSize,
+    /// An `XA` transaction.
+    Xa,
+    /// `HANDLER … OPEN`.
+    Handler,
+    /// Several statements in one text, of which it cannot be told what each has left.
+    MultiStatement,
     /// A library was loaded.
     Library,
     /// What the statement does to the session could not be told.
@@ -72,7 +78,7 @@ pub enum PinReason {
 
 impl PinReason {
     /// All reasons, in declaration order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::TemporaryTable,
         Self::TableLock,
         Self::AdvisoryLock,
@@ -83,6 +89,9 @@ impl PinReason {
         Self::PreparedStatement,
         Self::SessionFunction,
         Self::StatementSize,
+        Self::Xa,
+        Self::Handler,
+        Self::MultiStatement,
         Self::Library,
         Self::Unknown,
     ];
@@ -101,6 +110,9 @@ impl PinReason {
             Self::PreparedStatement => "prepared-statement",
             Self::SessionFunction => "session-function",
             Self::StatementSize => "statement-size",
+            Self::Xa => "xa",
+            Self::Handler => "handler",
+            Self::MultiStatement => "multi-statement",
             Self::Library => "library",
             Self::Unknown => "unknown",
         }
@@ -117,13 +129,15 @@ impl PinReasons {
     /// Every reason.
     pub const ALL: Self = Self((1 << PinReason::ALL.len()) - 1);
 
-    /// What a rollback undoes.
+    /// What a rollback undoes, and what a statement that failed alone has not begun.
     pub const ROLLED_BACK: Self = Self::only(PinReason::TemporaryTable)
         .union(Self::only(PinReason::Listen))
         .union(Self::only(PinReason::HeldCursor))
         .union(Self::only(PinReason::SessionVariable))
         .union(Self::only(PinReason::SessionIdentity))
-        .union(Self::only(PinReason::StatementSize));
+        .union(Self::only(PinReason::StatementSize))
+        .union(Self::only(PinReason::Xa))
+        .union(Self::only(PinReason::Handler));
 
     /// The set of one.
     #[must_use]

@@ -24,7 +24,7 @@ use crate::{
     pool::Pooled,
     protocol::{
         ClientEvent, Facts, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError,
-        ServerEvent, ServerState, Severity, Statement, StatementKind, Tracker, Tx,
+        ServerEvent, ServerState, Severity, StateChange, Statement, StatementKind, Tracker, Tx,
     },
     proxy::{Activity, CHECK, DRAIN, Endpoint, STOP, SessionHandle},
     router::Route,
@@ -38,7 +38,7 @@ pub mod cancel;
 pub(crate) mod place;
 mod policy;
 
-use crate::buffer::Pipe;
+use crate::buffer::{Buffer, Pipe};
 use place::Places;
 
 /// Answers that may wait for a client to read them before it is read no further.
@@ -75,9 +75,22 @@ pub enum SessionError {
     /// Its client cancelled the request while it waited for a server connection; the session goes on.
     #[error("cancelled while waiting")]
     Cancelled,
+    /// Its client logs in anew.
+    #[error("logs in anew")]
+    LogsIn,
     /// Drain or stop.
     #[error("shutting down")]
     ShuttingDown,
+}
+
+/// A client that leaves its session in order to log in anew.
+pub(crate) struct Returning<P: Protocol> {
+    pub(crate) stream: Stream,
+    pub(crate) input: Buffer,
+    pub(crate) handle: Arc<SessionHandle>,
+    pub(crate) key: Arc<PoolKey>,
+    pub(crate) client: P::Client,
+    pub(crate) request: Vec<u8>,
 }
 
 impl SessionError {
@@ -85,7 +98,7 @@ impl SessionError {
     #[must_use]
     pub fn fault(&self) -> Option<Fault> {
         match self {
-            Self::ClientGone(_) | Self::Cancelled => None,
+            Self::ClientGone(_) | Self::Cancelled | Self::LogsIn => None,
             Self::Client(error) => Some(Fault::fatal(FaultKind::ProtocolViolation, error.to_string())),
             Self::Server(_) | Self::ServerLost(_) => {
                 Some(Fault::fatal(FaultKind::ServerLost, "The connection to the database server was lost."))
@@ -217,6 +230,7 @@ impl<P: Protocol> Session<P> {
         session_functions: Arc<AtomicBool>,
         names: SessionNames,
     ) -> Self {
+        handle.belongs_to(&key.user);
         let pins = tracker.standing_pins();
         Self {
             endpoint,
@@ -246,12 +260,12 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// Serves the client to its end.
-    pub async fn run(mut self: Box<Self>) {
+    /// Serves the client to its end, or until it logs in anew.
+    pub(crate) async fn run(mut self: Box<Self>) -> Option<Box<Returning<P>>> {
         self.observe_start();
         let ended = self.serve().await;
         // Boxed, as are other rare ways below: what they need should not weigh on an idle client.
-        Box::pin(self.finish(ended)).await;
+        Box::pin(self.finish(ended)).await
     }
 
     /// Request after request. What concerns one request is answered and the client stays; `Err` ends the session.
@@ -275,6 +289,16 @@ impl<P: Protocol> Session<P> {
                     self.wants_answer = false;
                     self.take_server(facts.as_deref()).await?;
                     continue;
+                }
+                ClientEvent::Kill(kill) => {
+                    let outcome = Box::pin(self.endpoint.proxy.kill(kill, &self.key.user)).await;
+                    self.tracker.killed(outcome, &mut self.up, &mut self.down);
+                    self.answered_here(None);
+                    continue;
+                }
+                ClientEvent::LogIn => {
+                    self.flush_client().await?;
+                    return Err(SessionError::LogsIn);
                 }
                 ClientEvent::Quit => return Box::pin(self.see_off()).await,
                 ClientEvent::NeedAnswer => self.wants_answer = true,
@@ -394,7 +418,7 @@ impl<P: Protocol> Session<P> {
             return;
         }
         let replays = self.settings.is_some() || !self.pending.settings.is_empty();
-        if !replays || !facts.changes_session_settings() || sets.contains(variable) {
+        if P::TELLS_SETTINGS || !replays || !facts.changes_session_settings() || sets.contains(variable) {
             return;
         }
         let resets_one = facts.statements == 1 && facts.pins.is_empty() && facts.clears.is_empty();
@@ -566,6 +590,7 @@ impl<P: Protocol> Session<P> {
         let id = connection.state.key().id;
         let mut pending = std::mem::take(&mut self.pending);
         self.settle_settings(&mut pending, failed, nothing_ran);
+        self.take_over(&mut pending);
         self.settle_pins(pending, failed, nothing_ran, now, id);
         match received {
             Some(received) => self.observe(received, sent, now, None),
@@ -577,6 +602,11 @@ impl<P: Protocol> Session<P> {
             () if tx == Tx::Idle => Activity::Other,
             () => Activity::InTransaction,
         });
+        if let Some(connection) = &mut self.link
+            && failed
+        {
+            self.tracker.write_question(&mut connection.state, &mut self.up);
+        }
         if self.is_free() {
             self.release(now);
         }
@@ -677,6 +707,40 @@ impl<P: Protocol> Session<P> {
             connection.worn = Worn::Uncertain;
             pending.sets.insert(PinReason::SessionVariable);
         }
+    }
+
+    /// Takes over what the server itself has said of the session. No text could be wrong about that, nor a rollback undo
+    /// it.
+    fn take_over(&mut self, pending: &mut Pending) {
+        let learned = self.tracker.take_learned();
+        let mut pins = learned.pins;
+        if self.endpoint.proxy.settings().profile == Profile::Rds {
+            pins = pins.without(PinReasons::only(PinReason::SessionFunction));
+        }
+        pending.sets = pending.sets.union(pins);
+        let Some(connection) = &mut self.link else { return };
+        if learned.changes.is_empty() {
+            return;
+        }
+        let mut certain = !matches!(connection.worn, Worn::Uncertain);
+        for change in learned.changes {
+            match change {
+                StateChange::ResetAll => {
+                    self.settings = None;
+                    certain = true;
+                }
+                StateChange::Made(variable, statement) => {
+                    match Settings::with(self.settings.as_ref(), &variable, &statement) {
+                        Some(settings) => self.settings = Some(settings),
+                        None => {
+                            certain = false;
+                            pending.sets.insert(PinReason::SessionVariable);
+                        }
+                    }
+                }
+            }
+        }
+        connection.worn = if certain { Worn::from(self.settings.clone()) } else { Worn::Uncertain };
     }
 
     /// Takes over what the statements just answered have done to the pins.
@@ -860,7 +924,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Parts with the server connection, then with the client.
-    async fn finish(mut self, ended: Result<(), SessionError>) {
+    async fn finish(mut self, ended: Result<(), SessionError>) -> Option<Box<Returning<P>>> {
         let now = Instant::now();
         self.note_unpinned(now);
         self.handle.let_go();
@@ -879,6 +943,16 @@ impl<P: Protocol> Session<P> {
             self.part_with(connection, healthy, now);
         }
         self.places.leave(&self.endpoint.proxy);
+        if matches!(ended, Err(SessionError::LogsIn)) {
+            self.observe_end(&ended).await;
+            if let Some((client, request)) = self.tracker.take_login(&mut self.up) {
+                let input = std::mem::take(self.up.input_mut());
+                let (stream, handle, key) = (self.client, self.handle, self.key);
+                return Some(Box::new(Returning { stream, input, handle, key, client, request }));
+            }
+            self.endpoint.proxy.sessions.unregister(&self.handle);
+            return None;
+        }
         self.endpoint.proxy.sessions.unregister(&self.handle);
         if let Err(error) = &ended {
             debug!(
@@ -892,6 +966,7 @@ impl<P: Protocol> Session<P> {
         }
         self.observe_end(&ended).await;
         crate::handshake::linger(self.client).await;
+        None
     }
 
     /// The client is gone and its connection with whatever it left there. Only one that is quiet and outside a

@@ -188,6 +188,8 @@ impl<'a> Bench<'a> {
     fn start_pinion(&self, plugins: &str) -> Result<Contender<'a>> {
         let Some(binary) = &self.pinion else { return failed("there is no Pinion") };
         let settings = Settings {
+            name: USER,
+            engine: "POSTGRESQL",
             user: USER,
             password: self.password,
             client_auth: "POSTGRES_MD5",
@@ -197,7 +199,7 @@ impl<'a> Bench<'a> {
             certificate: None,
             more: plugins.to_owned(),
         };
-        let pinion = Pinion::start(binary, self.directory, &settings)?;
+        let pinion = Pinion::start(binary, self.directory, &[settings])?;
         let config = Some(pinion.config.clone());
         Ok(Contender { port: pinion.port, password: self.password, running: Running::Pinion(pinion), config })
     }

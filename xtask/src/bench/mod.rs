@@ -1,16 +1,22 @@
-//! `cargo xtask bench`: Pinion, PgBouncer and a direct connection, measured in turn on the same server.
+//! `cargo xtask bench`: Pinion, PgBouncer and a direct connection, measured in turn on the same server; and for MySQL
+//! Pinion, HAProxy and a direct connection.
 //!
 //! Every figure is taken from a fresh process, and the order of the three changes from run to run, so that neither
 //! warmth nor a neighbour's load falls on one of them alone.
 
 mod contender;
 pub(crate) mod idle;
+pub(crate) mod mysql;
 mod plugins;
 mod report;
 mod syscalls;
 mod value;
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     apt::{self, Need},
@@ -47,6 +53,7 @@ struct Plan {
     seconds: u32,
     idle: u32,
     kinds: Vec<Kind>,
+    mysql_kinds: Vec<mysql::Kind>,
     cases: Vec<Case>,
 }
 
@@ -57,6 +64,7 @@ enum Case {
     Value,
     Syscalls,
     Plugins,
+    Sysbench,
 }
 
 /// One pgbench run with what the server and `/proc` saw of it.
@@ -77,37 +85,62 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
     let plan = Plan::from(&mut arguments)?;
     arguments.end()?;
     interrupt::catch()?;
-    apt::provide(&[Need::Postgresql])?;
     let files = process::raise_file_limit()?;
-    if files < u64::from(plan.idle) + 100 {
+    if plan.cases.contains(&Case::Idle) && files < u64::from(plan.idle) + 100 {
         println!("Only {files} files may be open here: fewer than {} idle clients will fit.", plan.idle);
     }
-
     let work = workspace_root()?.join("target/bench");
     fs::create_dir_all(&work).context(format!("creating {}", work.display()))?;
     let directory = TemporaryDirectory::new("pinion-bench")?;
     let password = temporary::random_hex(12)?;
+    let mut pinion = None;
+    if plan.measures_pinion() {
+        if binary.is_none() {
+            apt::provide(setup::BUILD)?;
+        }
+        pinion = Some(binary.map_or_else(pinion::build, Ok)?);
+    }
+    let mut text = String::new();
+    if plan.measures_postgres() {
+        text += &measure_postgres(&plan, directory.path(), &password, pinion.clone(), pgbouncer, &work)?;
+    }
+    if plan.measures_mysql() {
+        let separator = if text.is_empty() { "" } else { "\n" };
+        text = text + separator + &mysql::measure(&plan, directory.path(), &password, pinion.as_ref())?;
+    }
+    println!("\n{text}");
+    let file = work.join("report.md");
+    fs::write(&file, &text).context(format!("writing {}", file.display()))?;
+    println!("Written to {}", file.display());
+    Ok(())
+}
+
+/// All cases but sysbench; the report in Markdown.
+fn measure_postgres(
+    plan: &Plan,
+    directory: &Path,
+    password: &str,
+    pinion: Option<PathBuf>,
+    pgbouncer: Option<PathBuf>,
+    work: &Path,
+) -> Result<String> {
+    apt::provide(&[Need::Postgresql])?;
     let settings = format!(
         "max_connections = {SERVER_LIMIT}\nsuperuser_reserved_connections = 0\nshared_buffers = 256MB\nssl = off\n\
          autovacuum = off\nsynchronous_commit = off"
     );
-    let cluster = Cluster::start(directory.path(), &settings)?;
-    cluster.create_user(USER, &password)?;
-    let mut bench = Bench::new(&cluster, directory.path(), &password);
+    let cluster = Cluster::start(directory, &settings)?;
+    cluster.create_user(USER, password)?;
+    let mut bench = Bench::new(&cluster, directory, password);
     if plan.kinds.contains(&Kind::Pgbouncer) {
-        bench.find_pgbouncer(pgbouncer, &work)?;
+        bench.find_pgbouncer(pgbouncer, work)?;
     }
-    if plan.kinds.contains(&Kind::Pinion) {
-        if binary.is_none() {
-            apt::provide(setup::BUILD)?;
-        }
-        bench.pinion = Some(binary.map_or_else(pinion::build, Ok)?);
-    }
+    bench.pinion = pinion;
     bench.direct().fill(SCALE)?;
 
-    let mut report = Report::new(&plan, &bench)?;
+    let mut report = Report::new(plan, &bench)?;
     if plan.cases.contains(&Case::Tps) {
-        measure_loads(&plan, &bench, &mut report)?;
+        measure_loads(plan, &bench, &mut report)?;
     }
     for &kind in plan.kinds.iter().filter(|kind| **kind != Kind::Direct) {
         if plan.cases.contains(&Case::Idle) {
@@ -124,14 +157,9 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
         }
     }
     if plan.cases.contains(&Case::Plugins) && plan.kinds.contains(&Kind::Pinion) {
-        report.plugins = plugins::measure(&plan, &bench)?;
+        report.plugins = plugins::measure(plan, &bench)?;
     }
-    let text = report.markdown(&plan);
-    println!("\n{text}");
-    let file = work.join("report.md");
-    fs::write(&file, &text).context(format!("writing {}", file.display()))?;
-    println!("Written to {}", file.display());
-    Ok(())
+    Ok(report.markdown(plan))
 }
 
 impl Plan {
@@ -143,22 +171,36 @@ impl Plan {
             seconds: arguments.value("--seconds")?.unwrap_or(10),
             idle: arguments.value("--idle")?.unwrap_or(5000),
             kinds: Kind::ALL.into_iter().filter(|kind| listed(only.as_deref(), kind.name())).collect(),
+            mysql_kinds: mysql::Kind::listed(only.as_deref()),
             cases: Case::ALL.into_iter().filter(|case| listed(cases.as_deref(), case.name())).collect(),
         };
         if plan.rounds == 0
             || plan.seconds == 0
             || plan.idle == 0
-            || plan.kinds.is_empty()
-            || plan.cases.is_empty()
+            || !(plan.measures_postgres() || plan.measures_mysql())
         {
             return Err(Error::Usage);
         }
         Ok(plan)
     }
+
+    fn measures_postgres(&self) -> bool {
+        self.cases.iter().any(|case| *case != Case::Sysbench) && !self.kinds.is_empty()
+    }
+
+    fn measures_mysql(&self) -> bool {
+        self.cases.contains(&Case::Sysbench) && !self.mysql_kinds.is_empty()
+    }
+
+    fn measures_pinion(&self) -> bool {
+        (self.measures_postgres() && self.kinds.contains(&Kind::Pinion))
+            || (self.measures_mysql() && self.mysql_kinds.contains(&mysql::Kind::Pinion))
+    }
 }
 
 impl Case {
-    const ALL: [Self; 5] = [Self::Tps, Self::Idle, Self::Value, Self::Syscalls, Self::Plugins];
+    const ALL: [Self; 6] =
+        [Self::Tps, Self::Idle, Self::Value, Self::Syscalls, Self::Plugins, Self::Sysbench];
 
     fn name(self) -> &'static str {
         match self {
@@ -167,6 +209,7 @@ impl Case {
             Self::Value => "value",
             Self::Syscalls => "syscalls",
             Self::Plugins => "plugins",
+            Self::Sysbench => "sysbench",
         }
     }
 }

@@ -35,7 +35,7 @@ impl Report {
             // Where the files stood for this run is nobody's business.
             configs.push((kind, text.replace(&bench.directory.display().to_string(), "DIRECTORY")));
         }
-        let machine = machine(plan, bench)?;
+        let machine = surroundings(plan, bench)?;
         Ok(Self {
             machine,
             configs,
@@ -288,20 +288,28 @@ pub(super) fn one_line(why: &str) -> String {
     why.lines().next().unwrap_or_default().replace('|', "/")
 }
 
-fn machine(plan: &Plan, bench: &Bench<'_>) -> Result<String> {
+/// What everything ran on.
+pub(super) fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZeroUsize::get);
     let processor = read("/proc/cpuinfo");
     let processor = processor.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
     let load = read("/proc/loadavg");
-    let postgres = cluster::programs().unwrap_or_default().join("postgres");
-    let postgres = process::run(Command::new(postgres).arg("--version"))?;
-    let mut text = format!(
-        "- Machine: {cores} cores, {}, Linux {}; load average before the run {}. Client, proxy and server share it.\n\
-         - Server: {}, `max_connections` {SERVER_LIMIT}, TLS off, pgbench scale {SCALE}.\n",
+    format!(
+        "- Machine: {cores} cores, {}, Linux {}; load average before the run {}. Client, proxy and server share it.\n",
         processor.trim_start_matches([':', ' ', '\t']),
         read("/proc/sys/kernel/osrelease").trim(),
         load.split(' ').next().unwrap_or_default(),
+    )
+}
+
+fn surroundings(plan: &Plan, bench: &Bench<'_>) -> Result<String> {
+    let postgres = cluster::programs().unwrap_or_default().join("postgres");
+    let postgres = process::run(Command::new(postgres).arg("--version"))?;
+    let mut text = machine();
+    let _ = writeln!(
+        text,
+        "- Server: {}, `max_connections` {SERVER_LIMIT}, TLS off, pgbench scale {SCALE}.",
         postgres.trim()
     );
     if plan.kinds.contains(&Kind::Pgbouncer) {

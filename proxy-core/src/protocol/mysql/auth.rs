@@ -348,9 +348,20 @@ impl ClientAuth {
             }
             (ClientState::Answer, Method::CachingSha2) => {
                 let expected = caching_sha2_answer(self.password(), &self.nonce.0);
-                let step = self.check_answer(payload, &expected)?;
-                out.push(vec![MORE_DATA, FAST_OK]);
-                Ok(step)
+                match self.check_answer(payload, &expected) {
+                    Ok(step) => {
+                        out.push(vec![MORE_DATA, FAST_OK]);
+                        Ok(step)
+                    }
+                    // As servers do whose cache does not agree; there are clients that make this answer in a way of
+                    // their own and rely on it.
+                    Err(AuthError::WrongPassword { .. }) => {
+                        out.push(vec![MORE_DATA, FULL]);
+                        self.state = ClientState::Password { key_sent: false };
+                        Ok(AuthStep::Continue)
+                    }
+                    Err(error) => Err(error),
+                }
             }
             (ClientState::Password { .. }, _) if self.over_tls => self.check_password(payload),
             (ClientState::Password { key_sent }, _) => self.encrypted(payload, key_sent, out),

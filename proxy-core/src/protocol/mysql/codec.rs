@@ -809,7 +809,8 @@ impl<'a> SessionState<'a> {
             match kind {
                 track::SYSTEM_VARIABLES => self.variables = inner,
                 track::SCHEMA => return inner.lenenc_bytes().map(SessionChange::Schema),
-                track::STATE_CHANGE => return inner.lenenc_bytes().map(SessionChange::State),
+                // One character, with no length of its own before it, whatever the manual says.
+                track::STATE_CHANGE => return Some(SessionChange::State(data)),
                 track::GTIDS => {
                     // The first byte says how they are written; there is one way so far.
                     inner.u8()?;

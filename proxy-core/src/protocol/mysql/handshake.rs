@@ -73,7 +73,8 @@ const OURS: Capabilities = all(&[
 ]);
 
 /// As [`CARRIED`], of MariaDB's own.
-pub const CARRIED_EXTENDED: Extended = Extended::EXTENDED_METADATA;
+pub const CARRIED_EXTENDED: Extended =
+    Extended(Extended::EXTENDED_METADATA.0 | Extended::STMT_BULK_OPERATIONS.0);
 
 /// What we ask of every server, besides what is part of the pool's key.
 const WANTED: Capabilities = all(&[
@@ -394,6 +395,15 @@ enum FirstSaid {
 }
 
 impl Accept<MySql> for MyAccept {
+    fn again(
+        arrival: Arrival<MyHello>,
+        client: MyClient,
+        before: &PoolKey,
+        request: &[u8],
+    ) -> Result<(Self, AcceptStep<MyClient>), Fault> {
+        Self::change_user(&arrival, client, key::collation(before), request, 0)
+    }
+
     fn begin(options: AcceptOptions, arrival: Arrival<MyHello>) -> Self {
         Self {
             offer: arrival.hello.offer(options.offer_tls),

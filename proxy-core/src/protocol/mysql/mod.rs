@@ -1,4 +1,4 @@
-//! MySQL and MariaDB.
+//! MySQL and MariaDB, one protocol in two dialects, both sides.
 //!
 //! Source: MySQL Source Documentation, "Client/Server Protocol"; MariaDB knowledge base, "MariaDB
 //! Client/Server Protocol".
@@ -8,51 +8,108 @@ use std::sync::Arc;
 use super::{Dialect, Facts, Fault, PoolKey, Protocol, ServerKey};
 
 pub mod auth;
+pub mod classify;
 pub mod codec;
 pub mod error;
 pub mod handshake;
 pub mod key;
 pub mod query;
 pub mod server;
+pub mod statement;
 pub mod tracker;
 
-/// MySQL and MariaDB, one protocol in two dialects.
+/// MySQL and MariaDB behind the seam.
 #[derive(Debug)]
 pub struct MySql;
 
 /// What all connections of one MySQL proxy share.
 #[derive(Debug)]
 pub struct Shared {
+    /// Facts of statement texts, by digest.
+    pub classifier: classify::Classifier,
     /// Prepared statements kept on one server connection.
     pub max_prepared: usize,
 }
 
-#[rustfmt::skip]
+/// Statement texts whose facts are kept.
+const CLASSIFIED_TEXTS: usize = 16_384;
+
 impl Protocol for MySql {
     const NAME: &'static str = "mysql";
     const DIALECT: Dialect = Dialect::Mysql;
+    // The server speaks first.
     const DIRECT_TLS: bool = false;
-    const LIMITS_QUERY: &'static str = "SELECT @@max_connections, 0";
-    const ROLE_QUERY: &'static str = "SELECT IF(@@read_only, 'READ_ONLY', 'READ_WRITE')";
+    const TELLS_SETTINGS: bool = true;
+    // One more than `max_connections` is let in for administrators, and none of these is kept from anybody.
+    const LIMITS_QUERY: &'static str = "SELECT @@global.max_connections, 0";
+    // The variable is a number in most versions and a word in the newest.
+    const ROLE_QUERY: &'static str = "SELECT IF(@@global.read_only IN ('0', 'OFF') AND @@global.innodb_read_only = 0, \
+        'READ_WRITE', 'READ_ONLY')";
+
     type Shared = Shared;
     type Hello = handshake::MyHello;
+    const FIRST_HELLO: Option<handshake::MyHello> = None;
     type Client = handshake::MyClient;
-    const FIRST_HELLO: Option<Self::Hello> = None;
     type Accept = handshake::MyAccept;
     type Connect = handshake::MyConnect;
     type Tracker = tracker::MyTracker;
     type Server = server::MyServer;
-    fn shared(max_prepared: usize) -> Shared { Shared { max_prepared } }
-    fn know(_: &Shared, _: &[u8]) -> (u128, Arc<Facts>, String) { (0, Arc::new(Facts::unknown(String::new())), String::new()) }
-    fn write_fault(fault: &Fault, out: &mut Vec<u8>) { error::write_error(fault, 0, codec::Capabilities::PROTOCOL_41, out); }
-    fn write_refusal(fault: &Fault, out: &mut Vec<u8>) { error::write_error(fault, 0, codec::Capabilities::NONE, out); }
-    fn fault_code(fault: &Fault) -> Box<str> { error::code(fault).0.to_string().into() }
-    fn database(key: &PoolKey) -> &str { key::database(key) }
-    fn monitor_key(user: &str, database: &str) -> PoolKey { key::pool_key(user, database.as_bytes(), key::UTF8MB4_GENERAL_CI, codec::Capabilities::NONE, codec::Extended::NONE) }
-    fn write_query(_: &server::MyServer, sql: &str, out: &mut Vec<u8>) { query::write_query(sql.as_bytes(), codec::Capabilities::NONE, out); }
-    fn write_reset(_: &mut server::MyServer, out: &mut Vec<u8>) { codec::write_packet(out, 0, |body| body.push(codec::Command::ResetConnection as u8)); }
-    fn write_ping(out: &mut Vec<u8>) { codec::write_packet(out, 0, |body| body.push(codec::Command::Ping as u8)); }
-    fn write_goodbye(out: &mut Vec<u8>) { codec::write_packet(out, 0, |body| body.push(codec::Command::Quit as u8)); }
-    fn write_cancel(key: &ServerKey, out: &mut Vec<u8>) { handshake::write_cancel(key.id, out); }
-    fn cancel_error(answer: &[u8]) -> Option<String> { handshake::cancel_error(answer) }
+
+    fn shared(max_prepared: usize) -> Shared {
+        Shared { classifier: classify::Classifier::new(CLASSIFIED_TEXTS), max_prepared }
+    }
+
+    fn know(shared: &Shared, text: &[u8]) -> (u128, Arc<Facts>, String) {
+        let mode = classify::LexMode::default();
+        let known = shared.classifier.facts(text, mode);
+        (known.digest, known.facts, classify::hint(text, mode).to_owned())
+    }
+
+    fn write_query(_server: &server::MyServer, sql: &str, out: &mut Vec<u8>) {
+        server::write_command(out, codec::Command::Query, sql.as_bytes());
+    }
+
+    fn write_reset(server: &mut server::MyServer, out: &mut Vec<u8>) {
+        let answers = server.write_reset(out);
+        server.absorb_answers(answers);
+    }
+
+    fn write_ping(out: &mut Vec<u8>) {
+        server::write_command(out, codec::Command::Ping, &[]);
+    }
+
+    fn write_fault(fault: &Fault, out: &mut Vec<u8>) {
+        // Whoever is told has sent a request, or will take the next packet for the answer to one.
+        error::write_error(fault, 1, codec::Capabilities::PROTOCOL_41, out);
+    }
+
+    fn write_refusal(fault: &Fault, out: &mut Vec<u8>) {
+        // In place of the greeting, where no capability has been agreed.
+        error::write_error(fault, 0, codec::Capabilities::NONE, out);
+    }
+
+    fn fault_code(fault: &Fault) -> Box<str> {
+        error::code(fault).1.into()
+    }
+
+    fn database(key: &PoolKey) -> &str {
+        key::database(key)
+    }
+
+    fn monitor_key(user: &str, database: &str) -> PoolKey {
+        let none = (codec::Capabilities::NONE, codec::Extended::NONE);
+        key::pool_key(user, database.as_bytes(), key::UTF8MB4_GENERAL_CI, none.0, none.1)
+    }
+
+    fn write_cancel(key: &ServerKey, out: &mut Vec<u8>) {
+        handshake::write_cancel(key.id, out);
+    }
+
+    fn cancel_error(answer: &[u8]) -> Option<String> {
+        handshake::cancel_error(answer)
+    }
+
+    fn write_goodbye(out: &mut Vec<u8>) {
+        server::write_command(out, codec::Command::Quit, &[]);
+    }
 }

@@ -1,38 +1,1520 @@
-//! Stands in for what is remembered of one client.
+//! Watches one MySQL or MariaDB client's conversation, both ways.
+//!
+//! The server's own word decides wherever it gives one: its status flags say whether there is a transaction, its
+//! session trackers say what a statement has changed. Prepared statements are virtual: a client's id stands for a
+//! text, which is prepared anew where the session is served next.
+//!
+//! One request is under way at a time. What a client sends before its answer has come waits.
+
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     super::{
-        ClientEvent, Fault, Greeting, Outcome, PinReason, PinReasons, PoolKey, ProtocolError, Rewritten,
-        ServerEvent, Statement, Tracker, Upcoming, Watch,
+        ClientEvent, Facts, Fault, Greeting, Kill, Killed, Learned, Outcome, PinReason, PinReasons, PoolKey,
+        ProtocolError, Rewritten, ServerEvent, ServerState as _, StateChange, Statement as Submitted,
+        StatementKind, Tracker, Tx, Upcoming, Watch,
     },
     MySql, Shared,
-    handshake::MyClient,
-    server::MyServer,
+    classify::{self, Assignment, Details, LexMode, Scope},
+    codec::{
+        self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
+        SessionChange, Status, put_lenenc_bytes,
+    },
+    error::write_error,
+    handshake::{MyClient, read_greeting},
+    server::{MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front},
+    statement::{Prepared, Statement},
 };
 use crate::buffer::Pipe;
 
-/// One client.
-#[derive(Debug)]
-pub struct MyTracker;
+/// Longest request that is read whole. A longer statement is relayed unread, so its client is pinned; a longer
+/// execution of a prepared statement is relayed as well, since its text is known.
+pub const MAX_TEXT_BYTES: usize = 4 << 20;
 
-#[rustfmt::skip]
+/// Statements of one client that are prepared at a time.
+const MAX_STATEMENTS: usize = 16 * 1024;
+
+/// What a client says in place of an id for the statement it has prepared last (MariaDB).
+const LAST_PREPARED: u32 = u32::MAX;
+
+/// The flag of an execution that asks for a cursor.
+const CURSOR_TYPES: u8 = 0x07;
+
+/// The flag of an execution in bulk that says that types follow (MariaDB).
+const BULK_TYPES: u8 = 0x80;
+
+/// What is remembered of one client.
+#[derive(Debug)]
+pub struct MyTracker {
+    client: MyClient,
+    agreed: Capabilities,
+    /// What it was told last, for answers of our own.
+    status: Status,
+    mode: LexMode,
+    multi_statements: bool,
+    statements: HashMap<u32, Prepared>,
+    next_id: u32,
+    /// The statement at the front has been reported, and perhaps admitted.
+    current: Option<Current>,
+    /// Bytes still to come of a packet of the client that goes on (or is skipped) as it comes.
+    owed: usize,
+    owed_kept: bool,
+    /// The next packet goes on with the payload of the last.
+    continues: bool,
+    watch: Watch,
+    outcomes: Vec<Outcome>,
+    rows: u64,
+    learned: Learned,
+    /// The server said that something of the session has changed.
+    state_changed: bool,
+    /// The transaction was rolled back since policy refused a statement of it; the client has not ended it yet.
+    aborted: bool,
+    /// Of the statement under way: what the server will report of it is known from its text.
+    explains: Explained,
+    last_insert_id: u64,
+    /// This statement could not be prepared where the session is served now.
+    unprepared: Option<(u64, ErrPacket)>,
+}
+
+#[derive(Debug)]
+struct Current {
+    statement: Submitted,
+    details: Arc<Details>,
+    admitted: bool,
+    text: Text,
+}
+
+/// Where the text of a reported statement stands.
+#[derive(Debug)]
+enum Text {
+    /// In the packet at the front, behind so many bytes.
+    Front,
+    /// Policy has put this in its place.
+    Rewritten(Vec<u8>),
+    /// With the statement prepared.
+    Of(Arc<Statement>),
+    /// There is none, or it was not read.
+    None,
+}
+
+/// What is known of a statement under way beside what the server says.
+#[derive(Debug, Default)]
+struct Explained {
+    /// That something of the session changes is no surprise: pins hold it, or the text says it.
+    state: bool,
+    /// It runs code that no text shows.
+    taints: bool,
+    /// It sets user variables in a way that is not followed.
+    unsettles: bool,
+    /// Settings made by the text itself.
+    made: Vec<(Box<str>, Box<str>)>,
+    /// Variables that the server reports and `made` stands for.
+    covers: &'static [&'static str],
+}
+
+/// What `SET NAMES` and `SET CHARACTER SET` change, collation included, which servers do not all report.
+const CHARACTER_SET: &[&str] =
+    &["character_set_client", "character_set_connection", "character_set_results", "collation_connection"];
+
+/// What a session changes without anybody having to make it again.
+const UNTRACKED: &[&str] = &["last_gtid", "warning_count", "error_count", "rand_seed1", "rand_seed2"];
+
+/// Variables that count for the next statement only, or whose value is a moment: not to be made again elsewhere.
+const MOMENTARY: &[&str] =
+    &["timestamp", "insert_id", "last_insert_id", "identity", "pseudo_thread_id", "gtid_seq_no"];
+
+/// What stands for a command that is no statement.
+fn of_command(command: Command, bytes: usize) -> Submitted {
+    let facts = classify::of_command(command as u8);
+    let facts = facts.unwrap_or_else(|| Facts::unknown(command.name().to_owned()));
+    submitted(Arc::new(facts), command as u128, bytes)
+}
+
+/// A statement, and what only this protocol asks of it.
+type Known = (Submitted, Arc<Details>);
+
+fn submitted(facts: Arc<Facts>, digest: u128, bytes: usize) -> Submitted {
+    Submitted { facts, digest, bytes, extra_pins: PinReasons::NONE, prepares: false, within: false }
+}
+
+impl MyTracker {
+    fn packet<'a>(up: &'a Pipe, header: Header) -> &'a [u8] {
+        up.unread().get(HEADER_BYTES..header.total()).unwrap_or_default()
+    }
+
+    /// Passes or drops `n` bytes of the client, some of which may be still to come.
+    fn take(&mut self, up: &mut Pipe, n: usize, kept: bool) {
+        let now = n.min(up.unread().len());
+        if kept {
+            up.pass(now);
+        } else {
+            up.skip(now);
+        }
+        self.owed = n - now;
+        self.owed_kept = kept;
+    }
+
+    /// Passes or drops the packet at the front, and what goes on with it.
+    fn take_packet(&mut self, up: &mut Pipe, header: Header, kept: bool) {
+        self.continues = header.continues();
+        self.take(up, header.total(), kept);
+    }
+
+    fn pass_command(
+        &mut self,
+        up: &mut Pipe,
+        header: Header,
+        server: &mut MyServer,
+        reply: Reply,
+        moves_transaction: bool,
+    ) {
+        server.expect(reply, false, moves_transaction);
+        self.take_packet(up, header, true);
+    }
+
+    fn ok(&self, down: &mut Pipe, seq: u8) {
+        let packet = OkPacket { status: self.status, ..OkPacket::default() };
+        packet.write(codec::OK, seq, self.agreed, down.output());
+    }
+
+    /// Tells the client that the request at the front has failed, and drops it.
+    fn fail(
+        &mut self,
+        code: u16,
+        sqlstate: &str,
+        message: &str,
+        up: &mut Pipe,
+        header: Header,
+        down: &mut Pipe,
+    ) {
+        self.current = None;
+        self.take_packet(up, header, false);
+        codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
+    }
+
+    fn report(&mut self, (mut statement, details): Known, text: Text) -> ClientEvent {
+        if details.calculates_found_rows || details.sets_last_insert_id {
+            // The statement after it is likely to ask, and no packet tells the answer.
+            statement.extra_pins.insert(PinReason::SessionFunction);
+        }
+        self.current = Some(Current { statement: statement.clone(), details, admitted: false, text });
+        ClientEvent::Statement(statement)
+    }
+
+    /// The facts of the statement at the front, once it was admitted.
+    fn admitted(&self) -> Option<(Arc<Facts>, Arc<Details>)> {
+        let current = self.current.as_ref().filter(|current| current.admitted)?;
+        Some((current.statement.facts.clone(), current.details.clone()))
+    }
+
+    fn read_text(&self, shared: &Shared, text: &[u8]) -> Known {
+        let known = shared.classifier.facts(text, self.mode);
+        (submitted(known.facts, known.digest, text.len()), known.details)
+    }
+
+    fn query(
+        &mut self,
+        header: Header,
+        shared: &Shared,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+        down: &mut Pipe,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        if self.current.is_none() {
+            if header.len > MAX_TEXT_BYTES {
+                let unread = submitted(Arc::new(Facts::unknown("<not read>".to_owned())), 0, header.len);
+                return Ok(Some(self.report((unread, Arc::new(Details::unknown())), Text::None)));
+            }
+            if up.unread().len() < header.total() {
+                up.expect(header.total());
+                return Ok(Some(ClientEvent::NeedBytes));
+            }
+            let text = Self::packet(up, header).get(1..).unwrap_or_default();
+            let statement = self.read_text(shared, text);
+            return Ok(Some(self.report(statement, Text::Front)));
+        }
+        let Some((facts, details)) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let text = self.text(up).to_vec();
+        if details.kill.is_some() {
+            let Some((kill, id)) = classify::kill_target(&text, self.mode) else {
+                let message = "This proxy follows KILL with the number of a session only";
+                self.fail(1235, "42000", message, up, header, down);
+                return Ok(None);
+            };
+            let id = u32::try_from(id).unwrap_or(0);
+            return Ok(Some(ClientEvent::Kill(Kill { id, query_only: kill.query_only })));
+        }
+        let Some(server) = server else {
+            return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
+        };
+        if let Some((code, sqlstate, message)) = self.stopped(&facts, &text) {
+            self.fail(code, sqlstate, message, up, header, down);
+            return Ok(None);
+        }
+        let wants = self.multi_statements;
+        if server.multi_statements != wants && memchr::memchr(b';', &text).is_some() {
+            let option = u16::from(!wants);
+            write_command(up.output(), Command::SetOption, &option.to_le_bytes());
+            server.expect(Reply::Results, true, false);
+            server.multi_statements = wants;
+        }
+        server.write_closes(up.output());
+        self.explains = self.explain(&facts, &details, &text);
+        let moves = facts.moves_transaction;
+        match self.current.take().map(|current| current.text) {
+            Some(Text::Rewritten(text)) => {
+                self.take_packet(up, header, false);
+                write_command(up.output(), Command::Query, &text);
+                server.expect(Reply::Results, false, moves);
+            }
+            _ => self.pass_command(up, header, server, Reply::Results, moves),
+        }
+        Ok(None)
+    }
+
+    /// After a refused statement nothing runs until the client has ended the transaction. Why this does not, if so.
+    fn stopped(&mut self, facts: &Facts, text: &[u8]) -> Option<(u16, &'static str, &'static str)> {
+        if !self.aborted {
+            return None;
+        }
+        let is_rollback =
+            text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"));
+        if facts.ends_transaction {
+            self.aborted = false;
+            return (!is_rollback).then_some((
+                1213,
+                "40001",
+                "The transaction was rolled back, since a policy plugin refused one of its statements",
+            ));
+        }
+        Some((
+            1105,
+            "HY000",
+            "The transaction was rolled back, since a policy plugin refused one of its statements; nothing runs until \
+             ROLLBACK",
+        ))
+    }
+
+    /// What the text says of the session changes that the server will report.
+    fn explain(&self, facts: &Facts, details: &Details, text: &[u8]) -> Explained {
+        let mut explained = Explained {
+            state: !facts.pins.is_empty()
+                || facts.kind == StatementKind::Ddl
+                || !details.named_statements.is_empty(),
+            taints: facts.taints,
+            ..Explained::default()
+        };
+        let sets_user = details.sets_more || details.sets.iter().any(|one| one.scope == Scope::User);
+        if facts.statements != 1 {
+            explained.unsettles = sets_user;
+            return explained;
+        }
+        if facts.is_plain_set
+            && let [Assignment { name, .. }] = &details.sets[..]
+            && matches!(&**name, "names" | "character set")
+            && let Ok(text) = std::str::from_utf8(text)
+        {
+            // Servers do not report the collation with it, so it is made again by its own text.
+            explained.covers = CHARACTER_SET;
+            explained.made.push(("names".into(), text.into()));
+            explained.state = true;
+        } else if sets_user {
+            explained.state = true;
+            let assignments = classify::user_variable_assignments(text, self.mode);
+            explained.unsettles = assignments.is_none();
+            for (name, value) in assignments.unwrap_or_default() {
+                match String::from_utf8(value) {
+                    Ok(value) => {
+                        let statement = format!("SET @`{}` = {value}", name.replace('`', "``"));
+                        explained.made.push((format!("@{name}").into(), statement.into()));
+                    }
+                    Err(_) => explained.unsettles = true,
+                }
+            }
+        }
+        explained
+    }
+
+    fn prepare(
+        &mut self,
+        header: Header,
+        shared: &Shared,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+        down: &mut Pipe,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        if header.len > MAX_TEXT_BYTES {
+            self.fail(
+                1105,
+                "HY000",
+                "The statement is too long to be prepared through this proxy",
+                up,
+                header,
+                down,
+            );
+            return Ok(None);
+        }
+        if up.unread().len() < header.total() {
+            up.expect(header.total());
+            return Ok(Some(ClientEvent::NeedBytes));
+        }
+        if self.statements.len() >= MAX_STATEMENTS {
+            self.fail(1461, "42000", "Can't create more prepared statements", up, header, down);
+            return Ok(None);
+        }
+        let text = Self::packet(up, header).get(1..).unwrap_or_default();
+        if self.current.is_none() && self.watch.prepares {
+            let (statement, details) = self.read_text(shared, text);
+            let statement = Submitted { prepares: true, ..statement };
+            return Ok(Some(self.report((statement, details), Text::Front)));
+        }
+        if self.watch.prepares && self.admitted().is_none() {
+            return Ok(Some(ClientEvent::NeedBytes));
+        }
+        let Some(server) = server else {
+            let facts = self.current.as_ref().map(|current| current.statement.facts.clone());
+            return Ok(Some(ClientEvent::NeedServer { facts }));
+        };
+        server.write_closes(up.output());
+        let rewritten = match self.current.take().map(|current| current.text) {
+            Some(Text::Rewritten(text)) => Some(text),
+            _ => None,
+        };
+        let text = Self::packet(up, header).get(1..).unwrap_or_default();
+        let known = shared.classifier.facts(rewritten.as_deref().unwrap_or(text), self.mode);
+        let text = rewritten.as_deref().unwrap_or(text);
+        let mut known = known;
+        let mut facts = Facts::clone(&known.facts);
+        facts.rds_pins.insert(PinReason::PreparedStatement);
+        known.facts = Arc::new(facts);
+        let statement = Arc::new(Statement::new(text, self.mode, known));
+        match rewritten {
+            Some(text) => {
+                self.take_packet(up, header, false);
+                write_command(up.output(), Command::StmtPrepare, &text);
+                server.expect(Reply::Prepared(statement), false, false);
+            }
+            None => self.pass_command(up, header, server, Reply::Prepared(statement), false),
+        }
+        Ok(None)
+    }
+
+    /// Reads the statement id at the front of a command; `Err` is what comes of one that is too short or unknown.
+    fn named(&self, up: &Pipe, header: Header) -> Result<Option<(u32, Prepared)>, ClientEvent> {
+        let front = HEADER_BYTES + 5;
+        if header.len < 5 {
+            return Ok(None);
+        }
+        let Some(id) = up.unread().get(HEADER_BYTES + 1..front).and_then(|bytes| bytes.first_chunk()) else {
+            return Err(ClientEvent::NeedBytes);
+        };
+        let id = match u32::from_le_bytes(*id) {
+            LAST_PREPARED => self.next_id,
+            id => id,
+        };
+        Ok(self.statements.get(&id).map(|prepared| (id, prepared.clone())))
+    }
+
+    fn unknown(&mut self, command: &str, up: &mut Pipe, header: Header, down: &mut Pipe) {
+        let id = up.unread().get(HEADER_BYTES + 1..).and_then(|bytes| bytes.first_chunk());
+        let id = id.map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let message = format!("Unknown prepared statement handler ({id}) given to {command}");
+        self.fail(1243, "HY000", &message, up, header, down);
+    }
+
+    /// Has the statement prepared on `server` in order to be used there; `None` while it is not.
+    fn on_server_as(statement: &Arc<Statement>, server: &mut MyServer, up: &mut Pipe) -> Option<OnServer> {
+        if let Some(there) = server.prepared.get(&statement.id) {
+            return Some(*there);
+        }
+        if server.expects_nothing() {
+            server.write_closes(up.output());
+            write_command(up.output(), Command::StmtPrepare, &statement.text);
+            server.expect(Reply::Prepared(statement.clone()), true, false);
+        }
+        None
+    }
+
+    fn execute(
+        &mut self,
+        command: Command,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+        down: &mut Pipe,
+    ) -> Result<Option<ClientEvent>, ProtocolError> {
+        let (client_id, prepared) = match self.named(up, header) {
+            Ok(Some(named)) => named,
+            Ok(None) => {
+                self.unknown("mysqld_stmt_execute", up, header, down);
+                return Ok(None);
+            }
+            Err(event) => return Ok(Some(event)),
+        };
+        let statement = prepared.statement.clone();
+        if self.current.is_none() {
+            let known = (
+                submitted(statement.facts.clone(), statement.digest, statement.text.len()),
+                statement.details.clone(),
+            );
+            return Ok(Some(self.report(known, Text::Of(statement))));
+        }
+        let Some((facts, details)) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
+        let Some(server) = server else {
+            return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
+        };
+        if let Some((code, sqlstate, message)) = self.stopped(&facts, &statement.text) {
+            self.fail(code, sqlstate, message, up, header, down);
+            return Ok(None);
+        }
+        if details.kill.is_some() {
+            let message = "This proxy does not follow KILL in a prepared statement";
+            self.fail(1235, "42000", message, up, header, down);
+            return Ok(None);
+        }
+        // `command, id: u32, flags: u8, iterations: u32`, then, when there are parameters, a bit for each that is
+        // NULL and a byte that says whether their types follow. In bulk: `command, id: u32, flags: u16`, and the
+        // flags say it. Source: MariaDB knowledge base, "COM_STMT_BULK_EXECUTE".
+        let bulk = command == Command::StmtBulkExecute;
+        let front = match prepared.parameters {
+            _ if bulk => 7,
+            0 => 10,
+            parameters => 10 + usize::from(parameters).div_ceil(8) + 1,
+        };
+        let seen = front + 2 * usize::from(prepared.parameters);
+        let seen = HEADER_BYTES + seen.min(header.len);
+        if up.unread().len() < seen {
+            up.expect(seen);
+            return Ok(Some(ClientEvent::NeedBytes));
+        }
+        if let Some((_, error)) = self.unprepared.take_if(|(id, _)| *id == statement.id) {
+            self.fail(error.code, &error.sqlstate, &error.message, up, header, down);
+            return Ok(None);
+        }
+        let Some(there) = Self::on_server_as(&statement, server, up) else {
+            return Ok(Some(ClientEvent::NeedAnswer));
+        };
+        let body = Self::packet_front(up, seen).to_vec();
+        let flags = body.get(5).copied().unwrap_or_default();
+        let mut insert = Box::default();
+        let mut typed = there.typed;
+        if prepared.parameters > 0 {
+            let brings_types = match bulk {
+                true => flags & BULK_TYPES != 0,
+                false => body.get(front - 1) == Some(&1),
+            };
+            if brings_types {
+                let types: Box<[u8]> = body.get(front..).unwrap_or_default().into();
+                if let Some(known) = self.statements.get_mut(&client_id) {
+                    known.types = types;
+                }
+                typed = true;
+            } else if !there.typed {
+                insert = prepared.types;
+                typed = true;
+            }
+        }
+        if !insert.is_empty() && header.len + insert.len() >= codec::MAX_PAYLOAD {
+            let message = "The execution is too long to be moved to another server connection";
+            self.fail(1105, "HY000", message, up, header, down);
+            return Ok(None);
+        }
+        server.prepared.put(statement.id, OnServer { typed, ..there });
+        server.write_closes(up.output());
+        if !bulk && flags & CURSOR_TYPES != 0 && !server.cursors.contains(&there.id) {
+            // Until the answer shows that there is none.
+            server.cursors.push(there.id);
+        }
+        self.explains = self.explain(&facts, &details, &statement.text);
+        self.current = None;
+        server.running = there.id;
+        server.long_data.retain(|id| *id != there.id);
+        server.expect(Reply::Results, false, facts.moves_transaction);
+        let mut head: Vec<u8> = body.get(..front.min(body.len())).unwrap_or_default().to_vec();
+        if let Some(id) = head.get_mut(1..5) {
+            id.copy_from_slice(&there.id.to_le_bytes());
+        }
+        let taken = head.len();
+        if !insert.is_empty() {
+            let (at, types_follow) = if bulk { (5, flags | BULK_TYPES) } else { (front - 1, 1) };
+            if let Some(flag) = head.get_mut(at) {
+                *flag = types_follow;
+            }
+            head.extend_from_slice(&insert);
+        }
+        up.skip(HEADER_BYTES + taken);
+        write_front(up.output(), header.len + insert.len(), &head);
+        self.continues = header.continues();
+        self.take(up, header.len - taken, true);
+        Ok(None)
+    }
+
+    fn packet_front(up: &Pipe, seen: usize) -> &[u8] {
+        up.unread().get(HEADER_BYTES..seen).unwrap_or_default()
+    }
+
+    /// A command that begins with a statement id and goes on with the server's own.
+    fn forward_named(&mut self, header: Header, up: &mut Pipe, id: u32, command: Command) {
+        up.skip(HEADER_BYTES + 5);
+        let mut front = vec![command as u8];
+        front.extend_from_slice(&id.to_le_bytes());
+        write_front(up.output(), header.len, &front);
+        self.continues = header.continues();
+        self.take(up, header.len - 5, true);
+    }
+
+    fn long_data(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+    ) -> Option<ClientEvent> {
+        let (_, prepared) = match self.named(up, header) {
+            Ok(Some(named)) => named,
+            Ok(None) => {
+                // No answer, whatever happens.
+                self.take_packet(up, header, false);
+                return None;
+            }
+            Err(event) => return Some(event),
+        };
+        let facts = prepared.statement.facts.clone();
+        let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
+        if self.unprepared.as_ref().is_some_and(|(id, _)| *id == prepared.statement.id) {
+            // The execution will be told why; until then there is nothing to say.
+            self.take_packet(up, header, false);
+            return None;
+        }
+        let Some(there) = Self::on_server_as(&prepared.statement, server, up) else {
+            return Some(ClientEvent::NeedAnswer);
+        };
+        if !server.long_data.contains(&there.id) {
+            server.long_data.push(there.id);
+        }
+        self.forward_named(header, up, there.id, Command::StmtSendLongData);
+        None
+    }
+
+    fn fetch(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+        down: &mut Pipe,
+    ) -> Option<ClientEvent> {
+        let (_, prepared) = match self.named(up, header) {
+            Ok(Some(named)) => named,
+            Ok(None) => {
+                self.unknown("mysqld_stmt_fetch", up, header, down);
+                return None;
+            }
+            Err(event) => return Some(event),
+        };
+        // A cursor keeps its connection, so there is none where there is no connection.
+        let there = server.and_then(|server| {
+            let there = server.prepared.get(&prepared.statement.id).copied()?;
+            Some((server, there))
+        });
+        match there {
+            Some((server, there)) => {
+                server.running = there.id;
+                server.expect(Reply::Rows, false, false);
+                self.forward_named(header, up, there.id, Command::StmtFetch);
+            }
+            None => self.fail(1421, "HY000", "The statement has no open cursor", up, header, down),
+        }
+        None
+    }
+
+    fn reset_statement(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+        down: &mut Pipe,
+    ) -> Option<ClientEvent> {
+        let (_, prepared) = match self.named(up, header) {
+            Ok(Some(named)) => named,
+            Ok(None) => {
+                self.unknown("mysqld_stmt_reset", up, header, down);
+                return None;
+            }
+            Err(event) => return Some(event),
+        };
+        let there = server.and_then(|server| {
+            let there = server.prepared.get(&prepared.statement.id).copied()?;
+            Some((server, there))
+        });
+        match there {
+            Some((server, there)) => {
+                server.long_data.retain(|id| *id != there.id);
+                server.cursors.retain(|id| *id != there.id);
+                server.expect(Reply::Results, false, false);
+                self.forward_named(header, up, there.id, Command::StmtReset);
+            }
+            None => {
+                self.take_packet(up, header, false);
+                self.ok(down, 1);
+            }
+        }
+        None
+    }
+
+    fn close_statement(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+    ) -> Option<ClientEvent> {
+        let named = match self.named(up, header) {
+            Ok(named) => named,
+            Err(event) => return Some(event),
+        };
+        if let Some((id, prepared)) = named {
+            self.statements.remove(&id);
+            if let Some(server) = server
+                && let Some(there) = server.prepared.pop(&prepared.statement.id)
+            {
+                server.long_data.retain(|id| *id != there.id);
+                server.cursors.retain(|id| *id != there.id);
+                write_command(up.output(), Command::StmtClose, &there.id.to_le_bytes());
+            }
+        }
+        self.take_packet(up, header, false);
+        None
+    }
+
+    /// A command that is judged like a statement.
+    fn command(
+        &mut self,
+        command: Command,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+        reply: Reply,
+    ) -> Option<ClientEvent> {
+        if self.current.is_none() {
+            let statement = of_command(command, header.len);
+            return Some(self.report((statement, Arc::default()), Text::None));
+        }
+        let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
+        let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
+        server.write_closes(up.output());
+        self.current = None;
+        self.explains = Explained { state: true, ..Explained::default() };
+        self.pass_command(up, header, server, reply, facts.moves_transaction);
+        None
+    }
+
+    /// The client wants its session as after login.
+    fn reset_connection(
+        &mut self,
+        header: Header,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+    ) -> Option<ClientEvent> {
+        if self.current.is_none() {
+            let command = Command::ResetConnection;
+            let statement = of_command(command, header.len);
+            return Some(self.report((statement, Arc::default()), Text::None));
+        }
+        let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
+        let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
+        self.current = None;
+        self.statements.clear();
+        self.take_packet(up, header, false);
+        let schema = server.current_schema.clone();
+        let answers = server.write_reset(up.output());
+        // The client's database stays; ours put it back, so it is taken up again.
+        for _ in 0..answers {
+            server.expect(Reply::Results, true, true);
+        }
+        let back = if schema.is_empty() { Command::Ping } else { Command::InitDb };
+        write_command(up.output(), back, if schema.is_empty() { &[] } else { &schema });
+        server.expect(Reply::Results, false, true);
+        self.learned.changes.push(StateChange::ResetAll);
+        self.explains = Explained { state: true, ..Explained::default() };
+        None
+    }
+
+    /// COM_PROCESS_KILL. Shape: `command | id: u32`.
+    fn process_kill(&mut self, header: Header, up: &mut Pipe, down: &mut Pipe) -> Option<ClientEvent> {
+        if header.len <= MAX_HELD_BYTES && up.unread().len() < header.total() {
+            return Some(ClientEvent::NeedBytes);
+        }
+        match Self::packet(up, header).get(1..5).and_then(|bytes| bytes.first_chunk()) {
+            Some(id) => Some(ClientEvent::Kill(Kill { id: u32::from_le_bytes(*id), query_only: false })),
+            None => {
+                self.fail(1047, "08S01", "Unknown command", up, header, down);
+                None
+            }
+        }
+    }
+
+    fn set_option(&mut self, header: Header, up: &mut Pipe, down: &mut Pipe) -> Option<ClientEvent> {
+        if up.unread().len() < header.total() {
+            return Some(ClientEvent::NeedBytes);
+        }
+        match Self::packet(up, header) {
+            [_, option @ (0 | 1), 0] => {
+                self.multi_statements = *option == 0;
+                self.take_packet(up, header, false);
+                let end = OkPacket { status: self.status, ..OkPacket::default() };
+                self.write_end(&end, 1, down.output());
+            }
+            _ => self.fail(1047, "08S01", "Unknown command", up, header, down),
+        }
+        None
+    }
+
+    /// The end of a result, as this client expects it.
+    fn write_end(&self, end: &OkPacket<'_>, seq: u8, out: &mut Vec<u8>) {
+        if self.agreed.contains(Capabilities::DEPRECATE_EOF) {
+            end.write(codec::EOF, seq, self.agreed, out);
+        } else {
+            EofPacket { warnings: end.warnings, status: end.status }.write(seq, self.agreed, out);
+        }
+    }
+
+    fn legacy(&self) -> bool {
+        !self.agreed.contains(Capabilities::DEPRECATE_EOF)
+    }
+
+    /// A change of the session that the server reports while a statement of the client runs.
+    fn learn(&mut self, change: &SessionChange<'_>) {
+        match change {
+            SessionChange::Variable { name, value } => {
+                let (Ok(name), Ok(value)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else {
+                    self.learned.pins.insert(PinReason::SessionVariable);
+                    return;
+                };
+                let name = name.to_lowercase();
+                self.explains.state = true;
+                if UNTRACKED.contains(&&*name) || self.explains.covers.contains(&&*name) {
+                    return;
+                }
+                if MOMENTARY.contains(&&*name) || name.starts_with("session_track") {
+                    self.learned.pins.insert(PinReason::SessionVariable);
+                    return;
+                }
+                let statement = format!("SET SESSION `{name}` = {}", literal(value));
+                self.learned.changes.push(StateChange::Made(name.into(), statement.into()));
+            }
+            SessionChange::Schema(name) => {
+                self.explains.state = true;
+                match std::str::from_utf8(name) {
+                    Ok(name) if !name.is_empty() => {
+                        let statement = format!("USE `{}`", name.replace('`', "``"));
+                        self.learned.changes.push(StateChange::Made("database".into(), statement.into()));
+                    }
+                    _ => self.learned.pins.insert(PinReason::SessionVariable),
+                }
+            }
+            SessionChange::State(b"1") => self.state_changed = true,
+            _ => {}
+        }
+    }
+
+    /// All that a statement has changed is known now. What an error keeps back, or what no text and no report
+    /// explains, makes the session keep this connection.
+    fn settle(&mut self, failed: bool) {
+        let explains = std::mem::take(&mut self.explains);
+        let changed = std::mem::take(&mut self.state_changed);
+        let surprise = changed && (explains.taints || !explains.state);
+        if surprise || explains.unsettles || (failed && explains.taints) {
+            self.learned.pins.insert(PinReason::SessionVariable);
+        }
+        if !failed {
+            for (variable, statement) in explains.made {
+                self.learned.changes.push(StateChange::Made(variable, statement));
+            }
+        }
+    }
+
+    /// Moves the packet at the front, or as much of it as has come. Its sequence number becomes the client's.
+    fn relay(&self, down: &mut Pipe, server: &mut MyServer, header: Header, kept: bool) {
+        if header.continues() {
+            server.continues = Some(kept);
+        }
+        let now = header.total().min(down.unread().len());
+        if kept {
+            if server.shift != 0 {
+                down.patch(HEADER_BYTES - 1, header.seq.wrapping_add(server.shift));
+            }
+            down.pass(now);
+        } else {
+            down.skip(now);
+        }
+        server.owed = header.total() - now;
+        server.owed_kept = kept;
+    }
+
+    /// Column definitions are through: what older clients expect there.
+    fn end_columns(&self, down: &mut Pipe, server: &mut MyServer, kept: bool) {
+        if kept && self.legacy() && server.agreed.contains(Capabilities::DEPRECATE_EOF) {
+            let eof = EofPacket { warnings: 0, status: self.status.without(Status::SESSION_STATE_CHANGED) };
+            eof.write(server.seq.wrapping_add(server.shift), self.agreed, down.output());
+            server.shift = server.shift.wrapping_add(1);
+        }
+    }
+
+    /// A packet that is read whole: the beginning or the end of an answer, or of a part of it.
+    fn on_packet(
+        &mut self,
+        first: u8,
+        header: Header,
+        kept: bool,
+        down: &mut Pipe,
+        server: &mut MyServer,
+    ) -> Result<Option<ServerEvent>, ProtocolError> {
+        let packet: Vec<u8> = down.unread().get(HEADER_BYTES..header.total()).unwrap_or_default().to_vec();
+        let body = &*packet;
+        if first == codec::ERR {
+            let error = ErrPacket::read(body)?;
+            self.relay(down, server, header, kept);
+            server.end_cursor();
+            let head = server.pop();
+            server.note_error(head.as_ref().is_none_or(|head| head.moves_transaction));
+            if !kept {
+                match head.map(|head| head.reply) {
+                    // The client will be told in place of what it wants to run.
+                    Some(Reply::Prepared(statement)) => self.unprepared = Some((statement.id, error)),
+                    // What we asked for ourselves has not come about; nobody may rely on this connection.
+                    _ => server.set_retire(),
+                }
+                return Ok(None);
+            }
+            self.note_outcome(Some(error.sqlstate.into()), 0);
+            self.settle(true);
+            return Ok(Some(ServerEvent::Answered { failed: true, nothing_ran: false }));
+        }
+        match (server.stage, server.head().map(|head| &head.reply)) {
+            (_, Some(Reply::Line)) => {
+                self.relay(down, server, header, kept);
+                server.pop();
+                Ok(kept.then(|| {
+                    self.note_outcome(None, 0);
+                    ServerEvent::Answered { failed: false, nothing_ran: false }
+                }))
+            }
+            (Stage::Start, Some(Reply::Prepared(statement))) => {
+                let statement = statement.clone();
+                self.prepared(&statement, body, header, kept, down, server)
+            }
+            (Stage::Parameters(parameters, columns), _) => {
+                self.relay(down, server, header, kept);
+                server.stage = match parameters {
+                    2.. => Stage::Parameters(parameters - 1, columns),
+                    _ if server.agreed.contains(Capabilities::DEPRECATE_EOF) => {
+                        server.seq = header.seq.wrapping_add(1);
+                        self.end_columns(down, server, kept);
+                        Stage::PreparedColumns(columns)
+                    }
+                    _ => Stage::ParametersEnd(columns),
+                };
+                Ok(self.prepared_is_over(server, kept))
+            }
+            (Stage::ParametersEnd(columns), _) => {
+                self.pass_eof(down, server, header, kept);
+                server.stage = Stage::PreparedColumns(columns);
+                Ok(self.prepared_is_over(server, kept))
+            }
+            (Stage::PreparedColumns(columns), _) => {
+                self.relay(down, server, header, kept);
+                server.stage = match columns {
+                    2.. => Stage::PreparedColumns(columns - 1),
+                    _ if server.agreed.contains(Capabilities::DEPRECATE_EOF) => {
+                        server.seq = header.seq.wrapping_add(1);
+                        self.end_columns(down, server, kept);
+                        Stage::PreparedColumns(0)
+                    }
+                    _ => Stage::PreparedColumnsEnd,
+                };
+                Ok(self.prepared_is_over(server, kept))
+            }
+            (Stage::PreparedColumnsEnd, _) => {
+                self.pass_eof(down, server, header, kept);
+                server.stage = Stage::PreparedColumns(0);
+                Ok(self.prepared_is_over(server, kept))
+            }
+            (Stage::ColumnsEnd, _) => {
+                let EofPacket { status, .. } = EofPacket::read(body, server.agreed)?;
+                self.pass_eof(down, server, header, kept);
+                // With a cursor there are no rows, and no further end.
+                if status.contains(Status::CURSOR_EXISTS) {
+                    server.note_status(status);
+                    return Ok(self.over(server, kept, &OkPacket { status, ..OkPacket::default() }));
+                }
+                server.stage = Stage::Rows;
+                Ok(None)
+            }
+            (Stage::Start, _) if first == codec::LOCAL_INFILE => {
+                if !kept {
+                    return Err(ProtocolError::Unexpected('\u{fb}'));
+                }
+                self.relay(down, server, header, kept);
+                server.stage = Stage::Infile;
+                Ok(None)
+            }
+            (Stage::Start, Some(Reply::Results)) if !matches!(first, codec::OK | codec::EOF) => {
+                let columns = Reader::new(body).lenenc().ok_or(ProtocolError::Malformed("column count"))?;
+                if columns == 0 {
+                    return Err(ProtocolError::Malformed("column count"));
+                }
+                self.relay(down, server, header, kept);
+                server.stage = Stage::Columns(columns);
+                Ok(None)
+            }
+            _ => self.end(body, header, kept, down, server),
+        }
+    }
+
+    /// An EOF from a server of the old kind, to a client that may be of the new.
+    fn pass_eof(&self, down: &mut Pipe, server: &mut MyServer, header: Header, kept: bool) {
+        if kept && !self.legacy() {
+            down.skip(header.total());
+            server.shift = server.shift.wrapping_sub(1);
+        } else {
+            self.relay(down, server, header, kept);
+        }
+    }
+
+    /// COM_STMT_PREPARE's OK. Shape: `0x00 | statement: u32 | columns: u16 | parameters: u16 | 0x00 | warnings: u16`.
+    fn prepared(
+        &mut self,
+        statement: &Arc<Statement>,
+        body: &[u8],
+        header: Header,
+        kept: bool,
+        down: &mut Pipe,
+        server: &mut MyServer,
+    ) -> Result<Option<ServerEvent>, ProtocolError> {
+        let mut reader = Reader::new(body);
+        let parts = (reader.u8(), reader.u32(), reader.u16(), reader.u16());
+        let (Some(codec::OK), Some(id), Some(columns), Some(parameters)) = parts else {
+            return Err(ProtocolError::Malformed("COM_STMT_PREPARE answer"));
+        };
+        server.put_prepared(statement, id);
+        if kept {
+            // Ids are never 0, and never the one that stands for the last statement.
+            self.next_id = if self.next_id >= u32::MAX / 2 { 1 } else { self.next_id + 1 };
+            while self.statements.contains_key(&self.next_id) {
+                self.next_id += 1;
+            }
+            let prepared = Prepared { statement: statement.clone(), parameters, types: Box::default() };
+            self.statements.insert(self.next_id, prepared);
+            for (at, byte) in self.next_id.to_le_bytes().into_iter().enumerate() {
+                down.patch(HEADER_BYTES + 1 + at, byte);
+            }
+        }
+        self.relay(down, server, header, kept);
+        server.stage = match (parameters, columns) {
+            (0, columns) => Stage::PreparedColumns(columns),
+            (parameters, columns) => Stage::Parameters(parameters, columns),
+        };
+        Ok(self.prepared_is_over(server, kept))
+    }
+
+    fn prepared_is_over(&mut self, server: &mut MyServer, kept: bool) -> Option<ServerEvent> {
+        if server.stage != Stage::PreparedColumns(0) {
+            return None;
+        }
+        server.pop();
+        kept.then_some(ServerEvent::Answered { failed: false, nothing_ran: false })
+    }
+
+    /// The OK or EOF packet at the end of a result.
+    fn end(
+        &mut self,
+        body: &[u8],
+        header: Header,
+        kept: bool,
+        down: &mut Pipe,
+        server: &mut MyServer,
+    ) -> Result<Option<ServerEvent>, ProtocolError> {
+        let of_rows =
+            server.stage != Stage::Start || !matches!(server.head().map(|h| &h.reply), Some(Reply::Results));
+        let mut changes = Vec::new();
+        let end = server.read_end(body, |change| changes.push(change))?;
+        let first = body.first().copied().unwrap_or_default();
+        if kept {
+            for change in &changes {
+                self.learn(change);
+            }
+            self.status = end.status.without(Status::SESSION_STATE_CHANGED | Status::MORE_RESULTS);
+            self.mode = server.mode;
+            if end.last_insert_id != 0 {
+                self.last_insert_id = end.last_insert_id;
+            }
+            if end.warnings > 0 {
+                // SHOW WARNINGS answers on this connection only.
+                self.learned.pins.insert(PinReason::SessionFunction);
+            }
+            // A result with a cursor has no rows and, for older clients, one EOF only.
+            let cursor = end.status.contains(Status::CURSOR_EXISTS) && server.stage == Stage::FirstRow;
+            if server.stage == Stage::FirstRow && !cursor {
+                self.end_columns(down, server, kept);
+            }
+            let seq = header.seq.wrapping_add(server.shift);
+            let as_it_is = if self.legacy() {
+                first == codec::OK || !server.agreed.contains(Capabilities::DEPRECATE_EOF)
+            } else {
+                first == codec::OK || server.agreed.contains(Capabilities::DEPRECATE_EOF)
+            };
+            let hides = end.status.contains(Status::SESSION_STATE_CHANGED);
+            let told = if hides && self.agreed.contains(Capabilities::SESSION_TRACK) {
+                usual_changes(&changes)
+            } else {
+                Vec::new()
+            };
+            let end = OkPacket { session_state: &told, ..end };
+            if as_it_is && !hides {
+                self.relay(down, server, header, kept);
+            } else {
+                down.skip(header.total());
+                if first == codec::OK && !of_rows {
+                    end.write(codec::OK, seq, self.agreed, down.output());
+                } else {
+                    self.write_end(&end, seq, down.output());
+                }
+            }
+        } else {
+            self.relay(down, server, header, kept);
+        }
+        let affected = if of_rows { 0 } else { end.affected_rows };
+        if end.status.contains(Status::MORE_RESULTS) {
+            server.stage = Stage::Start;
+            self.rows += affected;
+            return Ok(None);
+        }
+        let end = OkPacket { affected_rows: affected, status: end.status, ..OkPacket::default() };
+        Ok(self.over(server, kept, &end))
+    }
+
+    /// The answer at the head is through.
+    fn over(&mut self, server: &mut MyServer, kept: bool, end: &OkPacket<'_>) -> Option<ServerEvent> {
+        let head = server.pop();
+        if !kept {
+            return None;
+        }
+        let fetched = matches!(head.map(|head| head.reply), Some(Reply::Rows));
+        if !end.status.contains(Status::CURSOR_EXISTS)
+            && (!fetched || end.status.contains(Status::LAST_ROW_SENT))
+        {
+            server.end_cursor();
+        }
+        self.note_outcome(None, end.affected_rows);
+        self.settle(false);
+        Some(ServerEvent::Answered { failed: false, nothing_ran: false })
+    }
+
+    fn note_outcome(&mut self, error: Option<Box<str>>, affected: u64) {
+        let rows = std::mem::take(&mut self.rows) + affected;
+        if self.watch.outcomes {
+            self.outcomes.push(Outcome { rows, error });
+        }
+    }
+}
+
+/// Of changes of a session, what a client is told that has asked for no more: what servers report by default.
+const USUAL: [&[u8]; 5] = [
+    b"autocommit",
+    b"character_set_client",
+    b"character_set_connection",
+    b"character_set_results",
+    b"time_zone",
+];
+
+/// See [`USUAL`]; the database too.
+fn usual_changes(changes: &[SessionChange<'_>]) -> Vec<u8> {
+    let mut told = Vec::new();
+    for change in changes {
+        let mut entry = Vec::new();
+        let kind = match change {
+            SessionChange::Variable { name, value } if USUAL.contains(name) => {
+                put_lenenc_bytes(&mut entry, name);
+                put_lenenc_bytes(&mut entry, value);
+                codec::track::SYSTEM_VARIABLES
+            }
+            SessionChange::Schema(name) => {
+                put_lenenc_bytes(&mut entry, name);
+                codec::track::SCHEMA
+            }
+            _ => continue,
+        };
+        told.push(kind);
+        put_lenenc_bytes(&mut told, &entry);
+    }
+    told
+}
+
+/// A value as the server reports it, as a literal.
+fn literal(value: &str) -> String {
+    let is_number = !value.is_empty()
+        && value.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'-' | b'.'))
+        && value.bytes().any(|byte| byte.is_ascii_digit());
+    if is_number && value.parse::<f64>().is_ok() {
+        return value.to_owned();
+    }
+    // Without a backslash it means the same in every sql_mode.
+    if !value.contains('\\') {
+        return format!("'{}'", value.replace('\'', "''"));
+    }
+    let mut hex = String::from("x'");
+    for byte in value.bytes() {
+        hex.push_str(&format!("{byte:02x}"));
+    }
+    hex.push('\'');
+    hex
+}
+
 impl Tracker<MySql> for MyTracker {
-    fn new(_: &PoolKey, _: &Greeting, _: MyClient) -> Self { Self }
-    fn on_client(&mut self, _: &Shared, _: &mut Pipe, _: Option<&mut MyServer>, _: &mut Pipe) -> Result<ClientEvent, ProtocolError> { Ok(ClientEvent::Quit) }
-    fn attach(&mut self, _: &MyServer) {}
-    fn admit(&mut self, _: bool) {}
-    fn watch(&mut self, _: Watch) {}
-    fn text<'a>(&'a self, _: &'a Pipe) -> &'a [u8] { &[] }
-    fn hint<'a>(&self, _: &'a [u8]) -> &'a str { "" }
-    fn literal_variables(&self, _: &[u8]) -> Vec<String> { Vec::new() }
-    fn rewrite(&mut self, _: &Shared, _: String) -> Rewritten { Rewritten::Impossible }
-    fn reject(&mut self, _: &Fault, _: &mut Pipe, _: Option<&mut MyServer>, _: &mut Pipe) -> bool { true }
-    fn extent(&self, _: &Pipe) -> Upcoming { Upcoming::OpenEnded }
-    fn upcoming(&self, _: &Shared, _: &Pipe, _: &mut dyn FnMut(&Statement, &[u8])) -> Upcoming { Upcoming::OpenEnded }
-    fn take_outcomes(&mut self) -> Vec<Outcome> { Vec::new() }
-    fn on_server(&mut self, _: &mut Pipe, _: &mut MyServer) -> Result<ServerEvent, ProtocolError> { Ok(ServerEvent::NeedBytes) }
-    fn is_mid_message(&self) -> bool { false }
-    fn standing_pins(&self) -> PinReasons { PinReasons::only(PinReason::Unknown) }
-    fn refuse(&mut self, _: &Fault, _: &mut Pipe, _: &mut Pipe) {}
-    fn write_forget_session_functions(&mut self, _: &mut MyServer, _: &mut Pipe) {}
+    fn new(_key: &PoolKey, greeting: &Greeting, client: MyClient) -> Self {
+        let agreed = client.capabilities;
+        let (status, baseline) = read_greeting(greeting);
+        let value = |at: usize| baseline.get(at).copied().unwrap_or_default();
+        Self {
+            client,
+            agreed,
+            status,
+            mode: LexMode::from_variables(value(4), value(0)),
+            multi_statements: agreed.contains(Capabilities::MULTI_STATEMENTS),
+            statements: HashMap::new(),
+            next_id: 0,
+            current: None,
+            owed: 0,
+            owed_kept: true,
+            continues: false,
+            watch: Watch::default(),
+            outcomes: Vec::new(),
+            rows: 0,
+            learned: Learned::default(),
+            state_changed: false,
+            aborted: false,
+            explains: Explained::default(),
+            last_insert_id: 0,
+            unprepared: None,
+        }
+    }
+
+    fn on_client(
+        &mut self,
+        shared: &Shared,
+        up: &mut Pipe,
+        mut server: Option<&mut MyServer>,
+        down: &mut Pipe,
+    ) -> Result<ClientEvent, ProtocolError> {
+        loop {
+            if self.owed > 0 {
+                let n = self.owed;
+                let kept = self.owed_kept;
+                self.take(up, n, kept);
+                if self.owed > 0 {
+                    return Ok(ClientEvent::NeedBytes);
+                }
+            }
+            let Some(header) = Header::read(up.unread()) else { return Ok(ClientEvent::NeedBytes) };
+            if self.continues {
+                let kept = self.owed_kept;
+                self.take_packet(up, header, kept);
+                continue;
+            }
+            if let Some(server) = server.as_deref_mut() {
+                if server.stage == Stage::Infile {
+                    // The client counts on from what it has seen.
+                    up.patch(3, header.seq.wrapping_sub(server.shift));
+                    if header.len == 0 {
+                        server.stage = Stage::Start;
+                    }
+                    self.continues = false;
+                    self.take(up, header.total(), true);
+                    continue;
+                }
+                if !server.expects_nothing() {
+                    return Ok(ClientEvent::NeedAnswer);
+                }
+            }
+            if header.seq != 0 {
+                return Err(ProtocolError::Unexpected(char::from(header.seq)));
+            }
+            let Some(&byte) = up.unread().get(HEADER_BYTES) else {
+                if header.len == 0 {
+                    return Err(ProtocolError::Malformed("command"));
+                }
+                return Ok(ClientEvent::NeedBytes);
+            };
+            let server = server.as_deref_mut();
+            let event = match Command::from_byte(byte) {
+                Some(Command::Quit) => Some(ClientEvent::Quit),
+                Some(Command::Ping) => {
+                    self.take_packet(up, header, false);
+                    self.ok(down, 1);
+                    None
+                }
+                Some(Command::ProcessKill) => self.process_kill(header, up, down),
+                Some(command @ (Command::InitDb | Command::Debug | Command::ProcessInfo)) => {
+                    self.command(command, header, up, server, Reply::Results)
+                }
+                Some(Command::Query) => self.query(header, shared, up, server, down)?,
+                Some(Command::FieldList) => {
+                    self.command(Command::FieldList, header, up, server, Reply::Fields)
+                }
+                Some(Command::Statistics) => {
+                    self.command(Command::Statistics, header, up, server, Reply::Line)
+                }
+                Some(Command::StmtPrepare) => self.prepare(header, shared, up, server, down)?,
+                Some(command @ (Command::StmtExecute | Command::StmtBulkExecute)) => {
+                    self.execute(command, header, up, server, down)?
+                }
+                Some(Command::StmtSendLongData) => self.long_data(header, up, server),
+                Some(Command::StmtClose) => self.close_statement(header, up, server),
+                Some(Command::StmtReset) => self.reset_statement(header, up, server, down),
+                Some(Command::StmtFetch) => self.fetch(header, up, server, down),
+                Some(Command::SetOption) => self.set_option(header, up, down),
+                Some(Command::ChangeUser) if header.len > MAX_HELD_BYTES => {
+                    self.fail(1047, "08S01", "Unknown command", up, header, down);
+                    None
+                }
+                Some(Command::ChangeUser) if up.unread().len() < header.total() => {
+                    Some(ClientEvent::NeedBytes)
+                }
+                Some(Command::ChangeUser) => Some(ClientEvent::LogIn),
+                Some(Command::ResetConnection) => self.reset_connection(header, up, server),
+                Some(command) => {
+                    let message = format!("{} is not supported by this proxy", command.name());
+                    self.fail(1235, "42000", &message, up, header, down);
+                    None
+                }
+                None => {
+                    self.fail(1047, "08S01", "Unknown command", up, header, down);
+                    None
+                }
+            };
+            if let Some(event) = event {
+                return Ok(event);
+            }
+        }
+    }
+
+    fn attach(&mut self, server: &MyServer) {
+        if self.mode != server.mode {
+            self.mode = server.mode;
+            self.current = None;
+        }
+    }
+
+    fn admit(&mut self, _settled: bool) {
+        if let Some(current) = &mut self.current {
+            current.admitted = true;
+        }
+    }
+
+    fn watch(&mut self, watch: Watch) {
+        self.watch = watch;
+    }
+
+    fn text<'a>(&'a self, up: &'a Pipe) -> &'a [u8] {
+        match self.current.as_ref().map(|current| &current.text) {
+            Some(Text::Front) => Header::read(up.unread())
+                .and_then(|header| up.unread().get(HEADER_BYTES + 1..header.total()))
+                .unwrap_or_default(),
+            Some(Text::Rewritten(text)) => text,
+            Some(Text::Of(statement)) => &statement.text,
+            Some(Text::None) | None => &[],
+        }
+    }
+
+    fn hint<'a>(&self, text: &'a [u8]) -> &'a str {
+        classify::hint(text, self.mode)
+    }
+
+    fn literal_variables(&self, _text: &[u8]) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn rewrite(&mut self, shared: &Shared, text: String) -> Rewritten {
+        let Some(current) = &self.current else { return Rewritten::Impossible };
+        let prepares = current.statement.prepares;
+        match &current.text {
+            Text::Front | Text::Rewritten(_) => {
+                let (statement, details) = self.read_text(shared, text.as_bytes());
+                let statement = Submitted { prepares, ..statement };
+                self.current = Some(Current {
+                    statement: statement.clone(),
+                    details,
+                    admitted: false,
+                    text: Text::Rewritten(text.into_bytes()),
+                });
+                Rewritten::Known(statement)
+            }
+            Text::Of(_) => Rewritten::Settled,
+            Text::None => Rewritten::Impossible,
+        }
+    }
+
+    fn reject(
+        &mut self,
+        fault: &Fault,
+        up: &mut Pipe,
+        server: Option<&mut MyServer>,
+        down: &mut Pipe,
+    ) -> bool {
+        self.refuse(fault, up, down);
+        if let Some(server) = server
+            && server.tx() == Tx::Open
+            && !self.aborted
+        {
+            // A transaction of which a statement was refused must not be committed without it.
+            write_command(up.output(), Command::Query, b"ROLLBACK");
+            server.expect(Reply::Results, true, true);
+            self.aborted = true;
+        }
+        true
+    }
+
+    fn extent(&self, up: &Pipe) -> Upcoming {
+        match Header::read(up.unread()) {
+            Some(header) if up.unread().len() >= header.total().min(MAX_TEXT_BYTES) => Upcoming::Whole,
+            _ => Upcoming::Partial,
+        }
+    }
+
+    fn upcoming(&self, _shared: &Shared, up: &Pipe, visit: &mut dyn FnMut(&Submitted, &[u8])) -> Upcoming {
+        if let Some(current) = &self.current {
+            visit(&current.statement, self.text(up));
+        }
+        self.extent(up)
+    }
+
+    fn take_outcomes(&mut self) -> Vec<Outcome> {
+        std::mem::take(&mut self.outcomes)
+    }
+
+    fn take_login(&mut self, up: &mut Pipe) -> Option<(MyClient, Vec<u8>)> {
+        up.discard_output();
+        let header = Header::read(up.unread())?;
+        let request = up.unread().get(HEADER_BYTES..header.total())?.to_vec();
+        up.skip(header.total());
+        Some((self.client, request))
+    }
+
+    fn killed(&mut self, outcome: Killed, up: &mut Pipe, down: &mut Pipe) {
+        let Some(header) = Header::read(up.unread()) else { return };
+        match outcome {
+            Killed::Done => {
+                self.current = None;
+                self.take_packet(up, header, false);
+                self.ok(down, 1);
+            }
+            Killed::Unknown => self.fail(1094, "HY000", "Unknown thread id", up, header, down),
+            Killed::NotOwner => self.fail(1095, "HY000", "You are not owner of thread", up, header, down),
+        }
+    }
+
+    fn take_learned(&mut self) -> Learned {
+        std::mem::take(&mut self.learned)
+    }
+
+    fn on_server(&mut self, down: &mut Pipe, server: &mut MyServer) -> Result<ServerEvent, ProtocolError> {
+        loop {
+            if server.owed > 0 {
+                let n = server.owed.min(down.unread().len());
+                server.owed -= n;
+                if server.owed_kept {
+                    down.pass(n);
+                } else {
+                    down.skip(n);
+                }
+                if server.owed > 0 {
+                    return Ok(ServerEvent::NeedBytes);
+                }
+            }
+            let Some(header) = Header::read(down.unread()) else { return Ok(ServerEvent::NeedBytes) };
+            server.seq = header.seq;
+            if let Some(kept) = server.continues.take() {
+                server.continues = header.continues().then_some(kept);
+                self.relay(down, server, header, kept);
+                continue;
+            }
+            let Some(head) = server.head() else { return Err(ProtocolError::Malformed("unasked")) };
+            let kept = !head.ours;
+            let Some(&first) = down.unread().get(HEADER_BYTES) else {
+                if header.len > 0 {
+                    return Ok(ServerEvent::NeedBytes);
+                }
+                return Err(ProtocolError::Malformed("answer"));
+            };
+            // Rows and definitions need no more than their first byte.
+            let is_end = match first {
+                codec::ERR => true,
+                codec::EOF => header.len < codec::MAX_PAYLOAD,
+                _ => false,
+            };
+            match server.stage {
+                Stage::Rows | Stage::FirstRow if !is_end => {
+                    if server.stage == Stage::FirstRow {
+                        self.end_columns(down, server, kept);
+                    }
+                    self.rows += u64::from(kept);
+                    server.stage = Stage::Rows;
+                    self.relay(down, server, header, kept);
+                    continue;
+                }
+                Stage::Columns(left) if first != codec::ERR => {
+                    self.relay(down, server, header, kept);
+                    server.stage = match left {
+                        2.. => Stage::Columns(left - 1),
+                        _ if server.agreed.contains(Capabilities::DEPRECATE_EOF) => Stage::FirstRow,
+                        _ => Stage::ColumnsEnd,
+                    };
+                    continue;
+                }
+                _ => {}
+            }
+            if matches!(head.reply, Reply::Fields | Reply::Rows) && !is_end {
+                self.rows += u64::from(kept && matches!(head.reply, Reply::Rows));
+                self.relay(down, server, header, kept);
+                continue;
+            }
+            if header.len > MAX_HELD_BYTES {
+                return Err(ProtocolError::BadLength { tag: char::from(first), len: i32::MAX });
+            }
+            if down.unread().len() < header.total() {
+                down.expect(header.total());
+                return Ok(ServerEvent::NeedBytes);
+            }
+            if let Some(event) = self.on_packet(first, header, kept, down, server)? {
+                return Ok(event);
+            }
+        }
+    }
+
+    fn is_mid_message(&self) -> bool {
+        self.owed > 0 || self.continues
+    }
+
+    fn standing_pins(&self) -> PinReasons {
+        PinReasons::NONE
+    }
+
+    fn refuse(&mut self, fault: &Fault, up: &mut Pipe, down: &mut Pipe) {
+        self.current = None;
+        let Some(header) = Header::read(up.unread()) else { return };
+        self.take_packet(up, header, false);
+        write_error(fault, 1, self.agreed, down.output());
+    }
+
+    fn write_question(&mut self, server: &mut MyServer, up: &mut Pipe) {
+        if server.doubtful && server.expects_nothing() {
+            write_command(up.output(), Command::Ping, &[]);
+            server.expect(Reply::Results, true, false);
+        }
+    }
+
+    fn write_forget_session_functions(&mut self, server: &mut MyServer, up: &mut Pipe) {
+        let statement = format!("SET last_insert_id = {}", self.last_insert_id);
+        write_command(up.output(), Command::Query, statement.as_bytes());
+        server.expect(Reply::Results, true, false);
+        server.set_forgot();
+    }
 }

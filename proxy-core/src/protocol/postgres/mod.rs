@@ -36,6 +36,8 @@ impl Protocol for Postgres {
     const NAME: &'static str = "postgres";
     const DIALECT: Dialect = Dialect::Postgresql;
     const DIRECT_TLS: bool = true;
+    // A few settings only.
+    const TELLS_SETTINGS: bool = false;
     const LIMITS_QUERY: &'static str = "SELECT pg_catalog.current_setting('max_connections'), \
         pg_catalog.current_setting('superuser_reserved_connections')::int \
         + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int";

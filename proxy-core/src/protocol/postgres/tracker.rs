@@ -441,6 +441,9 @@ impl Tracker<Postgres> for PgTracker {
         if let Some(whole) = request.whole {
             visit(&whole, self.text(up));
         }
+        if let Some((last, text)) = request.last {
+            visit(&last, &text);
+        }
         seen
     }
 
@@ -753,9 +756,23 @@ impl PgTracker {
                     request.whole = Some(known.unwrap_or_else(|| opaque_statement(header.body)));
                     return Upcoming::Whole;
                 }
-                (b'Q' | b'F' | b'S' | b'X', _) => return Upcoming::Whole,
+                (b'S' | b'X', _) => return Upcoming::Whole,
                 (b'H', _) => return Upcoming::OpenEnded,
+                (b'F', _) => {
+                    request.last = Some((opaque_statement(header.body), Vec::new()));
+                    return Upcoming::Whole;
+                }
+                (b'Q', _) if header.body > MAX_TEXT_BYTES => {
+                    request.last = Some((opaque_statement(header.body), Vec::new()));
+                    return Upcoming::Whole;
+                }
                 (_, None) => return Upcoming::Partial,
+                (b'Q', Some(body)) => {
+                    // Without a Sync before it, it runs where they do.
+                    let text = cstr(body).map_or(&[][..], |(text, _)| text);
+                    request.last = Some((self.read_query(shared, text), text.to_vec()));
+                    return Upcoming::Whole;
+                }
                 (b'P', Some(body)) => {
                     let Some((name, tail)) = cstr(body) else { return Upcoming::OpenEnded };
                     let parsed = match current.and_then(|current| current.parsed.clone()) {
@@ -1622,6 +1639,8 @@ struct Request {
     statements: Vec<Mentioned>,
     /// A Query or FunctionCall.
     whole: Option<Submitted>,
+    /// One that follows on `statements`, with its text.
+    last: Option<(Submitted, Vec<u8>)>,
 }
 
 impl Request {

@@ -14,19 +14,16 @@ mod facts;
 mod lexer;
 mod walk;
 
-use std::{
-    borrow::Cow,
-    fmt,
-    hash::{BuildHasher, Hasher},
-    sync::Arc,
-};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use memchr::{memchr, memchr2_iter, memmem};
 use pg_query::ParserOptions;
-use quick_cache::{UnitWeighter, sync::DefaultLifecycle};
-use siphasher::sip128::{Hasher128, SipHasher24};
+use siphasher::sip128::SipHasher24;
 
-use crate::protocol::Facts;
+use crate::protocol::{
+    Facts,
+    digest::{self, Cache, Sink, keyed_hasher},
+};
 
 pub use lexer::LexMode;
 
@@ -52,10 +49,8 @@ pub struct Classified {
 pub struct Classifier {
     /// Holds the random key.
     hasher: SipHasher24,
-    cache: Cache,
+    cache: Cache<Arc<Facts>>,
 }
-
-type Cache = quick_cache::sync::Cache<u128, Arc<Facts>, UnitWeighter, DigestBits>;
 
 impl Classifier {
     /// A classifier with a random key that remembers the facts of up to `capacity` digests.
@@ -64,19 +59,7 @@ impl Classifier {
     /// When the operating system has no random numbers to give.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        let mut key = [0; 16];
-        getrandom::fill(&mut key).expect("the operating system gives random numbers");
-        let capacity = capacity.max(1);
-        Self {
-            hasher: SipHasher24::new_with_key(&key),
-            cache: Cache::with(
-                capacity,
-                capacity as u64,
-                UnitWeighter,
-                DigestBits,
-                DefaultLifecycle::default(),
-            ),
-        }
+        Self { hasher: keyed_hasher(), cache: digest::cache(capacity) }
     }
 
     /// The digest and the facts of `text`, one `Query` or `Parse` message's statement text without its final zero.
@@ -173,100 +156,6 @@ struct Digest {
     trusted: bool,
 }
 
-/// Gathers small pieces before they are hashed: the hash is at its best with many bytes at once.
-struct Sink {
-    hasher: SipHasher24,
-    buffer: [u8; 256],
-    filled: usize,
-}
-
-impl Sink {
-    fn new(hasher: SipHasher24) -> Self {
-        Self { hasher, buffer: [0; 256], filled: 0 }
-    }
-
-    #[inline]
-    fn byte(&mut self, byte: u8) {
-        if self.filled == self.buffer.len() {
-            self.flush();
-        }
-        self.buffer[self.filled] = byte;
-        self.filled += 1;
-    }
-
-    #[inline]
-    fn lower_case(&mut self, bytes: &[u8]) {
-        let mut rest = bytes;
-        loop {
-            let room = &mut self.buffer[self.filled..];
-            let now = rest.len().min(room.len());
-            for (to, from) in room.iter_mut().zip(rest) {
-                *to = from.to_ascii_lowercase();
-            }
-            self.filled += now;
-            rest = &rest[now..];
-            if rest.is_empty() {
-                return;
-            }
-            self.flush();
-        }
-    }
-
-    #[inline]
-    fn bytes(&mut self, bytes: &[u8]) {
-        if bytes.len() > self.buffer.len() - self.filled {
-            self.flush();
-        }
-        match self.buffer.get_mut(self.filled..self.filled + bytes.len()) {
-            Some(room) => {
-                room.copy_from_slice(bytes);
-                self.filled += bytes.len();
-            }
-            None => self.hasher.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) {
-        self.hasher.write(&self.buffer[..self.filled]);
-        self.filled = 0;
-    }
-
-    fn finish(mut self) -> u128 {
-        self.flush();
-        self.hasher.finish128().as_u128()
-    }
-}
-
-/// Digests are keyed hashes already: their low half is taken as it is.
-#[derive(Debug, Clone, Copy, Default)]
-struct DigestBits;
-
-impl BuildHasher for DigestBits {
-    type Hasher = LowHalf;
-
-    fn build_hasher(&self) -> LowHalf {
-        LowHalf(0)
-    }
-}
-
-struct LowHalf(u64);
-
-impl Hasher for LowHalf {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u128(&mut self, digest: u128) {
-        self.0 = digest as u64;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 /// The tree of `text`; `None` when the grammar refuses it, when the tree is too deep to be handed over (pg_query's
 /// decoder stops at 100 levels, two of which make one level of an expression), or when it would take too long.
 fn parse(text: &[u8], mode: LexMode) -> Option<pg_query::protobuf::ParseResult> {
@@ -328,20 +217,12 @@ pub fn hint(text: &[u8], mode: LexMode) -> &str {
         if token.kind == Kind::Hint
             && let Some(at) = memmem::find(bytes, MARK)
         {
-            let word = &bytes[at + MARK.len()..];
-            let end = word
-                .iter()
-                .position(|byte| !matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-'))
-                .unwrap_or(word.len());
-            found = std::str::from_utf8(&word[..end.min(MAX_HINT_BYTES)]).unwrap_or("");
+            found = digest::hint_word(&bytes[at + MARK.len()..]);
         }
         found.is_empty()
     });
     found
 }
-
-/// Longest hint.
-const MAX_HINT_BYTES: usize = 64;
 
 /// `text` for logs: literals become `$n`, counted on from the highest parameter; comments are left out, white space
 /// is one space. At most [`DIGEST_TEXT_LIMIT`] bytes. A text whose literals cannot be told shows nothing of itself.

@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: the whole thing, seen from outside.
 
+mod mysql;
+
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -20,6 +22,9 @@ use crate::{
 };
 
 const USER: &str = "demo";
+/// The two proxies' names in the configuration.
+const POSTGRES: &str = "demo";
+const MYSQL: &str = "demo-mysql";
 const CLIENTS: u32 = 100;
 /// The server allows this many connections and Pinion may use 5 % of them, one of these for its monitor: 10 are left.
 const SERVER_LIMIT: u32 = 220;
@@ -36,6 +41,8 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
         Need::WasmTarget,
         Need::WasmLinker,
         Need::Postgresql,
+        Need::Mariadb,
+        Need::Sysbench,
         Need::Openssl,
     ])?;
     process::raise_file_limit()?;
@@ -45,12 +52,19 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
     let binary = pinion::build()?;
 
     let directory = TemporaryDirectory::new("pinion-demo")?;
-    println!("Starting a private PostgreSQL and Pinion in {}.", directory.path().display());
+    println!(
+        "Starting a private PostgreSQL, a private MariaDB and Pinion in {}.",
+        directory.path().display()
+    );
     let password = temporary::random_hex(12)?;
     let (certificate, key) = make_certificate(directory.path())?;
     let cluster = Cluster::start(directory.path(), &server_settings(&certificate, &key)?)?;
     cluster.create_user(USER, &password)?;
+    let mariadb = mysql::start_server(directory.path(), &certificate, &key)?;
+    mariadb.create_user(USER, &password, "REQUIRE SSL")?;
     let settings = Settings {
+        name: POSTGRES,
+        engine: "POSTGRESQL",
         user: USER,
         password: &password,
         client_auth: "POSTGRES_SCRAM_SHA_256",
@@ -60,19 +74,42 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
         certificate: Some((&certificate, &key)),
         more: PLUGIN.to_owned(),
     };
+    let mysql_settings = Settings {
+        name: MYSQL,
+        engine: "MYSQL",
+        client_auth: "MYSQL_CACHING_SHA2_PASSWORD",
+        server_port: mariadb.port(),
+        more: String::new(),
+        ..settings.clone()
+    };
     put_plugin(&built, 1, directory.path())?;
-    let mut pinion = Pinion::start(&binary, directory.path(), &settings)?;
+    let mut pinion = Pinion::start(&binary, directory.path(), &[settings, mysql_settings])?;
+    let &[mysql_port] = pinion.more_ports.as_slice() else { return failed("there is no MySQL proxy") };
 
     let direct = Server { port: cluster.port(), user: USER, password: &password, sslmode: "require" };
     let through = Server { port: pinion.port, ..direct.clone() };
     let shown = show(&cluster, &pinion, &direct, &through, directory.path())?;
     let swap = swap(&pinion, &through, &built, directory.path())?;
-    report(&shown);
+    let mysql_direct = mysql::Server {
+        port: mariadb.port(),
+        user: USER,
+        password: &password,
+        certificate: Some((&certificate, &key)),
+    };
+    let mysql_through = mysql::Server { port: mysql_port, ..mysql_direct.clone() };
+    let mysql_shown = mysql::show(&mariadb, &pinion, &mysql_direct, &mysql_through, directory.path())?;
+    println!("\nWhat happened\n");
+    report("PostgreSQL", &shown);
     report_swap(&swap);
+    report("MariaDB", &mysql_shown);
     println!("Try it yourself (TLS, the password is in the line):\n");
     println!(
-        "  psql \"host=127.0.0.1 port={} user={USER} dbname={USER} password={password} sslmode=require\"\n",
+        "  psql \"host=127.0.0.1 port={} user={USER} dbname={USER} password={password} sslmode=require\"",
         pinion.port
+    );
+    println!(
+        "  mariadb --no-defaults --protocol=TCP --host=127.0.0.1 --port={mysql_port} --user={USER} \
+         --password={password} --ssl {USER}\n"
     );
     println!("Metrics:  http://127.0.0.1:{}/metrics", pinion.metrics_port);
     println!("Config:   {}", pinion.config.display());
@@ -82,7 +119,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
     println!("\nEverything keeps running until Ctrl-C, which stops and removes it all.");
     loop {
         if interrupt::wait(Duration::from_millis(500)).is_err() {
-            println!("\nStopping Pinion and PostgreSQL, removing {}.", directory.path().display());
+            println!("\nStopping Pinion, PostgreSQL and MariaDB, removing {}.", directory.path().display());
             return Ok(());
         }
         pinion.check()?;
@@ -200,13 +237,13 @@ fn show(
     println!("Filling pgbench's tables through Pinion.");
     through.fill(5)?;
     let load = |clients, seconds| Load { mode: "simple", clients, seconds };
-    let pins_before = pins(pinion)?;
+    let pins_before = pins(pinion, POSTGRES)?;
 
     println!("Running {CLIENTS} clients for 5 s through Pinion, then 5 s straight to PostgreSQL.");
     let sampler = Sampler::start(cluster, USER)?;
     let crowd = through.run(load(CLIENTS, 5), directory)?;
     let crowd_seen = sampler.finish()?;
-    let pins_by_load = pins(pinion)? - pins_before;
+    let pins_by_load = pins(pinion, POSTGRES)? - pins_before;
     let sampler = Sampler::start(cluster, USER)?;
     let crowd_direct = direct.run(load(CLIENTS, 5), directory)?;
     // Pinion's own connections stay open meanwhile; they are not the direct clients'.
@@ -216,7 +253,16 @@ fn show(
     println!("Running 1 client for 3 s both ways, for the latency that Pinion adds.");
     let alone = through.run(load(1, 3), directory)?;
     let alone_direct = direct.run(load(1, 3), directory)?;
-    let pin_example = pin(pinion, through)?;
+    let mut psql = through.program("psql")?;
+    psql.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"]);
+    for statement in [
+        "CREATE TEMPORARY TABLE basket AS SELECT n FROM generate_series(1, 7) AS n",
+        "SELECT count(*) FROM basket",
+        "DROP TABLE basket",
+    ] {
+        psql.args(["--command", statement]);
+    }
+    let pin_example = pin(pinion, POSTGRES, &mut psql)?;
     Ok(Shown {
         crowd,
         crowd_seen,
@@ -229,19 +275,19 @@ fn show(
     })
 }
 
-fn report(shown: &Shown) {
+fn report(server: &str, shown: &Shown) {
     let Shown { crowd, crowd_direct, alone, alone_direct, pin_example, .. } = shown;
-    println!("\nWhat happened\n");
+    println!("{server}");
     println!(
         "  Clients      {CLIENTS} clients ran {} queries through Pinion, {:.0} a second, all over TLS.",
         crowd.transactions, crowd.tps
     );
     println!(
-        "  Connections  PostgreSQL saw at most {} connections from Pinion ({} of them with TLS).",
+        "  Connections  {server} saw at most {} connections from Pinion ({} of them with TLS).",
         shown.crowd_seen.peak, shown.crowd_seen.peak_tls
     );
     println!(
-        "               Straight to PostgreSQL the same {CLIENTS} clients took {} connections: {:.0} queries a second.",
+        "               Straight to {server} the same {CLIENTS} clients took {} connections: {:.0} queries a second.",
         shown.crowd_direct_seen.peak, crowd_direct.tps
     );
     println!(
@@ -271,25 +317,21 @@ fn report(shown: &Shown) {
     );
 }
 
-fn pins(pinion: &Pinion) -> Result<u64> {
-    pinion.counter("pinion_pins_total", |_| true)
+fn pins(pinion: &Pinion, proxy: &str) -> Result<u64> {
+    let label = format!("proxy=\"{proxy}\"");
+    pinion.counter("pinion_pins_total", |labels| labels.contains(&label))
 }
 
-fn pin(pinion: &Pinion, through: &Server<'_>) -> Result<PinExample> {
-    let temporary_table = |labels: &str| labels.contains("reason=\"temporary-table\"");
+/// A session's temporary table, made, read and dropped by `client`, which prints the number of rows.
+fn pin(pinion: &Pinion, proxy: &str, client: &mut Command) -> Result<PinExample> {
+    let label = format!("proxy=\"{proxy}\"");
+    let temporary_table =
+        |labels: &str| labels.contains("reason=\"temporary-table\"") && labels.contains(&label);
     let before = pinion.counter("pinion_pins_total", temporary_table)?;
-    let mut psql = through.program("psql")?;
-    psql.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"]);
-    for statement in [
-        "CREATE TEMPORARY TABLE basket AS SELECT n FROM generate_series(1, 7) AS n",
-        "SELECT count(*) FROM basket",
-        "DROP TABLE basket",
-    ] {
-        psql.args(["--command", statement]);
-    }
-    let answer = process::run(&mut psql)?.trim().to_owned();
+    let answer = process::run(client)?.trim().to_owned();
     let pins = pinion.counter("pinion_pins_total", temporary_table)? - before;
-    let left = pinion.counter("pinion_database_connections_currently_session_pinned", |_| true)?;
+    let pinned = "pinion_database_connections_currently_session_pinned";
+    let left = pinion.counter(pinned, |labels| labels.contains(&label))?;
     Ok(PinExample { pins, left, answer })
 }
 
