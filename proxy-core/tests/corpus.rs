@@ -121,6 +121,16 @@ fn server_messages() {
 }
 
 #[test]
+fn mysql_accept() {
+    check("mysql_accept", 500);
+}
+
+#[test]
+fn mysql_connect() {
+    check("mysql_connect", 1000);
+}
+
+#[test]
 fn classify() {
     check("classify", 1000);
 }

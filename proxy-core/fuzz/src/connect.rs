@@ -59,6 +59,7 @@ impl Login {
                     self.result = Some("done".to_owned());
                     return false;
                 }
+                Ok(step) => panic!("whether there is TLS was settled before: {step:?}"),
                 Err(error) => {
                     self.result = Some(format!("{error:?}"));
                     return false;

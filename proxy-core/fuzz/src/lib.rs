@@ -7,6 +7,8 @@ pub mod classify;
 pub mod client_messages;
 pub mod connect;
 pub mod fake;
+pub mod mysql_accept;
+pub mod mysql_connect;
 pub mod scram;
 pub mod server_messages;
 pub mod startup;
@@ -24,11 +26,13 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "startup", run: startup::run, seeds: startup::seeds },
     Target { name: "connect", run: connect::run, seeds: connect::seeds },
     Target { name: "scram", run: scram::run, seeds: scram::seeds },
     Target { name: "client_messages", run: client_messages::run, seeds: client_messages::seeds },
     Target { name: "server_messages", run: server_messages::run, seeds: server_messages::seeds },
+    Target { name: "mysql_accept", run: mysql_accept::run, seeds: mysql_accept::seeds },
+    Target { name: "mysql_connect", run: mysql_connect::run, seeds: mysql_connect::seeds },
     Target { name: "classify", run: classify::run, seeds: classify::seeds },
 ];

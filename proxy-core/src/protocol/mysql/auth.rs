@@ -102,7 +102,7 @@ pub fn native_answer(password: &[u8], nonce: &[u8]) -> [u8; 20] {
 #[must_use]
 pub fn caching_sha2_answer(password: &[u8], nonce: &[u8]) -> [u8; 32] {
     let once = Zeroizing::new(<[u8; 32]>::from(Sha256::digest(password)));
-    let twice = Sha256::digest(&*once);
+    let twice = Sha256::digest(once.as_slice());
     let mut answer = <[u8; 32]>::from(Sha256::new().chain_update(twice).chain_update(nonce).finalize());
     answer.iter_mut().zip(once.iter()).for_each(|(to, key)| *to ^= key);
     answer

@@ -368,10 +368,10 @@ impl Header {
 pub fn whole_packet(bytes: &[u8], limit: usize) -> Result<Option<(Header, &[u8])>, ProtocolError> {
     let Some(header) = Header::read(bytes) else { return Ok(None) };
     if header.len > limit {
-        let len = i32::try_from(header.len).unwrap_or(i32::MAX);
+        // Packets have no tag, and what comes first in this one may not be here yet.
         return Err(ProtocolError::BadLength {
-            tag: bytes.get(HEADER_BYTES).map_or('\0', |b| char::from(*b)),
-            len,
+            tag: '\0',
+            len: i32::try_from(header.len).unwrap_or(i32::MAX),
         });
     }
     Ok(bytes.get(HEADER_BYTES..header.total()).map(|body| (header, body)))

@@ -903,9 +903,6 @@ impl MyConnect {
                         }
                         self.login.baseline = row;
                         self.state = ConnectState::Over;
-                        if !alone {
-                            return Err(broken("more than was asked for"));
-                        }
                     }
                 }
             }

@@ -97,6 +97,8 @@ fn a_public_key_goes_to_pem_and_back() {
     assert!(public_key(b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n").is_none());
 }
 
+type Started = Result<(ClientAuth, AuthStep), AuthError>;
+
 /// A client's login of one method over a plain or encrypted connection.
 struct Case {
     method: ClientAuthType,
@@ -106,11 +108,7 @@ struct Case {
 }
 
 impl Case {
-    fn start(
-        &self,
-        plugin: Option<&str>,
-        answer: &[u8],
-    ) -> (Result<(ClientAuth, AuthStep), AuthError>, Vec<Vec<u8>>) {
+    fn start(&self, plugin: Option<&str>, answer: &[u8]) -> (Started, Vec<Vec<u8>>) {
         let mut out = Vec::new();
         let first = FirstAnswer { plugin: plugin.map(str::as_bytes), answer: Some(answer), nonce: NONCE };
         let secret = self.known.then(|| secret("hunter2"));

@@ -597,7 +597,7 @@ fn what_is_no_response_is_refused() {
     let mut ssl = (Capabilities::SSL | Capabilities::PROTOCOL_41).0.to_le_bytes().to_vec();
     ssl.resize(SSL_REQUEST_BYTES, 0);
     assert_eq!(send(TLS, &packet(1, &ssl)), "StartTls");
-    assert_eq!(send(PLAIN, &RESPONSE_41[..]), "NeedCredentials(\"pam\")");
+    assert_eq!(send(PLAIN, RESPONSE_41), "NeedCredentials(\"pam\")");
     // More behind it, not offered, and of another length.
     assert_eq!(send(TLS, &[packet(1, &ssl), b"x".to_vec()].concat()), "1 1043 08S01 Bad handshake");
     assert_eq!(send(PLAIN, &packet(1, &ssl)), "1 1043 08S01 Bad handshake");
