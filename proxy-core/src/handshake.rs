@@ -108,7 +108,7 @@ pub async fn serve_client<P: Protocol>(endpoint: Arc<Endpoint<P>>, tcp: TcpStrea
     let mut welcomed = Box::pin(welcome(&mut counted, tcp, peer, (!within).then_some(max))).await;
     while let Some(session) = welcomed {
         let Some(returning) = session.run().await else { return };
-        welcomed = Box::pin(welcome_again(&mut counted, peer, returning)).await;
+        welcomed = Box::pin(welcome_again(&mut counted, returning)).await;
     }
 }
 
@@ -153,12 +153,12 @@ async fn welcome<P: Protocol>(
 /// A client that has had a session logs in anew, on the same connection and under the same number.
 async fn welcome_again<P: Protocol>(
     counted: &mut Counted<P>,
-    peer: IpAddr,
     returning: Box<Returning<P>>,
 ) -> Option<Box<Session<P>>> {
     let endpoint = counted.endpoint.clone();
     let Returning { stream, input, handle, key, client, request } = *returning;
     let registered = Registered { proxy: Some(endpoint.proxy.clone()), handle };
+    let peer = stream.peer()?.ip();
     let mut guest = Guest::<P> { stream: Some(stream), input, out: Vec::new(), accept: None };
     let patience = endpoint.proxy.settings().handshake_timeout;
     let login = guest.log_in_again(counted, peer, &registered, (client, &key, &request));

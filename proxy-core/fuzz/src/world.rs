@@ -188,6 +188,7 @@ impl World {
                     assert!(self.answer(who), "the tracker waits for an answer that nobody owes");
                 }
                 Ok(ClientEvent::NeedBytes) => return,
+                Ok(ClientEvent::Kill(_) | ClientEvent::LogIn) => panic!("PostgreSQL has no such request"),
                 Ok(ClientEvent::Quit) => client.over = Some("quit".to_owned()),
                 Err(error) => client.over = Some(error.to_string()),
             }
