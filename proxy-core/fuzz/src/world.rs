@@ -189,6 +189,7 @@ impl World {
                 }
                 Ok(ClientEvent::NeedBytes) => return,
                 Ok(ClientEvent::Quit) => client.over = Some("quit".to_owned()),
+                Ok(event) => panic!("PostgreSQL has nothing like {event:?}"),
                 Err(error) => client.over = Some(error.to_string()),
             }
         }
