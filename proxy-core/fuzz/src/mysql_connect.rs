@@ -113,7 +113,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         packet(9, b"\xfe\0\0\x02\0\0\0"),
     ]
     .concat();
-    let set_up = [packet(1, b"\0\0\0\x02\x40\0\0\0\x04\x02\x02\x011"), baseline.clone()].concat();
+    let set_up = [packet(1, b"\0\0\0\x02\x40\0\0\0\x03\x02\x011"), baseline.clone()].concat();
     let seed = |name: &str, options: u8, parts: &[&[u8]]| {
         (name.to_owned(), [&[options, 5], parts.concat().as_slice()].concat())
     };

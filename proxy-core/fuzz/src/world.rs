@@ -190,6 +190,7 @@ impl World {
                 Ok(ClientEvent::NeedBytes) => return,
                 Ok(ClientEvent::Kill(_) | ClientEvent::LogIn) => panic!("PostgreSQL has no such request"),
                 Ok(ClientEvent::Quit) => client.over = Some("quit".to_owned()),
+                Ok(event) => panic!("PostgreSQL has nothing like {event:?}"),
                 Err(error) => client.over = Some(error.to_string()),
             }
         }

@@ -360,7 +360,7 @@ impl Case {
                 if self.fails_to_track {
                     codec::write_err(1193, "HY000", "Unknown system variable", 1, agreed, out);
                 } else {
-                    let ok = OkPacket { status, session_state: b"\x02\x02\x011", ..OkPacket::default() };
+                    let ok = OkPacket { status, session_state: b"\x02\x011", ..OkPacket::default() };
                     ok.write(OK, 1, agreed, out);
                 }
             } else {
