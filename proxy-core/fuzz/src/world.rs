@@ -188,7 +188,6 @@ impl World {
                     assert!(self.answer(who), "the tracker waits for an answer that nobody owes");
                 }
                 Ok(ClientEvent::NeedBytes) => return,
-                Ok(ClientEvent::Kill(_) | ClientEvent::LogIn) => panic!("PostgreSQL has no such request"),
                 Ok(ClientEvent::Quit) => client.over = Some("quit".to_owned()),
                 Ok(event) => panic!("PostgreSQL has nothing like {event:?}"),
                 Err(error) => client.over = Some(error.to_string()),

@@ -225,7 +225,8 @@ pub struct FirstAnswer<'a> {
     pub plugin: Option<&'a [u8]>,
     /// What that method answers to the greeting's nonce; `None` when it must be asked anew in any case.
     pub answer: Option<&'a [u8]>,
-    /// The nonce of the greeting.
+    /// The nonce that it was told last. Where it must be asked anew it is told the same again, as by servers: there are
+    /// clients that answer that one whatever they are told (MariaDB's own library, in `COM_CHANGE_USER`).
     pub nonce: Nonce,
 }
 
@@ -275,6 +276,12 @@ impl std::fmt::Debug for ClientAuth {
 }
 
 impl ClientAuth {
+    /// The nonce that the client was told last.
+    #[must_use]
+    pub const fn nonce(&self) -> Nonce {
+        self.nonce
+    }
+
     /// Goes on from what the client said first. Payloads to be sent, each one packet, are put into `out`.
     ///
     /// - `secret`: the user's; `None` for an unknown user.
@@ -320,7 +327,9 @@ impl ClientAuth {
             }
             _ if first.plugin.is_none() => Err(AuthError::OldClient),
             _ => {
-                auth.nonce = Nonce::random().map_err(|_| AuthError::Random)?;
+                if first.answer.is_some() {
+                    auth.nonce = Nonce::random().map_err(|_| AuthError::Random)?;
+                }
                 let mut payload = vec![SWITCH];
                 put_null_bytes(&mut payload, name.as_bytes());
                 put_null_bytes(&mut payload, &auth.nonce.0);

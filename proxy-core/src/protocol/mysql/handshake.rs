@@ -150,6 +150,8 @@ pub struct MyClient {
     pub compression: Compression,
     /// Over TLS, for a later `COM_CHANGE_USER`.
     pub encrypted: bool,
+    /// Told last, for the same.
+    pub nonce: Nonce,
 }
 
 /// A server's greeting. Shape: `10 | version: string<NUL> | connection id: u32 | nonce: 8 bytes | 0 |
@@ -425,8 +427,9 @@ impl Accept<MySql> for MyAccept {
             match &mut self.state {
                 AcceptState::Greeting => self.greet(out)?,
                 AcceptState::Response => return self.response(input),
-                AcceptState::Auth(response, _, AuthStep::Done) => {
+                AcceptState::Auth(response, auth, AuthStep::Done) => {
                     let response = std::mem::take(&mut **response);
+                    self.nonce = auth.nonce();
                     self.state = AcceptState::Over;
                     return Ok(AcceptStep::Login(self.login(response)));
                 }
@@ -507,8 +510,7 @@ impl Accept<MySql> for MyAccept {
 
 impl MyAccept {
     /// A client that has negotiated `client` asks to be somebody else: `payload` is its `COM_CHANGE_USER`, `seq` the
-    /// number of that packet, `collation` the one it has now. It is always asked for a new answer, since the nonce of
-    /// its first login is spent. Goes on as a login does: [`AcceptStep::NeedCredentials`] comes first.
+    /// number of that packet, `collation` the one it has now. It is always asked for a new answer. Goes on as a login does: [`AcceptStep::NeedCredentials`] comes first.
     /// Errors: the packet does not parse.
     pub fn change_user(
         arrival: &Arrival<MyHello>,
@@ -528,7 +530,7 @@ impl MyAccept {
             force_full: arrival.force_full_authentication,
             peer: arrival.peer,
             greeting: None,
-            nonce: Nonce([0; NONCE_BYTES]),
+            nonce: client.nonce,
             encrypted: client.encrypted,
             seq: seq.wrapping_add(1),
             state: AcceptState::Credentials(Box::new(response), FirstSaid::MustBeAsked),
@@ -650,7 +652,13 @@ impl MyAccept {
             key,
             application: String::from_utf8_lossy(&response.program).into(),
             compression,
-            client: MyClient { capabilities, extended, compression, encrypted: self.encrypted },
+            client: MyClient {
+                capabilities,
+                extended,
+                compression,
+                encrypted: self.encrypted,
+                nonce: self.nonce,
+            },
         }
     }
 

@@ -73,7 +73,7 @@ pub struct MyTracker {
     explains: Explained,
     last_insert_id: u64,
     /// This statement could not be prepared where the session is served now.
-    unprepared: Option<(u64, ErrPacket)>,
+    unprepared: Option<Box<(u64, ErrPacket)>>,
 }
 
 #[derive(Debug)]
@@ -487,7 +487,8 @@ impl MyTracker {
             up.expect(seen);
             return Ok(Some(ClientEvent::NeedBytes));
         }
-        if let Some((_, error)) = self.unprepared.take_if(|(id, _)| *id == statement.id) {
+        if let Some(unprepared) = self.unprepared.take_if(|unprepared| unprepared.0 == statement.id) {
+            let (_, error) = *unprepared;
             self.fail(error.code, &error.sqlstate, &error.message, up, header, down);
             return Ok(None);
         }
@@ -580,7 +581,7 @@ impl MyTracker {
         };
         let facts = prepared.statement.facts.clone();
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
-        if self.unprepared.as_ref().is_some_and(|(id, _)| *id == prepared.statement.id) {
+        if self.unprepared.as_ref().is_some_and(|unprepared| unprepared.0 == prepared.statement.id) {
             // The execution will be told why; until then there is nothing to say.
             self.take_packet(up, header, false);
             return None;
@@ -878,7 +879,9 @@ impl MyTracker {
             if !kept {
                 match head.map(|head| head.reply) {
                     // The client will be told in place of what it wants to run.
-                    Some(Reply::Prepared(statement)) => self.unprepared = Some((statement.id, error)),
+                    Some(Reply::Prepared(statement)) => {
+                        self.unprepared = Some(Box::new((statement.id, error)))
+                    }
                     // What we asked for ourselves has not come about; nobody may rely on this connection.
                     _ => server.set_retire(),
                 }

@@ -714,7 +714,7 @@ fn a_cancel_logs_in_and_does_nothing_else() {
 }
 
 #[test]
-fn a_change_of_user_is_a_login_with_a_nonce_of_its_own() {
+fn a_change_of_user_is_a_login_with_the_nonce_told_before() {
     let client = MyClient {
         capabilities: Capabilities::PROTOCOL_41
             | Capabilities::SECURE_CONNECTION
@@ -723,6 +723,7 @@ fn a_change_of_user_is_a_login_with_a_nonce_of_its_own() {
         extended: Extended::NONE,
         compression: Compression::None,
         encrypted: false,
+        nonce: Nonce(*b"01234567890123456789"),
     };
     let arrival = arrival(hello(&mysql_84()), MysqlNativePassword, false);
     let request = b"\x11other\0\x03abcshop\0\xff\0mysql_native_password\0\x12\x0cprogram_name\x04tool";
@@ -733,6 +734,7 @@ fn a_change_of_user_is_a_login_with_a_nonce_of_its_own() {
     let (header, payload) = whole_packet(&out, 1000).unwrap().unwrap();
     assert_eq!(header.seq, 1);
     let nonce = payload.strip_prefix(b"\xfemysql_native_password\0").unwrap();
+    assert_eq!(nonce, b"01234567890123456789\0");
     let mut input = Buffer::default();
     let mut answer = Vec::new();
     codec::write_payload(&mut answer, 2, &auth::native_answer(b"hunter2", &nonce[..20]));
