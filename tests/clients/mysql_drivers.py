@@ -583,10 +583,101 @@ def django_program():
 def ssl_options(ca):
     return {"ssl": {"ca": ca}} if ca else {}
 
+# What a session sets up, and what it must see of that later; in between another session looks at its own state.
+STATE = [
+    ("SET @x = 1", "SELECT @x"),
+    ("SET @x = 'a\\'b;c', @y = 2.5", "SELECT @x, @y"),
+    ("SET @z = @x", "SELECT @z"),
+    ("SELECT 7 INTO @i", "SELECT @i"),
+    ("SELECT @k := 9", "SELECT @k"),
+    ("SET SESSION time_zone = '+03:00'", "SELECT @@time_zone, from_unixtime(0)"),
+    ("SET sql_mode = 'NO_BACKSLASH_ESCAPES'", "SELECT 'a\\b'"),
+    ("SET sql_mode = DEFAULT", "SELECT @@sql_mode"),
+    ("SET group_concat_max_len = 5", f"SELECT group_concat(v ORDER BY id) FROM {table}"),
+    ("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", "SELECT @@tx_isolation"),
+    ("SET SESSION TRANSACTION READ ONLY", "SELECT @@tx_read_only"),
+    ("SET SESSION TRANSACTION READ WRITE", "SELECT @@tx_read_only"),
+    ("SET NAMES utf8mb4 COLLATE utf8mb4_bin", "SELECT @@collation_connection"),
+    ("SET CHARACTER SET latin1", "SELECT @@character_set_client, @@character_set_results"),
+    ("SET NAMES utf8mb4", "SELECT @@character_set_client, @@collation_connection"),
+    ("USE information_schema", "SELECT database()"),
+    ("USE appdb", "SELECT database()"),
+    ("SET autocommit = 0", "SELECT @@autocommit"),
+    ("SET autocommit = 1", "SELECT @@autocommit"),
+    ("PREPARE st FROM 'SELECT 5'", "EXECUTE st"),
+    ("DEALLOCATE PREPARE st", "EXECUTE st"),
+    ("CREATE TEMPORARY TABLE tmp1 (a int)", "SELECT count(*) FROM tmp1"),
+    ("DROP TEMPORARY TABLE tmp1", "SELECT count(*) FROM tmp1"),
+    ("SELECT get_lock('k', 0)", "SELECT is_used_lock('k') IS NOT NULL, is_free_lock('k')"),
+    ("SELECT release_lock('k')", "SELECT is_free_lock('k')"),
+    ("SET timestamp = 1000", "SELECT now() = from_unixtime(1000)"),
+    ("SET timestamp = DEFAULT", "SELECT now() = from_unixtime(1000)"),
+    ("SET last_insert_id = 77", "SELECT last_insert_id()"),
+    (f"INSERT INTO {table} (v) VALUES ('li')", "SELECT last_insert_id(), row_count()"),
+    (f"SELECT sql_calc_found_rows id FROM {table} ORDER BY id LIMIT 1", "SELECT found_rows()"),
+    ("SELECT 1 / 0", "SHOW WARNINGS"),
+    ("SET sql_select_limit = 1", f"SELECT id FROM {table} ORDER BY id"),
+    ("SET sql_select_limit = DEFAULT", f"SELECT count(*) FROM {table}"),
+    ("SET foreign_key_checks = 0, unique_checks = 0", "SELECT @@foreign_key_checks, @@unique_checks"),
+    ("SET max_statement_time = 3.5", "SELECT @@max_statement_time"),
+    ("SET @@session.wait_timeout = 100", "SELECT @@wait_timeout"),
+    ("FLUSH TABLES WITH READ LOCK", "SELECT 1"),
+    ("UNLOCK TABLES", "SELECT 1"),
+    (f"HANDLER {table} OPEN", f"HANDLER {table} READ FIRST"),
+    (f"HANDLER {table} CLOSE", f"HANDLER {table} READ FIRST"),
+    ("BEGIN", f"INSERT INTO {table} (v) VALUES ('x')"),
+    ("ROLLBACK", f"SELECT count(*) FROM {table} WHERE v = 'x'"),
+    ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", "SELECT 1"),
+    ("START TRANSACTION", "SELECT @@in_transaction"),
+    ("COMMIT", "SELECT @@in_transaction"),
+    ("XA START 'x1'", "SELECT 1"),
+    ("XA END 'x1'", "SELECT 1"),
+    ("XA ROLLBACK 'x1'", "SELECT 1"),
+    (f"LOCK TABLES {table} READ", f"INSERT INTO {table} (v) VALUES ('no')"),
+    ("UNLOCK TABLES", "SELECT 2"),
+]
+OWN_STATE = [
+    "SELECT @x, @y, @z, @i, @k",
+    "SELECT @@time_zone, @@sql_mode, @@group_concat_max_len, @@tx_isolation, @@tx_read_only",
+    "SELECT @@character_set_client, @@collation_connection, database(), @@autocommit, @@in_transaction",
+    "SELECT @@last_insert_id, @@sql_select_limit, @@foreign_key_checks, @@wait_timeout, @@max_statement_time",
+    "EXECUTE st",
+    "SELECT 1 FROM tmp1",
+    "SHOW WARNINGS",
+]
+
+
+def pymysql_state_program():
+    import pymysql
+
+    def connect():
+        options = ssl_options(ca) if ca else {}
+        return pymysql.connect(database="appdb", charset="utf8mb4", autocommit=True, **where, **options)
+
+    def see(connection, text):
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(text)
+                return cursor.fetchall()
+        except pymysql.Error as error:
+            return error.args
+
+    one, other = connect(), connect()
+    see(one, f"CREATE OR REPLACE TABLE {table} (id int AUTO_INCREMENT PRIMARY KEY, v varchar(20))")
+    see(one, f"INSERT INTO {table} (v) VALUES ('one'), ('two'), ('three')")
+    for first, later in STATE:
+        say("state", first, see(one, first))
+        for text in OWN_STATE:
+            say("other", text, see(other, text))
+        say("later", later, see(one, later))
+    one.close()
+    other.close()
+
 
 programs = {
     "pymysql": pymysql_program,
     "pymysql_blob": pymysql_blob_program,
+    "pymysql_state": pymysql_state_program,
     "mysqlclient": mysqlclient_program,
     "connector_pure": lambda: connector(pure=True),
     "connector_c": lambda: connector(pure=False),

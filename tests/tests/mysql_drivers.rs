@@ -73,6 +73,12 @@ async fn pymysql_values_over_sixteen_mebibytes() {
     python("pymysql_blob").await;
 }
 
+/// Two sessions share two server connections, and neither sees anything of the other.
+#[tokio::test]
+async fn what_one_session_sets_another_does_not_see() {
+    python("pymysql_state").await;
+}
+
 #[tokio::test]
 async fn mysqlclient() {
     python("mysqlclient").await;
