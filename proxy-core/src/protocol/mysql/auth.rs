@@ -50,8 +50,14 @@ const FULL: u8 = 0x04;
 const KEY_PLEASE: u8 = 0x02;
 
 /// A challenge, in printable characters without `$`, since some clients take it for text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Nonce(pub [u8; NONCE_BYTES]);
+
+impl std::fmt::Debug for Nonce {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Nonce")
+    }
+}
 
 impl Nonce {
     /// A fresh one. Errors: no random bytes.
