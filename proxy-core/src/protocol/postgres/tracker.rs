@@ -758,11 +758,7 @@ impl PgTracker {
                 }
                 (b'S' | b'X', _) => return Upcoming::Whole,
                 (b'H', _) => return Upcoming::OpenEnded,
-                (b'F', _) => {
-                    request.last = Some((opaque_statement(header.body), Vec::new()));
-                    return Upcoming::Whole;
-                }
-                (b'Q', _) if header.body > MAX_TEXT_BYTES => {
+                (tag @ (b'F' | b'Q'), _) if tag == b'F' || header.body > MAX_TEXT_BYTES => {
                     request.last = Some((opaque_statement(header.body), Vec::new()));
                     return Upcoming::Whole;
                 }
