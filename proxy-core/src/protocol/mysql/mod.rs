@@ -13,6 +13,7 @@ pub mod codec;
 pub mod error;
 pub mod handshake;
 pub mod key;
+pub mod parameters;
 pub mod query;
 pub mod server;
 pub mod statement;
@@ -65,8 +66,8 @@ impl Protocol for MySql {
         (known.digest, known.facts, classify::hint(text, mode).to_owned())
     }
 
-    fn write_query(_server: &server::MyServer, sql: &str, out: &mut Vec<u8>) {
-        server::write_command(out, codec::Command::Query, sql.as_bytes());
+    fn write_query(server: &server::MyServer, sql: &str, out: &mut Vec<u8>) {
+        query::write_query(sql.as_bytes(), server.agreed, out);
     }
 
     fn write_reset(server: &mut server::MyServer, out: &mut Vec<u8>) {

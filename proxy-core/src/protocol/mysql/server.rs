@@ -9,10 +9,11 @@ use super::{
     super::{Absorbed, Greeting, ProtocolError, ServerKey, ServerState, Tx},
     classify::{Charset, LexMode},
     codec::{
-        self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
+        self, Capabilities, Command, EofPacket, ErrPacket, Extended, HEADER_BYTES, Header, OkPacket, Reader,
         SessionChange, Status, put_u24, session_state, write_packet,
     },
     handshake::{ServerLogin, TRACK, write_greeting},
+    query::{ResultHeader, write_query},
     statement::Statement,
 };
 use crate::buffer::Buffer;
@@ -72,19 +73,28 @@ pub(super) enum Stage {
 }
 
 /// A prepared statement as the server has it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct OnServer {
     /// The server's id.
     pub(super) id: u32,
     /// The server knows the types of its parameters.
     pub(super) typed: bool,
+    /// The definitions it has sent last, where it may leave them out.
+    pub(super) columns: Option<Definitions>,
 }
+
+/// Definitions of columns: packets as they came.
+pub(super) type Definitions = Arc<[u8]>;
 
 /// One server connection's state.
 pub struct MyServer {
     key: ServerKey,
     greeting: Arc<Greeting>,
     pub(super) agreed: Capabilities,
+    /// It leaves out definitions of columns that have not changed since it last sent them for a statement (MariaDB).
+    pub(super) caches_metadata: bool,
+    /// It reports what statements change of the session.
+    pub(super) tracks: bool,
     /// As last reported.
     pub(super) status: Status,
     /// How it reads text.
@@ -159,6 +169,8 @@ impl MyServer {
             key: ServerKey { id: login.connection_id, secret: Vec::new() },
             greeting: Arc::new(write_greeting(login)),
             agreed: login.capabilities,
+            caches_metadata: login.extended.contains(Extended::CACHE_METADATA),
+            tracks: login.tracks,
             status: login.status,
             mode: LexMode::from_variables(sql_mode, client),
             doubtful: false,
@@ -246,7 +258,7 @@ impl MyServer {
 
     /// A statement has this id on the server; what had to go for it goes.
     pub(super) fn put_prepared(&mut self, statement: &Statement, id: u32) {
-        if let Some(before) = self.prepared.put(statement.id, OnServer { id, typed: false }) {
+        if let Some(before) = self.prepared.put(statement.id, OnServer { id, typed: false, columns: None }) {
             self.stale.push(before.id);
         }
         while self.prepared.len() > self.max_prepared.max(1) {
@@ -269,7 +281,7 @@ impl MyServer {
         let mut answers = 1;
         write_command(out, Command::ResetConnection, &[]);
         if !self.rearm.is_empty() {
-            write_command(out, Command::Query, self.rearm.as_bytes());
+            write_query(self.rearm.as_bytes(), self.agreed, out);
             answers += 1;
         }
         if self.current_schema != self.schema {
@@ -287,6 +299,15 @@ impl MyServer {
     /// So many answers follow on what was just written, for [`ServerState::absorb`].
     pub(super) fn absorb_answers(&mut self, answers: u32) {
         self.absorbing.more = answers.saturating_sub(1);
+    }
+
+    /// Where an answer is after the first packet of a result.
+    pub(super) fn after_header(&self, header: ResultHeader) -> Stage {
+        match (header.has_metadata, self.agreed.contains(Capabilities::DEPRECATE_EOF)) {
+            (true, _) => Stage::Columns(header.columns),
+            (false, true) => Stage::FirstRow,
+            (false, false) => Stage::ColumnsEnd,
+        }
     }
 
     /// Something of ours went wrong here.
@@ -428,8 +449,7 @@ impl MyServer {
             (Stage::Start, codec::EOF) => self.absorb_end(body)?,
             (Stage::Start, codec::LOCAL_INFILE) => return Err(ProtocolError::Unexpected('\u{fb}')),
             (Stage::Start, _) => {
-                let columns = Reader::new(body).lenenc().ok_or(ProtocolError::Malformed("column count"))?;
-                self.stage = Stage::Columns(columns);
+                self.stage = self.after_header(ResultHeader::read(body)?);
                 true
             }
             (Stage::Columns(left), _) => {
@@ -444,8 +464,8 @@ impl MyServer {
                 self.stage = Stage::Rows;
                 true
             }
-            (Stage::Rows, codec::EOF) => self.absorb_end(body)?,
-            (Stage::Rows, _) => {
+            (Stage::FirstRow | Stage::Rows, codec::EOF) => self.absorb_end(body)?,
+            (Stage::FirstRow | Stage::Rows, _) => {
                 if self.absorbing.row.is_none() {
                     let mut reader = Reader::new(body);
                     let mut row = Vec::new();

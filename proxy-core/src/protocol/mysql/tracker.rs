@@ -22,8 +22,10 @@ use super::{
     },
     error::write_error,
     handshake::{MyClient, read_greeting},
-    server::{MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front},
-    statement::{Prepared, Statement},
+    parameters::{self, Front},
+    query::{ResultHeader, write_query},
+    server::{Definitions, MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front},
+    statement::{Prepared, Statement, Types},
 };
 use crate::buffer::Pipe;
 
@@ -40,8 +42,8 @@ const LAST_PREPARED: u32 = u32::MAX;
 /// The flag of an execution that asks for a cursor.
 const CURSOR_TYPES: u8 = 0x07;
 
-/// The flag of an execution in bulk that says that types follow (MariaDB).
-const BULK_TYPES: u8 = 0x80;
+/// Most bytes that the buffer for packets that are read whole keeps.
+const KEPT_PACKET_BYTES: usize = 512;
 
 /// What is remembered of one client.
 #[derive(Debug)]
@@ -74,6 +76,12 @@ pub struct MyTracker {
     last_insert_id: u64,
     /// This statement could not be prepared where the session is served now.
     unprepared: Option<Box<(u64, ErrPacket)>>,
+    /// The client's id of the statement that runs, where servers may leave out definitions.
+    running: Option<u32>,
+    /// Definitions that come for it.
+    definitions: Vec<u8>,
+    /// Room for a packet that is read whole.
+    packet: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -87,8 +95,8 @@ struct Current {
 /// Where the text of a reported statement stands.
 #[derive(Debug)]
 enum Text {
-    /// In the packet at the front, behind so many bytes.
-    Front,
+    /// In the packet at the front, behind so many bytes of its payload.
+    Front(usize),
     /// Policy has put this in its place.
     Rewritten(Vec<u8>),
     /// With the statement prepared.
@@ -115,6 +123,17 @@ struct Explained {
 /// What `SET NAMES` and `SET CHARACTER SET` change, collation included, which servers do not all report.
 const CHARACTER_SET: &[&str] =
     &["character_set_client", "character_set_connection", "character_set_results", "collation_connection"];
+
+/// True where the server reports nothing of what such a statement may change.
+fn is_untold(facts: &Facts, server: &MyServer) -> bool {
+    let kinds =
+        [StatementKind::Session, StatementKind::Routine, StatementKind::Other, StatementKind::Unknown];
+    !server.tracks && (facts.changes_settings || facts.taints || kinds.contains(&facts.kind))
+}
+
+fn too_long(first: u8) -> ProtocolError {
+    ProtocolError::BadLength { tag: char::from(first), len: i32::MAX }
+}
 
 /// What a session changes without anybody having to make it again.
 const UNTRACKED: &[&str] = &["last_gtid", "warning_count", "error_count", "rand_seed1", "rand_seed2"];
@@ -192,6 +211,10 @@ impl MyTracker {
         codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
     }
 
+    fn fail_malformed(&mut self, up: &mut Pipe, header: Header, down: &mut Pipe) {
+        self.fail(1835, "HY000", "Malformed communication packet", up, header, down);
+    }
+
     fn report(&mut self, (mut statement, details): Known, text: Text) -> ClientEvent {
         if details.calculates_found_rows || details.sets_last_insert_id {
             // The statement after it is likely to ask, and no packet tells the answer.
@@ -229,14 +252,17 @@ impl MyTracker {
                 up.expect(header.total());
                 return Ok(Some(ClientEvent::NeedBytes));
             }
-            let text = Self::packet(up, header).get(1..).unwrap_or_default();
-            let statement = self.read_text(shared, text);
-            return Ok(Some(self.report(statement, Text::Front)));
+            let payload = Self::packet(up, header);
+            let Some(at) = parameters::text_at(payload, self.agreed) else {
+                self.fail_malformed(up, header, down);
+                return Ok(None);
+            };
+            let statement = self.read_text(shared, payload.get(at..).unwrap_or_default());
+            return Ok(Some(self.report(statement, Text::Front(at))));
         }
         let Some((facts, details)) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
-        let text = self.text(up).to_vec();
         if details.kill.is_some() {
-            let Some((kill, id)) = classify::kill_target(&text, self.mode) else {
+            let Some((kill, id)) = classify::kill_target(self.text(up), self.mode) else {
                 let message = "This proxy follows KILL with the number of a session only";
                 self.fail(1235, "42000", message, up, header, down);
                 return Ok(None);
@@ -247,24 +273,33 @@ impl MyTracker {
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
-        if let Some((code, sqlstate, message)) = self.stopped(&facts, &text) {
+        if let Some((code, sqlstate, message)) = self.stopped(&facts, self.text(up)) {
+            self.aborted &= !facts.ends_transaction;
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
+        self.aborted = false;
         let wants = self.multi_statements;
-        if server.multi_statements != wants && memchr::memchr(b';', &text).is_some() {
+        if server.multi_statements != wants && memchr::memchr(b';', self.text(up)).is_some() {
             let option = u16::from(!wants);
             write_command(up.output(), Command::SetOption, &option.to_le_bytes());
             server.expect(Reply::Results, true, false);
             server.multi_statements = wants;
         }
         server.write_closes(up.output());
-        self.explains = self.explain(&facts, &details, &text);
+        self.explains = self.explain(&facts, &details, self.text(up), server);
         let moves = facts.moves_transaction;
         match self.current.take().map(|current| current.text) {
             Some(Text::Rewritten(text)) => {
+                // What the client has said beside the text goes on as it is.
+                let payload = Self::packet(up, header);
+                let at = parameters::text_at(payload, self.agreed).unwrap_or(1);
+                let front = payload.get(..at).unwrap_or_default().to_vec();
                 self.take_packet(up, header, false);
-                write_command(up.output(), Command::Query, &text);
+                codec::write_packet(up.output(), 0, |packet| {
+                    packet.extend_from_slice(&front);
+                    packet.extend_from_slice(&text);
+                });
                 server.expect(Reply::Results, false, moves);
             }
             _ => self.pass_command(up, header, server, Reply::Results, moves),
@@ -273,14 +308,13 @@ impl MyTracker {
     }
 
     /// After a refused statement nothing runs until the client has ended the transaction. Why this does not, if so.
-    fn stopped(&mut self, facts: &Facts, text: &[u8]) -> Option<(u16, &'static str, &'static str)> {
+    fn stopped(&self, facts: &Facts, text: &[u8]) -> Option<(u16, &'static str, &'static str)> {
         if !self.aborted {
             return None;
         }
         let is_rollback =
             text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"));
         if facts.ends_transaction {
-            self.aborted = false;
             return (!is_rollback).then_some((
                 1213,
                 "40001",
@@ -296,8 +330,9 @@ impl MyTracker {
     }
 
     /// What the text says of the session changes that the server will report.
-    fn explain(&self, facts: &Facts, details: &Details, text: &[u8]) -> Explained {
+    fn explain(&self, facts: &Facts, details: &Details, text: &[u8], server: &MyServer) -> Explained {
         let mut explained = Explained {
+            unsettles: is_untold(facts, server),
             state: !facts.pins.is_empty()
                 || facts.kind == StatementKind::Ddl
                 || !details.named_statements.is_empty(),
@@ -306,7 +341,7 @@ impl MyTracker {
         };
         let sets_user = details.sets_more || details.sets.iter().any(|one| one.scope == Scope::User);
         if facts.statements != 1 {
-            explained.unsettles = sets_user;
+            explained.unsettles |= sets_user;
             return explained;
         }
         if facts.is_plain_set
@@ -321,7 +356,7 @@ impl MyTracker {
         } else if sets_user {
             explained.state = true;
             let assignments = classify::user_variable_assignments(text, self.mode);
-            explained.unsettles = assignments.is_none();
+            explained.unsettles |= assignments.is_none();
             for (name, value) in assignments.unwrap_or_default() {
                 match String::from_utf8(value) {
                     Ok(value) => {
@@ -366,7 +401,7 @@ impl MyTracker {
         if self.current.is_none() && self.watch.prepares {
             let (statement, details) = self.read_text(shared, text);
             let statement = Submitted { prepares: true, ..statement };
-            return Ok(Some(self.report((statement, details), Text::Front)));
+            return Ok(Some(self.report((statement, details), Text::Front(1))));
         }
         if self.watch.prepares && self.admitted().is_none() {
             return Ok(Some(ClientEvent::NeedBytes));
@@ -425,7 +460,7 @@ impl MyTracker {
     /// Has the statement prepared on `server` in order to be used there; `None` while it is not.
     fn on_server_as(statement: &Arc<Statement>, server: &mut MyServer, up: &mut Pipe) -> Option<OnServer> {
         if let Some(there) = server.prepared.get(&statement.id) {
-            return Some(*there);
+            return Some(there.clone());
         }
         if server.expects_nothing() {
             server.write_closes(up.output());
@@ -472,21 +507,19 @@ impl MyTracker {
             self.fail(1235, "42000", message, up, header, down);
             return Ok(None);
         }
-        // `command, id: u32, flags: u8, iterations: u32`, then, when there are parameters, a bit for each that is
-        // NULL and a byte that says whether their types follow. In bulk: `command, id: u32, flags: u16`, and the
-        // flags say it. Source: MariaDB knowledge base, "COM_STMT_BULK_EXECUTE".
         let bulk = command == Command::StmtBulkExecute;
-        let front = match prepared.parameters {
-            _ if bulk => 7,
-            0 => 10,
-            parameters => 10 + usize::from(parameters).div_ceil(8) + 1,
-        };
-        let seen = front + 2 * usize::from(prepared.parameters);
-        let seen = HEADER_BYTES + seen.min(header.len);
-        if up.unread().len() < seen {
-            up.expect(seen);
+        let so_far = up.unread().get(HEADER_BYTES..).unwrap_or_default();
+        let so_far = so_far.get(..header.len).unwrap_or(so_far);
+        let front = Front::read(so_far, prepared.parameters, bulk, self.agreed);
+        if front.is_none() && so_far.len() < header.len.min(MAX_TEXT_BYTES) {
+            let next = (2 * so_far.len()).max(256).min(header.len);
+            up.expect(HEADER_BYTES + next);
             return Ok(Some(ClientEvent::NeedBytes));
         }
+        let Some(front) = front else {
+            self.fail_malformed(up, header, down);
+            return Ok(None);
+        };
         if let Some(unprepared) = self.unprepared.take_if(|unprepared| unprepared.0 == statement.id) {
             let (_, error) = *unprepared;
             self.fail(error.code, &error.sqlstate, &error.message, up, header, down);
@@ -495,63 +528,53 @@ impl MyTracker {
         let Some(there) = Self::on_server_as(&statement, server, up) else {
             return Ok(Some(ClientEvent::NeedAnswer));
         };
-        let body = Self::packet_front(up, seen).to_vec();
-        let flags = body.get(5).copied().unwrap_or_default();
-        let mut insert = Box::default();
+        let head = up.unread().get(HEADER_BYTES..HEADER_BYTES + front.types.end).unwrap_or_default();
+        let mut head = head.to_vec();
+        let flags = head.get(5).copied().unwrap_or_default();
+        let taken = head.len();
         let mut typed = there.typed;
-        if prepared.parameters > 0 {
-            let brings_types = match bulk {
-                true => flags & BULK_TYPES != 0,
-                false => body.get(front - 1) == Some(&1),
-            };
-            if brings_types {
-                let types: Box<[u8]> = body.get(front..).unwrap_or_default().into();
-                if let Some(known) = self.statements.get_mut(&client_id) {
-                    known.types = types;
-                }
-                typed = true;
-            } else if !there.typed {
-                insert = prepared.types;
-                typed = true;
+        if !front.types.is_empty() {
+            if let Some(known) = self.statements.get_mut(&client_id) {
+                let bytes = head.get(front.types.clone()).unwrap_or_default().into();
+                known.types = Types { count: front.count, bytes };
             }
+            typed = true;
+        } else if let Some((at, bit)) = front.flag
+            && !there.typed
+            && prepared.types.count == front.count
+        {
+            // They were sent on another connection.
+            if header.len + prepared.types.bytes.len() >= codec::MAX_PAYLOAD {
+                let message = "The execution is too long to be moved to another server connection";
+                self.fail(1105, "HY000", message, up, header, down);
+                return Ok(None);
+            }
+            if let Some(flag) = head.get_mut(at) {
+                *flag |= bit;
+            }
+            head.extend_from_slice(&prepared.types.bytes);
+            typed = true;
         }
-        if !insert.is_empty() && header.len + insert.len() >= codec::MAX_PAYLOAD {
-            let message = "The execution is too long to be moved to another server connection";
-            self.fail(1105, "HY000", message, up, header, down);
-            return Ok(None);
+        if let Some(id) = head.get_mut(1..5) {
+            id.copy_from_slice(&there.id.to_le_bytes());
         }
-        server.prepared.put(statement.id, OnServer { typed, ..there });
+        server.prepared.put(statement.id, OnServer { typed, ..there.clone() });
         server.write_closes(up.output());
         if !bulk && flags & CURSOR_TYPES != 0 && !server.cursors.contains(&there.id) {
             // Until the answer shows that there is none.
             server.cursors.push(there.id);
         }
-        self.explains = self.explain(&facts, &details, &statement.text);
+        self.explains = self.explain(&facts, &details, &statement.text, server);
         self.current = None;
         server.running = there.id;
         server.long_data.retain(|id| *id != there.id);
         server.expect(Reply::Results, false, facts.moves_transaction);
-        let mut head: Vec<u8> = body.get(..front.min(body.len())).unwrap_or_default().to_vec();
-        if let Some(id) = head.get_mut(1..5) {
-            id.copy_from_slice(&there.id.to_le_bytes());
-        }
-        let taken = head.len();
-        if !insert.is_empty() {
-            let (at, types_follow) = if bulk { (5, flags | BULK_TYPES) } else { (front - 1, 1) };
-            if let Some(flag) = head.get_mut(at) {
-                *flag = types_follow;
-            }
-            head.extend_from_slice(&insert);
-        }
+        self.running = server.caches_metadata.then_some(client_id);
         up.skip(HEADER_BYTES + taken);
-        write_front(up.output(), header.len + insert.len(), &head);
+        write_front(up.output(), header.len - taken + head.len(), &head);
         self.continues = header.continues();
         self.take(up, header.len - taken, true);
         Ok(None)
-    }
-
-    fn packet_front(up: &Pipe, seen: usize) -> &[u8] {
-        up.unread().get(HEADER_BYTES..seen).unwrap_or_default()
     }
 
     /// A command that begins with a statement id and goes on with the server's own.
@@ -613,7 +636,7 @@ impl MyTracker {
         };
         // A cursor keeps its connection, so there is none where there is no connection.
         let there = server.and_then(|server| {
-            let there = server.prepared.get(&prepared.statement.id).copied()?;
+            let there = server.prepared.get(&prepared.statement.id).cloned()?;
             Some((server, there))
         });
         match there {
@@ -643,7 +666,7 @@ impl MyTracker {
             Err(event) => return Some(event),
         };
         let there = server.and_then(|server| {
-            let there = server.prepared.get(&prepared.statement.id).copied()?;
+            let there = server.prepared.get(&prepared.statement.id).cloned()?;
             Some((server, there))
         });
         match there {
@@ -702,7 +725,8 @@ impl MyTracker {
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
         server.write_closes(up.output());
         self.current = None;
-        self.explains = Explained { state: true, ..Explained::default() };
+        let unsettles = is_untold(&facts, server);
+        self.explains = Explained { state: true, unsettles, ..Explained::default() };
         self.pass_command(up, header, server, reply, facts.moves_transaction);
         None
     }
@@ -862,14 +886,13 @@ impl MyTracker {
     /// A packet that is read whole: the beginning or the end of an answer, or of a part of it.
     fn on_packet(
         &mut self,
-        first: u8,
+        body: &[u8],
         header: Header,
         kept: bool,
         down: &mut Pipe,
         server: &mut MyServer,
     ) -> Result<Option<ServerEvent>, ProtocolError> {
-        let packet: Vec<u8> = down.unread().get(HEADER_BYTES..header.total()).unwrap_or_default().to_vec();
-        let body = &*packet;
+        let first = body.first().copied().unwrap_or_default();
         if first == codec::ERR {
             let error = ErrPacket::read(body)?;
             self.relay(down, server, header, kept);
@@ -887,6 +910,7 @@ impl MyTracker {
                 }
                 return Ok(None);
             }
+            self.running = None;
             self.note_outcome(Some(error.sqlstate.into()), 0);
             self.settle(true);
             return Ok(Some(ServerEvent::Answered { failed: true, nothing_ran: false }));
@@ -923,6 +947,9 @@ impl MyTracker {
                 Ok(self.prepared_is_over(server, kept))
             }
             (Stage::PreparedColumns(columns), _) => {
+                if server.caches_metadata {
+                    self.define(down.unread().get(..header.total()).unwrap_or_default());
+                }
                 self.relay(down, server, header, kept);
                 server.stage = match columns {
                     2.. => Stage::PreparedColumns(columns - 1),
@@ -960,12 +987,21 @@ impl MyTracker {
                 Ok(None)
             }
             (Stage::Start, Some(Reply::Results)) if !matches!(first, codec::OK | codec::EOF) => {
-                let columns = Reader::new(body).lenenc().ok_or(ProtocolError::Malformed("column count"))?;
-                if columns == 0 {
-                    return Err(ProtocolError::Malformed("column count"));
+                let result = ResultHeader::read(body)?;
+                self.definitions.clear();
+                server.stage = server.after_header(result);
+                let left_out = match self.running {
+                    Some(id) if kept && !result.has_metadata => self.left_out(id, server),
+                    _ => None,
+                };
+                match left_out {
+                    Some(columns) => {
+                        down.patch(HEADER_BYTES + body.len() - 1, 1);
+                        self.relay(down, server, header, kept);
+                        self.insert(&columns, result.columns, header, down, server);
+                    }
+                    None => self.relay(down, server, header, kept),
                 }
-                self.relay(down, server, header, kept);
-                server.stage = Stage::Columns(columns);
                 Ok(None)
             }
             _ => self.end(body, header, kept, down, server),
@@ -982,7 +1018,8 @@ impl MyTracker {
         }
     }
 
-    /// COM_STMT_PREPARE's OK. Shape: `0x00 | statement: u32 | columns: u16 | parameters: u16 | 0x00 | warnings: u16`.
+    /// COM_STMT_PREPARE's OK. Shape: `0x00 | statement: u32 | columns: u16 | parameters: u16 | 0x00 | warnings: u16 |
+    /// [definitions follow: u8]`, the last with `OPTIONAL_RESULTSET_METADATA` only.
     fn prepared(
         &mut self,
         statement: &Arc<Statement>,
@@ -997,14 +1034,19 @@ impl MyTracker {
         let (Some(codec::OK), Some(id), Some(columns), Some(parameters)) = parts else {
             return Err(ProtocolError::Malformed("COM_STMT_PREPARE answer"));
         };
+        let (_filler, _warnings) = (reader.u8(), reader.u16());
+        let left_out =
+            server.agreed.contains(Capabilities::OPTIONAL_RESULTSET_METADATA) && reader.u8() == Some(0);
         server.put_prepared(statement, id);
+        self.definitions.clear();
         if kept {
             // Ids are never 0, and never the one that stands for the last statement.
             self.next_id = if self.next_id >= u32::MAX / 2 { 1 } else { self.next_id + 1 };
             while self.statements.contains_key(&self.next_id) {
                 self.next_id += 1;
             }
-            let prepared = Prepared { statement: statement.clone(), parameters, types: Box::default() };
+            let statement = statement.clone();
+            let prepared = Prepared { statement, parameters, types: Types::default(), columns: None };
             self.statements.insert(self.next_id, prepared);
             for (at, byte) in self.next_id.to_le_bytes().into_iter().enumerate() {
                 down.patch(HEADER_BYTES + 1 + at, byte);
@@ -1012,6 +1054,7 @@ impl MyTracker {
         }
         self.relay(down, server, header, kept);
         server.stage = match (parameters, columns) {
+            _ if left_out => Stage::PreparedColumns(0),
             (0, columns) => Stage::PreparedColumns(columns),
             (parameters, columns) => Stage::Parameters(parameters, columns),
         };
@@ -1022,8 +1065,63 @@ impl MyTracker {
         if server.stage != Stage::PreparedColumns(0) {
             return None;
         }
-        server.pop();
+        let head = server.pop();
+        if server.caches_metadata
+            && let Some(Reply::Prepared(statement)) = head.map(|head| head.reply)
+        {
+            self.defined(statement.id, kept.then_some(self.next_id), server);
+        }
         kept.then_some(ServerEvent::Answered { failed: false, nothing_ran: false })
+    }
+
+    /// One more definition of a column, of a statement whose definitions are kept.
+    fn define(&mut self, packet: &[u8]) {
+        let at = self.definitions.len() + HEADER_BYTES - 1;
+        self.definitions.extend_from_slice(packet);
+        // The same definition has another number in another answer.
+        if let Some(seq) = self.definitions.get_mut(at) {
+            *seq = 0;
+        }
+    }
+
+    /// All definitions of `statement` have come to `server`, and to the client if it is one of its own.
+    fn defined(&mut self, statement: u64, client_id: Option<u32>, server: &mut MyServer) {
+        let columns: Definitions = std::mem::take(&mut self.definitions).into();
+        if let Some(prepared) = client_id.and_then(|id| self.statements.get_mut(&id)) {
+            prepared.columns = Some(columns.clone());
+        }
+        if let Some(there) = server.prepared.get_mut(&statement) {
+            there.columns = Some(columns);
+        }
+    }
+
+    /// What `server` leaves out of the answer to the client's statement `id`, since it has told it before: what the
+    /// client needs, if it was told otherwise elsewhere.
+    fn left_out(&mut self, id: u32, server: &mut MyServer) -> Option<Definitions> {
+        let prepared = self.statements.get_mut(&id)?;
+        let there = server.prepared.get(&prepared.statement.id)?.columns.clone()?;
+        if prepared.columns.as_ref() == Some(&there) {
+            return None;
+        }
+        prepared.columns = Some(there.clone());
+        Some(there)
+    }
+
+    /// Puts `columns`, of which there are `count`, behind the first packet of a result.
+    fn insert(&self, columns: &[u8], count: u64, header: Header, down: &mut Pipe, server: &mut MyServer) {
+        let mut rest = columns;
+        let mut seq = header.seq.wrapping_add(server.shift);
+        while let Some((one, body)) = Header::read(rest).and_then(|one| Some((one, rest.get(..one.total())?)))
+        {
+            seq = seq.wrapping_add(1);
+            let at = down.output().len() + 3;
+            down.output().extend_from_slice(body);
+            if let Some(byte) = down.output().get_mut(at) {
+                *byte = seq;
+            }
+            rest = rest.get(one.total()..).unwrap_or_default();
+        }
+        server.shift = server.shift.wrapping_add(count as u8);
     }
 
     /// The OK or EOF packet at the end of a result.
@@ -1106,6 +1204,7 @@ impl MyTracker {
         {
             server.end_cursor();
         }
+        self.running = None;
         self.note_outcome(None, end.affected_rows);
         self.settle(false);
         Some(ServerEvent::Answered { failed: false, nothing_ran: false })
@@ -1197,6 +1296,9 @@ impl Tracker<MySql> for MyTracker {
             explains: Explained::default(),
             last_insert_id: 0,
             unprepared: None,
+            running: None,
+            definitions: Vec::new(),
+            packet: Vec::new(),
         }
     }
 
@@ -1318,8 +1420,8 @@ impl Tracker<MySql> for MyTracker {
 
     fn text<'a>(&'a self, up: &'a Pipe) -> &'a [u8] {
         match self.current.as_ref().map(|current| &current.text) {
-            Some(Text::Front) => Header::read(up.unread())
-                .and_then(|header| up.unread().get(HEADER_BYTES + 1..header.total()))
+            Some(Text::Front(at)) => Header::read(up.unread())
+                .and_then(|header| up.unread().get(HEADER_BYTES + at..header.total()))
                 .unwrap_or_default(),
             Some(Text::Rewritten(text)) => text,
             Some(Text::Of(statement)) => &statement.text,
@@ -1339,7 +1441,7 @@ impl Tracker<MySql> for MyTracker {
         let Some(current) = &self.current else { return Rewritten::Impossible };
         let prepares = current.statement.prepares;
         match &current.text {
-            Text::Front | Text::Rewritten(_) => {
+            Text::Front(_) | Text::Rewritten(_) => {
                 let (statement, details) = self.read_text(shared, text.as_bytes());
                 let statement = Submitted { prepares, ..statement };
                 self.current = Some(Current {
@@ -1368,7 +1470,7 @@ impl Tracker<MySql> for MyTracker {
             && !self.aborted
         {
             // A transaction of which a statement was refused must not be committed without it.
-            write_command(up.output(), Command::Query, b"ROLLBACK");
+            write_query(b"ROLLBACK", server.agreed, up.output());
             server.expect(Reply::Results, true, true);
             self.aborted = true;
         }
@@ -1464,6 +1566,21 @@ impl Tracker<MySql> for MyTracker {
                     continue;
                 }
                 Stage::Columns(left) if first != codec::ERR => {
+                    if let Some(id) = self.running.filter(|_| kept) {
+                        if header.len > MAX_HELD_BYTES {
+                            return Err(too_long(first));
+                        }
+                        if down.unread().len() < header.total() {
+                            down.expect(header.total());
+                            return Ok(ServerEvent::NeedBytes);
+                        }
+                        self.define(down.unread().get(..header.total()).unwrap_or_default());
+                        if left == 1
+                            && let Some(prepared) = self.statements.get(&id)
+                        {
+                            self.defined(prepared.statement.id, Some(id), server);
+                        }
+                    }
                     self.relay(down, server, header, kept);
                     server.stage = match left {
                         2.. => Stage::Columns(left - 1),
@@ -1480,13 +1597,20 @@ impl Tracker<MySql> for MyTracker {
                 continue;
             }
             if header.len > MAX_HELD_BYTES {
-                return Err(ProtocolError::BadLength { tag: char::from(first), len: i32::MAX });
+                return Err(too_long(first));
             }
             if down.unread().len() < header.total() {
                 down.expect(header.total());
                 return Ok(ServerEvent::NeedBytes);
             }
-            if let Some(event) = self.on_packet(first, header, kept, down, server)? {
+            let mut packet = std::mem::take(&mut self.packet);
+            packet.clear();
+            packet.extend_from_slice(down.unread().get(HEADER_BYTES..header.total()).unwrap_or_default());
+            let event = self.on_packet(&packet, header, kept, down, server);
+            if packet.capacity() <= KEPT_PACKET_BYTES {
+                self.packet = packet;
+            }
+            if let Some(event) = event? {
                 return Ok(event);
             }
         }
@@ -1520,8 +1644,11 @@ impl Tracker<MySql> for MyTracker {
 
     fn write_forget_session_functions(&mut self, server: &mut MyServer, up: &mut Pipe) {
         let statement = format!("SET last_insert_id = {}", self.last_insert_id);
-        write_command(up.output(), Command::Query, statement.as_bytes());
+        write_query(statement.as_bytes(), server.agreed, up.output());
         server.expect(Reply::Results, true, false);
         server.set_forgot();
     }
 }
+
+#[cfg(test)]
+mod tests;
