@@ -13,6 +13,7 @@ use super::{
         SessionChange, Status, put_u24, session_state, write_packet,
     },
     handshake::{ServerLogin, TRACK, write_greeting},
+    left::Owners,
     query::{ResultHeader, write_query},
     statement::Statement,
 };
@@ -26,6 +27,8 @@ pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
 pub(super) enum Reply {
     /// OK, ERR, EOF, or results.
     Results,
+    /// One of the first three, to a command that is no statement.
+    Command,
     /// COM_STMT_PREPARE's OK and definitions.
     Prepared(Arc<Statement>),
     /// Column definitions up to an EOF.
@@ -95,6 +98,8 @@ pub struct MyServer {
     pub(super) caches_metadata: bool,
     /// It reports what statements change of the session.
     pub(super) tracks: bool,
+    /// Whose statement it ran last, and the like.
+    pub(super) owners: Owners,
     /// As last reported.
     pub(super) status: Status,
     /// How it reads text.
@@ -134,7 +139,6 @@ pub struct MyServer {
     pub(super) current_schema: Box<[u8]>,
     absorbing: Absorbing,
     retire: bool,
-    forgot: bool,
 }
 
 #[derive(Debug, Default)]
@@ -171,6 +175,7 @@ impl MyServer {
             agreed: login.capabilities,
             caches_metadata: login.extended.contains(Extended::CACHE_METADATA),
             tracks: login.tracks,
+            owners: Owners::default(),
             status: login.status,
             mode: LexMode::from_variables(sql_mode, client),
             doubtful: false,
@@ -194,7 +199,6 @@ impl MyServer {
             schema: schema.into(),
             absorbing: Absorbing::default(),
             retire: false,
-            forgot: false,
         }
     }
 
@@ -278,6 +282,7 @@ impl MyServer {
     /// Puts the session back to what it was after login; as many answers come as is returned.
     pub(super) fn write_reset(&mut self, out: &mut Vec<u8>) -> u32 {
         self.forget_statements();
+        self.owners = Owners::default();
         let mut answers = 1;
         write_command(out, Command::ResetConnection, &[]);
         if !self.rearm.is_empty() {
@@ -319,10 +324,6 @@ impl MyServer {
     pub(super) fn end_cursor(&mut self) {
         let id = self.running;
         self.cursors.retain(|open| *open != id);
-    }
-
-    pub(super) fn set_forgot(&mut self) {
-        self.forgot = true;
     }
 }
 
@@ -380,7 +381,7 @@ impl ServerState for MyServer {
     }
 
     fn take_forgot(&mut self) -> bool {
-        std::mem::take(&mut self.forgot)
+        false
     }
 
     fn is_mid_message(&self) -> bool {
@@ -405,6 +406,7 @@ impl ServerState for MyServer {
     }
 
     fn absorb(&mut self, input: &mut Buffer) -> Result<Absorbed, ProtocolError> {
+        self.owners.note_own();
         loop {
             let bytes = input.filled();
             let Some((header, body)) = codec::whole_packet(bytes, MAX_HELD_BYTES)? else {

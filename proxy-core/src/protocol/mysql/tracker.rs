@@ -22,6 +22,7 @@ use super::{
     },
     error::write_error,
     handshake::{MyClient, read_greeting},
+    left::{Ask, Left, Nature},
     parameters::{self, Front},
     query::{ResultHeader, write_query},
     server::{Definitions, MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front},
@@ -73,7 +74,7 @@ pub struct MyTracker {
     aborted: bool,
     /// Of the statement under way: what the server will report of it is known from its text.
     explains: Explained,
-    last_insert_id: u64,
+    left: Left,
     /// This statement could not be prepared where the session is served now.
     unprepared: Option<Box<(u64, ErrPacket)>>,
     /// The client's id of the statement that runs, where servers may leave out definitions.
@@ -118,6 +119,8 @@ struct Explained {
     made: Vec<(Box<str>, Box<str>)>,
     /// Variables that the server reports and `made` stands for.
     covers: &'static [&'static str],
+    /// What it is to session functions.
+    nature: Nature,
 }
 
 /// What `SET NAMES` and `SET CHARACTER SET` change, collation included, which servers do not all report.
@@ -211,12 +214,50 @@ impl MyTracker {
         codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
     }
 
+    fn nature(&self, facts: &Facts, details: &Details, text: &[u8]) -> Nature {
+        let writes = facts.kind == StatementKind::Write;
+        Nature {
+            asks: details.session_functions,
+            taints: facts.taints || facts.kind == StatementKind::Unknown,
+            sets_insert_id: details.sets_last_insert_id,
+            several: facts.statements != 1,
+            writes,
+            given_ids: if writes { classify::given_ids(text, self.mode) } else { None },
+        }
+    }
+
+    /// Has `server` answer what a statement asks of those before it; false where it cannot.
+    fn make_askable(
+        &mut self,
+        nature: &Nature,
+        shared: &Shared,
+        up: &mut Pipe,
+        server: &mut MyServer,
+    ) -> bool {
+        match self.left.ask(nature, &shared.ids_are_asked, server) {
+            Ask::AsItIs => true,
+            Ask::Lost => false,
+            Ask::Set(id) => {
+                write_query(format!("SET last_insert_id = {id}").as_bytes(), server.agreed, up.output());
+                server.expect(Reply::Results, true, false);
+                self.left.was_set(server);
+                true
+            }
+        }
+    }
+
+    fn fail_lost(&mut self, up: &mut Pipe, header: Header, down: &mut Pipe) {
+        let message = "What the statement before has left is gone with its connection, which other clients have used \
+            since; ask in the same transaction, or again after the statement, whose connection is kept from now on";
+        self.fail(1105, "HY000", message, up, header, down);
+    }
+
     fn fail_malformed(&mut self, up: &mut Pipe, header: Header, down: &mut Pipe) {
         self.fail(1835, "HY000", "Malformed communication packet", up, header, down);
     }
 
     fn report(&mut self, (mut statement, details): Known, text: Text) -> ClientEvent {
-        if details.calculates_found_rows || details.sets_last_insert_id {
+        if details.calculates_found_rows {
             // The statement after it is likely to ask, and no packet tells the answer.
             statement.extra_pins.insert(PinReason::SessionFunction);
         }
@@ -283,11 +324,16 @@ impl MyTracker {
         if server.multi_statements != wants && memchr::memchr(b';', self.text(up)).is_some() {
             let option = u16::from(!wants);
             write_command(up.output(), Command::SetOption, &option.to_le_bytes());
-            server.expect(Reply::Results, true, false);
+            server.expect(Reply::Command, true, false);
             server.multi_statements = wants;
         }
+        let nature = self.nature(&facts, &details, self.text(up));
+        if !self.make_askable(&nature, shared, up, server) {
+            self.fail_lost(up, header, down);
+            return Ok(None);
+        }
         server.write_closes(up.output());
-        self.explains = self.explain(&facts, &details, self.text(up), server);
+        self.explains = Explained { nature, ..self.explain(&facts, &details, self.text(up), server) };
         let moves = facts.moves_transaction;
         match self.current.take().map(|current| current.text) {
             Some(Text::Rewritten(text)) => {
@@ -474,6 +520,7 @@ impl MyTracker {
         &mut self,
         command: Command,
         header: Header,
+        shared: &Shared,
         up: &mut Pipe,
         server: Option<&mut MyServer>,
         down: &mut Pipe,
@@ -500,6 +547,11 @@ impl MyTracker {
         };
         if let Some((code, sqlstate, message)) = self.stopped(&facts, &statement.text) {
             self.fail(code, sqlstate, message, up, header, down);
+            return Ok(None);
+        }
+        let nature = self.nature(&facts, &details, &statement.text);
+        if !self.make_askable(&nature, shared, up, server) {
+            self.fail_lost(up, header, down);
             return Ok(None);
         }
         if details.kill.is_some() {
@@ -564,7 +616,7 @@ impl MyTracker {
             // Until the answer shows that there is none.
             server.cursors.push(there.id);
         }
-        self.explains = self.explain(&facts, &details, &statement.text, server);
+        self.explains = Explained { nature, ..self.explain(&facts, &details, &statement.text, server) };
         self.current = None;
         server.running = there.id;
         server.long_data.retain(|id| *id != there.id);
@@ -747,6 +799,7 @@ impl MyTracker {
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
         self.current = None;
         self.statements.clear();
+        self.left.forget();
         self.take_packet(up, header, false);
         let schema = server.current_schema.clone();
         let answers = server.write_reset(up.output());
@@ -912,6 +965,7 @@ impl MyTracker {
             }
             self.running = None;
             self.note_outcome(Some(error.sqlstate.into()), 0);
+            self.note_left(true, false, server);
             self.settle(true);
             return Ok(Some(ServerEvent::Answered { failed: true, nothing_ran: false }));
         }
@@ -1066,6 +1120,9 @@ impl MyTracker {
             return None;
         }
         let head = server.pop();
+        if !kept {
+            server.owners.note_own();
+        }
         if server.caches_metadata
             && let Some(Reply::Prepared(statement)) = head.map(|head| head.reply)
         {
@@ -1144,13 +1201,8 @@ impl MyTracker {
             }
             self.status = end.status.without(Status::SESSION_STATE_CHANGED | Status::MORE_RESULTS);
             self.mode = server.mode;
-            if end.last_insert_id != 0 {
-                self.last_insert_id = end.last_insert_id;
-            }
-            if end.warnings > 0 {
-                // SHOW WARNINGS answers on this connection only.
-                self.learned.pins.insert(PinReason::SessionFunction);
-            }
+            let id = end.last_insert_id;
+            self.left.note_result(id, &self.explains.nature, server);
             // A result with a cursor has no rows and, for older clients, one EOF only.
             let cursor = end.status.contains(Status::CURSOR_EXISTS) && server.stage == Stage::FirstRow;
             if server.stage == Stage::FirstRow && !cursor {
@@ -1188,7 +1240,12 @@ impl MyTracker {
             self.rows += affected;
             return Ok(None);
         }
-        let end = OkPacket { affected_rows: affected, status: end.status, ..OkPacket::default() };
+        let end = OkPacket {
+            affected_rows: affected,
+            status: end.status,
+            warnings: end.warnings,
+            ..OkPacket::default()
+        };
         Ok(self.over(server, kept, &end))
     }
 
@@ -1196,6 +1253,11 @@ impl MyTracker {
     fn over(&mut self, server: &mut MyServer, kept: bool, end: &OkPacket<'_>) -> Option<ServerEvent> {
         let head = server.pop();
         if !kept {
+            if matches!(head.map(|head| head.reply), Some(Reply::Command)) {
+                server.owners.note_command();
+            } else {
+                server.owners.note_own();
+            }
             return None;
         }
         let fetched = matches!(head.map(|head| head.reply), Some(Reply::Rows));
@@ -1206,8 +1268,16 @@ impl MyTracker {
         }
         self.running = None;
         self.note_outcome(None, end.affected_rows);
+        self.note_left(false, end.warnings > 0, server);
         self.settle(false);
         Some(ServerEvent::Answered { failed: false, nothing_ran: false })
+    }
+
+    /// A statement of the client is over, and has left something for the next to ask.
+    fn note_left(&mut self, failed: bool, warnings: bool, server: &mut MyServer) {
+        if self.left.note_over(&self.explains.nature, failed, warnings, server) {
+            self.learned.pins.insert(PinReason::SessionFunction);
+        }
     }
 
     fn note_outcome(&mut self, error: Option<Box<str>>, affected: u64) {
@@ -1294,7 +1364,7 @@ impl Tracker<MySql> for MyTracker {
             state_changed: false,
             aborted: false,
             explains: Explained::default(),
-            last_insert_id: 0,
+            left: Left::new(),
             unprepared: None,
             running: None,
             definitions: Vec::new(),
@@ -1369,7 +1439,7 @@ impl Tracker<MySql> for MyTracker {
                 }
                 Some(Command::StmtPrepare) => self.prepare(header, shared, up, server, down)?,
                 Some(command @ (Command::StmtExecute | Command::StmtBulkExecute)) => {
-                    self.execute(command, header, up, server, down)?
+                    self.execute(command, header, shared, up, server, down)?
                 }
                 Some(Command::StmtSendLongData) => self.long_data(header, up, server),
                 Some(Command::StmtClose) => self.close_statement(header, up, server),
@@ -1638,15 +1708,12 @@ impl Tracker<MySql> for MyTracker {
     fn write_question(&mut self, server: &mut MyServer, up: &mut Pipe) {
         if server.doubtful && server.expects_nothing() {
             write_command(up.output(), Command::Ping, &[]);
-            server.expect(Reply::Results, true, false);
+            server.expect(Reply::Command, true, false);
         }
     }
 
-    fn write_forget_session_functions(&mut self, server: &mut MyServer, up: &mut Pipe) {
-        let statement = format!("SET last_insert_id = {}", self.last_insert_id);
-        write_query(statement.as_bytes(), server.agreed, up.output());
-        server.expect(Reply::Results, true, false);
-        server.set_forgot();
+    fn write_forget_session_functions(&mut self, _server: &mut MyServer, _up: &mut Pipe) {
+        // Seen to with each statement that asks.
     }
 }
 
