@@ -1069,6 +1069,10 @@ fn changes(mut block: Bytes) -> Vec<Change> {
                 }
             }
             1 => changes.push(Change::Schema(text(&mut entry))),
+            // MySQL gives its length once more, MariaDB does not.
+            2 if entry.len() == 1 => {
+                changes.push(Change::State(String::from_utf8_lossy(&entry).into_owned()))
+            }
             2 => changes.push(Change::State(text(&mut entry))),
             4 => changes.push(Change::Characteristics(text(&mut entry))),
             5 => changes.push(Change::Transaction(text(&mut entry))),
