@@ -20,6 +20,9 @@ use crate::buffer::Buffer;
 /// Longest packet that is held whole on the way from the server; rows and column definitions are not.
 pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
 
+/// Finds nothing, so that `FOUND_ROWS()` tells nobody what another has found.
+pub(super) const FORGET_FOUND_ROWS: &[u8] = b"SELECT 1 LIMIT 0";
+
 /// What a request is answered with.
 #[derive(Debug)]
 pub(super) enum Reply {
@@ -266,8 +269,11 @@ impl MyServer {
     /// Puts the session back to what it was after login; as many answers come as is returned.
     pub(super) fn write_reset(&mut self, out: &mut Vec<u8>) -> u32 {
         self.forget_statements();
-        let mut answers = 1;
+        self.characteristics = false;
+        let mut answers = 2;
         write_command(out, Command::ResetConnection, &[]);
+        // It leaves `FOUND_ROWS()` as it was (MariaDB).
+        write_command(out, Command::Query, FORGET_FOUND_ROWS);
         if !self.rearm.is_empty() {
             write_command(out, Command::Query, self.rearm.as_bytes());
             answers += 1;
