@@ -558,6 +558,11 @@ impl RawMySql {
         self.send(&[&[command], body].concat()).await;
     }
 
+    /// The next packet read answers a command whose packet was [`Self::send_bytes`].
+    pub const fn expect_answer(&mut self) {
+        self.sequence = 1;
+    }
+
     /// The next payload, put together where it came in several packets; `None` when the peer has closed. Panics on a
     /// sequence number out of turn and on a connection that ends inside a packet.
     pub async fn read(&mut self) -> Option<Bytes> {
