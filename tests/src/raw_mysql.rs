@@ -558,6 +558,11 @@ impl RawMySql {
         self.send(&[&[command], body].concat()).await;
     }
 
+    /// The next packet read answers a command whose packet was [`Self::send_bytes`].
+    pub const fn expect_answer(&mut self) {
+        self.sequence = 1;
+    }
+
     /// The next payload, put together where it came in several packets; `None` when the peer has closed. Panics on a
     /// sequence number out of turn and on a connection that ends inside a packet.
     pub async fn read(&mut self) -> Option<Bytes> {
@@ -1069,6 +1074,10 @@ fn changes(mut block: Bytes) -> Vec<Change> {
                 }
             }
             1 => changes.push(Change::Schema(text(&mut entry))),
+            // MySQL gives its length once more, MariaDB does not.
+            2 if entry.len() == 1 => {
+                changes.push(Change::State(String::from_utf8_lossy(&entry).into_owned()))
+            }
             2 => changes.push(Change::State(text(&mut entry))),
             4 => changes.push(Change::Characteristics(text(&mut entry))),
             5 => changes.push(Change::Transaction(text(&mut entry))),

@@ -174,6 +174,8 @@ struct Pending {
     in_transaction: bool,
     /// The connection they get is tainted.
     taints: bool,
+    /// What filter or policy lets go without a pin, even where only the server tells of it.
+    let_go: PinReasons,
     /// What they do to the settings that are replayed, in order.
     settings: Vec<Change>,
     /// They change settings in a way that is not followed.
@@ -370,7 +372,11 @@ impl<P: Protocol> Session<P> {
             Some(_) => PinReasons::only(PinReason::SessionVariable),
             None => PinReasons::NONE,
         };
-        sets = sets.without(excluded.without(policy.pin)).without(policy.ignore).without(replayed);
+        let let_go = excluded.without(policy.pin).union(policy.ignore);
+        sets = sets.without(let_go).without(replayed);
+        if facts.kind == StatementKind::Session {
+            self.pending.let_go = self.pending.let_go.union(let_go);
+        }
         sets = sets.union(statement.extra_pins);
         if smart && facts.needs_session_function && !P::KNOWS_WHAT_IS_LEFT {
             self.session_functions.store(true, Ordering::Relaxed);
@@ -595,7 +601,7 @@ impl<P: Protocol> Session<P> {
         let id = connection.state.key().id;
         let mut pending = std::mem::take(&mut self.pending);
         self.settle_settings(&mut pending, failed, nothing_ran);
-        self.take_over(&mut pending);
+        self.take_over(&mut pending, failed);
         self.settle_pins(pending, failed, nothing_ran, now, id);
         match received {
             Some(received) => self.observe(received, sent, now, None),
@@ -716,14 +722,24 @@ impl<P: Protocol> Session<P> {
 
     /// Takes over what the server itself has said of the session. No text could be wrong about that, nor a rollback undo
     /// it.
-    fn take_over(&mut self, pending: &mut Pending) {
+    fn take_over(&mut self, pending: &mut Pending, failed: bool) {
         let learned = self.tracker.take_learned();
         let mut pins = learned.pins;
-        if self.endpoint.proxy.settings().profile == Profile::Rds {
+        let smart = self.endpoint.proxy.settings().profile == Profile::Smart;
+        if !smart {
             pins = pins.without(PinReasons::only(PinReason::SessionFunction));
         }
-        pending.sets = pending.sets.union(pins);
+        let kept = pins.without(pending.let_go);
+        pending.sets = pending.sets.union(kept);
         let Some(connection) = &mut self.link else { return };
+        connection.tainted |= kept != pins;
+        if failed && P::TELLS_SETTINGS {
+            // It tells nothing with an error, and a trigger or half of a `SET` may have run.
+            connection.tainted |= pending
+                .text
+                .as_ref()
+                .is_none_or(|text| !matches!(text.kind, StatementKind::Transaction | StatementKind::Empty));
+        }
         if learned.changes.is_empty() {
             return;
         }
@@ -733,6 +749,12 @@ impl<P: Protocol> Session<P> {
                 StateChange::ResetAll => {
                     self.settings = None;
                     certain = true;
+                    // In a transaction, too, which is over.
+                    if let Some(text) = &pending.text
+                        && smart
+                    {
+                        pending.clears = pending.clears.union(text.clears);
+                    }
                 }
                 StateChange::Made(variable, statement) => {
                     match Settings::with(self.settings.as_ref(), &variable, &statement) {

@@ -22,6 +22,9 @@ use crate::buffer::Buffer;
 /// Longest packet that is held whole on the way from the server; rows and column definitions are not.
 pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
 
+/// Finds nothing, so that `FOUND_ROWS()` tells nobody what another has found.
+pub(super) const FORGET_FOUND_ROWS: &[u8] = b"SELECT 1 LIMIT 0";
+
 /// What a request is answered with.
 #[derive(Debug)]
 pub(super) enum Reply {
@@ -283,8 +286,11 @@ impl MyServer {
     pub(super) fn write_reset(&mut self, out: &mut Vec<u8>) -> u32 {
         self.forget_statements();
         self.owners = Owners::default();
-        let mut answers = 1;
+        self.characteristics = false;
+        let mut answers = 2;
         write_command(out, Command::ResetConnection, &[]);
+        // It leaves `FOUND_ROWS()` as it was (MariaDB).
+        write_query(FORGET_FOUND_ROWS, self.agreed, out);
         if !self.rearm.is_empty() {
             write_query(self.rearm.as_bytes(), self.agreed, out);
             answers += 1;

@@ -25,7 +25,10 @@ use super::{
     left::{Ask, Left, Nature},
     parameters::{self, Front},
     query::{ResultHeader, write_query},
-    server::{Definitions, MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front},
+    server::{
+        Definitions, FORGET_FOUND_ROWS, MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command,
+        write_front,
+    },
     statement::{Prepared, Statement, Types},
 };
 use crate::buffer::Pipe;
@@ -113,8 +116,10 @@ struct Explained {
     state: bool,
     /// It runs code that no text shows.
     taints: bool,
-    /// It sets user variables in a way that is not followed.
+    /// It makes settings in a way that is not followed.
     unsettles: bool,
+    /// Its settings end with it, though the server reports them as if they stayed.
+    passing: bool,
     /// Settings made by the text itself.
     made: Vec<(Box<str>, Box<str>)>,
     /// Variables that the server reports and `made` stands for.
@@ -144,6 +149,14 @@ const UNTRACKED: &[&str] = &["last_gtid", "warning_count", "error_count", "rand_
 /// Variables that count for the next statement only, or whose value is a moment: not to be made again elsewhere.
 const MOMENTARY: &[&str] =
     &["timestamp", "insert_id", "last_insert_id", "identity", "pseudo_thread_id", "gtid_seq_no"];
+
+/// What is set on every connection, so that who sets it too changes nothing.
+const OURS: &[(&str, &str)] = &[
+    ("session_track_schema", "ON"),
+    ("session_track_state_change", "ON"),
+    ("session_track_system_variables", "*"),
+    ("session_track_transaction_info", "CHARACTERISTICS"),
+];
 
 /// What stands for a command that is no statement.
 fn of_command(command: Command, bytes: usize) -> Submitted {
@@ -238,6 +251,10 @@ impl MyTracker {
             Ask::AsItIs => true,
             Ask::Lost => false,
             Ask::Set(id) => {
+                if nature.several {
+                    write_query(FORGET_FOUND_ROWS, server.agreed, up.output());
+                    server.expect(Reply::Results, true, false);
+                }
                 write_query(format!("SET last_insert_id = {id}").as_bytes(), server.agreed, up.output());
                 server.expect(Reply::Results, true, false);
                 self.left.was_set(server);
@@ -383,33 +400,41 @@ impl MyTracker {
                 || facts.kind == StatementKind::Ddl
                 || !details.named_statements.is_empty(),
             taints: facts.taints,
+            passing: details.sets_for_statement,
             ..Explained::default()
         };
-        let sets_user = details.sets_more || details.sets.iter().any(|one| one.scope == Scope::User);
+        let sets = |wanted: fn(&Assignment) -> bool| details.sets_more || details.sets.iter().any(wanted);
+        let sets_user = sets(|one| one.scope == Scope::User);
+        // Servers do not report a collation that is not the character set's own.
+        let collates = || text.to_ascii_lowercase().windows(7).any(|word| word == b"collate");
+        let sets_collation =
+            sets(|one| &*one.name == "character set") || (sets(|one| &*one.name == "names") && collates());
         if facts.statements != 1 {
-            explained.unsettles |= sets_user;
+            explained.unsettles |= sets_user || explained.passing || sets_collation;
             return explained;
         }
-        if facts.is_plain_set
-            && let [Assignment { name, .. }] = &details.sets[..]
-            && matches!(&**name, "names" | "character set")
-            && let Ok(text) = std::str::from_utf8(text)
-        {
-            // Servers do not report the collation with it, so it is made again by its own text.
-            explained.covers = CHARACTER_SET;
-            explained.made.push(("names".into(), text.into()));
+        if sets_collation {
+            // So it is made again by its own words.
             explained.state = true;
-        } else if sets_user {
+            match classify::character_set_assignment(text, self.mode).and_then(|value| in_any_mode(&value)) {
+                Some(words) if !sets(|one| CHARACTER_SET.contains(&&*one.name)) => {
+                    explained.covers = CHARACTER_SET;
+                    explained.made.push(("names".into(), format!("SET {words}").into()));
+                }
+                _ => explained.unsettles = true,
+            }
+        }
+        if sets_user {
             explained.state = true;
             let assignments = classify::user_variable_assignments(text, self.mode);
             explained.unsettles |= assignments.is_none();
             for (name, value) in assignments.unwrap_or_default() {
-                match String::from_utf8(value) {
-                    Ok(value) => {
+                match in_any_mode(&value) {
+                    Some(value) => {
                         let statement = format!("SET @`{}` = {value}", name.replace('`', "``"));
                         explained.made.push((format!("@{name}").into(), statement.into()));
                     }
-                    Err(_) => explained.unsettles = true,
+                    None => explained.unsettles = true,
                 }
             }
         }
@@ -871,11 +896,19 @@ impl MyTracker {
                 if UNTRACKED.contains(&&*name) || self.explains.covers.contains(&&*name) {
                     return;
                 }
+                if OURS.contains(&(&*name, value)) {
+                    return;
+                }
                 if MOMENTARY.contains(&&*name) || name.starts_with("session_track") {
                     self.learned.pins.insert(PinReason::SessionVariable);
                     return;
                 }
-                let statement = format!("SET SESSION `{name}` = {}", literal(value));
+                let value = match value {
+                    // No name of a character set.
+                    "" if name == "character_set_results" => "NULL".to_owned(),
+                    value => literal(value),
+                };
+                let statement = format!("SET SESSION `{name}` = {value}");
                 self.learned.changes.push(StateChange::Made(name.into(), statement.into()));
             }
             SessionChange::Schema(name) => {
@@ -1193,9 +1226,16 @@ impl MyTracker {
         let of_rows =
             server.stage != Stage::Start || !matches!(server.head().map(|h| &h.reply), Some(Reply::Results));
         let mut changes = Vec::new();
+        let mode = server.mode;
         let end = server.read_end(body, |change| changes.push(change))?;
         let first = body.first().copied().unwrap_or_default();
         if kept {
+            if self.explains.passing {
+                // The next answer tells what is again as it was.
+                server.mode = mode;
+                self.explains.state = true;
+                changes.retain(|change| !matches!(change, SessionChange::Variable { .. }));
+            }
             for change in &changes {
                 self.learn(change);
             }
@@ -1318,6 +1358,16 @@ fn usual_changes(changes: &[SessionChange<'_>]) -> Vec<u8> {
         put_lenenc_bytes(&mut told, &entry);
     }
     told
+}
+
+/// A constant of a client's text, to be read alike in every `sql_mode` and character set; `None` when it is not.
+fn in_any_mode(value: &[u8]) -> Option<String> {
+    let value = std::str::from_utf8(value).ok().filter(|value| value.is_ascii() && !value.contains('\\'))?;
+    match value.strip_prefix('"').and_then(|value| value.strip_suffix('"')) {
+        _ if !value.contains('"') => Some(value.to_owned()),
+        Some(inside) if !inside.contains(['"', '\'']) => Some(format!("'{inside}'")),
+        _ => None,
+    }
 }
 
 /// A value as the server reports it, as a literal.

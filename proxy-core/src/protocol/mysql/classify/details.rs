@@ -9,6 +9,10 @@ pub struct Details {
     pub sets: Vec<Assignment>,
     /// There was more in `SET` than `sets` holds.
     pub sets_more: bool,
+    /// A statement of it changes how those after it are read, so that they may be others than it seems.
+    pub rereads: bool,
+    /// Is MariaDB's `SET STATEMENT`, whose settings end with it; `sets` does not hold them.
+    pub sets_for_statement: bool,
     /// Has a `USE`; the name is read by [`used_schema`](super::used_schema).
     pub uses_schema: bool,
     /// Is one `KILL`; the number is read by [`kill_target`](super::kill_target).

@@ -325,6 +325,8 @@ fn either(one: (Facts, Details), other: (Facts, Details)) -> Option<(Facts, Deta
     let details = Details {
         sets: one_details.sets,
         sets_more: one_details.sets_more || other_details.sets_more,
+        rereads: one_details.rereads || other_details.rereads,
+        sets_for_statement: one_details.sets_for_statement || other_details.sets_for_statement,
         uses_schema: one_details.uses_schema || other_details.uses_schema,
         kill: one_details.kill.filter(|kill| other_details.kill == Some(*kill)),
         named_statements: one_details.named_statements,
@@ -395,11 +397,14 @@ fn of_reading(tokens: &[Tok<'_>], has_executable_comment: bool) -> Option<(Facts
         Details { has_executable_comment, keeps_diagnostics: !statements.is_empty(), ..Details::default() };
     let alone = statements.len() == 1;
     let mut assigns_user_variables = false;
+    let mut rereads = false;
     for statement in statements {
         let one = Statement::read(statement)?;
         if matches!(facts.kind, StatementKind::Empty | StatementKind::Transaction) {
             facts.kind = one.kind;
         }
+        details.rereads |= rereads;
+        rereads |= one.details.sets.iter().any(changes_reading);
         let seen = one.seen;
         facts.pins = facts.pins.without(one.clears).union(seen.pins);
         facts.clears = facts.clears.union(one.clears);
@@ -430,6 +435,7 @@ fn of_reading(tokens: &[Tok<'_>], has_executable_comment: bool) -> Option<(Facts
         details.sets.extend(one.details.sets);
         details.sets_more |= details.sets.len() > Details::MAX_ITEMS;
         details.sets.truncate(Details::MAX_ITEMS);
+        details.sets_for_statement |= one.details.sets_for_statement;
         details.uses_schema |= one.details.uses_schema;
         details.kill = one.details.kill.filter(|_| alone);
         details.named_statements.extend(one.details.named_statements);
@@ -455,6 +461,12 @@ fn of_reading(tokens: &[Tok<'_>], has_executable_comment: bool) -> Option<(Facts
         in_order(names);
     }
     Some((facts, details))
+}
+
+/// True for what makes a session's later statements be read in another way.
+fn changes_reading(assignment: &Assignment) -> bool {
+    matches!(&*assignment.name, "sql_mode" | "character_set_client" | "names" | "character set")
+        && matches!(assignment.scope, Scope::Session)
 }
 
 /// What was found anywhere in one statement, however deep.
@@ -889,6 +901,7 @@ impl Statement {
                 one.seen.scan(settings);
                 one.read_only &= one.seen.only_reads();
                 one.is_plain_set = false;
+                one.details.sets_for_statement = true;
                 // Its assignments are not where they are looked for.
                 if std::mem::take(&mut one.seen.assigns_constants) {
                     one.seen.pins.insert(PinReason::SessionVariable);
@@ -899,6 +912,13 @@ impl Statement {
         one.is_plain_set = set.is_plain();
         for item in &set.items {
             one.seen.assign(&item.assignment, set.is_local);
+            if item.is_unreported {
+                one.seen.pins.insert(PinReason::SessionVariable);
+                if changes_reading(&item.assignment) {
+                    // What comes after it is read in a way that is not known here.
+                    one.seen.pins.insert(PinReason::Unknown);
+                }
+            }
             one.moves_transaction |= item.assignment.name == "autocommit";
             one.seen.scan(tokens.get(item.value.clone())?);
         }
@@ -1158,7 +1178,9 @@ impl Seen {
             self.pins.insert(reason);
         }
         match effect {
-            Effect::None | Effect::Unlock | Effect::Sequence => {}
+            Effect::None | Effect::Unlock => {}
+            // `LASTVAL` would tell of it.
+            Effect::Sequence => self.taints = true,
             Effect::Acts => self.sets_last_insert_id |= call.name == "last_insert_id",
             // PIN-M-02.
             Effect::Lock => self.rds_pins.insert(PinReason::AdvisoryLock),

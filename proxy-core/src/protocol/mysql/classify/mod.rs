@@ -2,7 +2,8 @@
 //!
 //! A text is cut into tokens once and hashed to a digest in which literals' values do not show. On a digest never seen
 //! before the same tokens, literals' values not among them, are read for what becomes [`Facts`] and [`Details`], kept
-//! by digest. So no value can change what is known of a text, and nothing that is known can be another text's.
+//! by digest. So no value can change what is known of a text, and nothing that is known can be another text's. A text
+//! that changes how the rest of it is read is looked at each time: one whose meaning depends on that is not understood.
 //!
 //! The dialects have no grammar that could be used as a library and that both servers would agree on. In them every
 //! statement says by its first words what it is, and whatever a statement does to its session stands in it as a token:
@@ -81,7 +82,7 @@ impl Classifier {
             return Classified { digest, facts, details: Arc::new(Details::unknown()) };
         }
         if let Some((facts, details)) = self.cache.get(&digest) {
-            return Classified { digest, facts, details };
+            return known(text, mode, Classified { digest, facts, details });
         }
         let (facts, details) = match facts::of_text(text, mode) {
             Some((facts, details)) => {
@@ -91,7 +92,7 @@ impl Classifier {
         };
         let (facts, details) = (Arc::new(facts), Arc::new(details));
         self.cache.insert(digest, (Arc::clone(&facts), Arc::clone(&details)));
-        Classified { digest, facts, details }
+        known(text, mode, Classified { digest, facts, details })
     }
 
     /// The digest, and whether every server cuts the text as it was cut here.
@@ -126,6 +127,16 @@ impl Classifier {
         sink.bytes(text);
         sink.finish()
     }
+}
+
+/// What is known of `text`, unless a statement of it has those after it read in another way, and they depend on it.
+fn known(text: &[u8], mode: LexMode, known: Classified) -> Classified {
+    let depends = |byte: &u8| matches!(byte, b'\\' | b'"' | 0x80..);
+    if !known.details.rereads || !text.iter().any(depends) {
+        return known;
+    }
+    let facts = Arc::new(Facts::unknown(digest_text(text, mode, false)));
+    Classified { facts, details: Arc::new(Details::unknown()), ..known }
 }
 
 impl fmt::Debug for Classifier {
@@ -175,6 +186,18 @@ pub fn user_variable_assignments(text: &[u8], mode: LexMode) -> Option<Vec<(Stri
         assigned.push((item.assignment.name.clone(), bytes.to_vec()));
     }
     Some(assigned)
+}
+
+/// `NAMES …` or `CHARACTER SET …` as it stands in a text that is one `SET`; the last, where there are several. `None` when
+/// there is none, or the text is anything else.
+#[must_use]
+pub fn character_set_assignment(text: &[u8], mode: LexMode) -> Option<Vec<u8>> {
+    let tokens = tokens(text, mode)?;
+    let (statement, set) = set::of_text(&tokens)?;
+    let item = set.items.iter().rfind(|item| matches!(&*item.assignment.name, "names" | "character set"))?;
+    let value = statement.get(item.value.clone())?;
+    let bytes = text.get(value.first()?.start..value.last()?.end)?;
+    Some([item.assignment.name.to_uppercase().as_bytes(), b" ", bytes].concat())
 }
 
 /// Whom a `KILL` in `text` is about, by the number that stands in it; `None` when that is anything but a number, or

@@ -47,6 +47,8 @@ pub(super) struct Item {
     pub(super) value: Range<usize>,
     /// The value is `DEFAULT`.
     to_default: bool,
+    /// Spelt `@@name`, without a scope: MariaDB does not report it.
+    pub(super) is_unreported: bool,
 }
 
 /// Variables that rows of RDS Proxy's documentation call tracked (rds-proxy.md 1.4).
@@ -122,7 +124,9 @@ pub(super) fn is_replayable(name: &str) -> bool {
 impl Set {
     /// One system variable of the session, set to a constant, that does the same wherever it is run again.
     pub(super) fn is_plain(&self) -> bool {
-        let [Item { assignment, to_default: false, .. }] = &self.items[..] else { return false };
+        let [Item { assignment, to_default: false, is_unreported: false, .. }] = &self.items[..] else {
+            return false;
+        };
         let name = &*assignment.name;
         assignment.scope == Scope::Session
             && assignment.value_is_constant
@@ -180,6 +184,7 @@ pub(super) fn form(tokens: &[Tok<'_>]) -> Option<SetForm> {
             index += 1;
         }
         let token = tokens.get(index)?;
+        let mut is_unreported = false;
         let (name, scope, value) = match (token.word(), word(index + 1)) {
             _ if token.kind == Kind::UserVariable => {
                 (token.name.clone().into_owned(), Scope::User, index + 1)
@@ -192,6 +197,7 @@ pub(super) fn form(tokens: &[Tok<'_>]) -> Option<SetForm> {
                     None => following(tokens, index),
                 };
                 local = given.is_some() && token.name == "local";
+                is_unreported = given.is_none();
                 let next =
                     if OF_TRANSACTION.contains(&&*name) { Scope::NextTransaction } else { Scope::Session };
                 (name, given.unwrap_or(next), end)
@@ -220,6 +226,7 @@ pub(super) fn form(tokens: &[Tok<'_>]) -> Option<SetForm> {
             assignment: Assignment { scope, name, value_is_constant },
             value: value..end,
             to_default,
+            is_unreported,
         });
         match tokens.get(end) {
             Some(_) => index = end + 1,
@@ -239,7 +246,8 @@ impl Set {
                 _ => "transaction_read_only",
             };
             let assignment = Assignment { scope, name: name.to_owned(), value_is_constant: true };
-            self.items.push(Item { assignment, value: from..end, to_default: false });
+            let value = from..end;
+            self.items.push(Item { assignment, value, to_default: false, is_unreported: false });
             from = end + 1;
         }
     }

@@ -123,7 +123,17 @@ const ROWS: &[(&str, &str, &str)] = &[
     ("PIN-M-03", "SET sort_buffer_size = 300000", UNTRACKED),
     ("PIN-M-03", "SET SESSION foreign_key_checks = 0", UNTRACKED),
     ("PIN-M-03", "set @@session.sql_safe_updates=1", UNTRACKED),
-    ("PIN-M-03", "SET @@unique_checks = OFF", UNTRACKED),
+    ("PIN-M-03", "SET @@session.unique_checks = OFF", UNTRACKED),
+    // What MariaDB does not report.
+    ("PIN-M-03", "SET @@unique_checks = OFF", "session pins=session-variable rds=session-variable"),
+    ("unreported", "SET @@time_zone = '+00:00'", "session pins=session-variable"),
+    ("unreported", "SET @@sql_mode = ''", "session pins=session-variable,unknown"),
+    ("rereads", "SET sql_mode = 'ANSI'; SELECT 'a', `b`", "session x2"),
+    ("rereads", "SELECT \"a\"; SET sql_mode = 'ANSI'", "select x2"),
+    ("rereads", "SET sql_mode = 'ANSI'; SELECT \"a\"", UNKNOWN),
+    ("rereads", "SET sql_mode = 'NO_BACKSLASH_ESCAPES'; SELECT '\\', GET_LOCK('x', 0) -- '", UNKNOWN),
+    ("rereads", "SET NAMES gbk; SELECT 'ä'", UNKNOWN),
+    ("rereads", "SET character_set_client = sjis; SELECT 'ä'", UNKNOWN),
     ("PIN-M-03", "SET max_execution_time = DEFAULT", UNTRACKED),
     ("PIN-M-03", "SET GLOBAL max_connections = 100", UNTRACKED),
     ("PIN-M-03", "SET PERSIST max_connections = 100", UNTRACKED),
@@ -382,8 +392,8 @@ const ROWS: &[(&str, &str, &str)] = &[
     ("writes", "EXPLAIN DELETE FROM t", "other"),
     ("writes", "EXPLAIN ANALYZE DELETE t FROM t JOIN u", "other"),
     ("writes", "ANALYZE UPDATE t SET a = 1", "other"),
-    ("writes", "SELECT NEXT VALUE FOR s", "select pins=session-function"),
-    ("writes", "SELECT NEXTVAL(s), s.nextval", "select pins=session-function"),
+    ("writes", "SELECT NEXT VALUE FOR s", "select pins=session-function taints"),
+    ("writes", "SELECT NEXTVAL(s), s.nextval", "select pins=session-function taints"),
     ("writes", "SELECT PREVIOUS VALUE FOR s", FUNCTION),
     ("writes", "SELECT LASTVAL(s)", FUNCTION),
     ("writes", "SELECT MASTER_POS_WAIT('a', 1)", "select"),
@@ -679,7 +689,7 @@ fn with_other_values(text: &str) -> Vec<String> {
 #[test]
 fn literals_values_change_neither_digest_nor_facts() {
     let mut compared = 0;
-    for (_, text, expected) in ROWS {
+    for (_, text, expected) in ROWS.iter().filter(|(row, ..)| *row != "rereads") {
         let kept = Classifier::new(1024);
         let first = kept.facts(text.as_bytes(), UTF8);
         if first.digest == kept.exact(text.as_bytes(), UTF8) {
