@@ -853,7 +853,9 @@ impl MyTracker {
     /// Column definitions are through: what older clients expect there.
     fn end_columns(&self, down: &mut Pipe, server: &mut MyServer, kept: bool) {
         if kept && self.legacy() && server.agreed.contains(Capabilities::DEPRECATE_EOF) {
-            let eof = EofPacket { warnings: 0, status: self.status.without(Status::SESSION_STATE_CHANGED) };
+            // Of an earlier statement's cursor nothing may be said: the client would expect no rows.
+            let left_out = Status::SESSION_STATE_CHANGED | Status::CURSOR_EXISTS | Status::LAST_ROW_SENT;
+            let eof = EofPacket { warnings: 0, status: self.status.without(left_out) };
             eof.write(server.seq.wrapping_add(server.shift), self.agreed, down.output());
             server.shift = server.shift.wrapping_add(1);
         }
@@ -1226,9 +1228,11 @@ impl Tracker<MySql> for MyTracker {
                 if server.stage == Stage::Infile {
                     // The client counts on from what it has seen.
                     up.patch(3, header.seq.wrapping_sub(server.shift));
-                    if header.len == 0 {
+                    // An empty packet behind one of the longest goes on with that.
+                    if header.len == 0 && !server.infile_continues {
                         server.stage = Stage::Start;
                     }
+                    server.infile_continues = header.continues();
                     self.continues = false;
                     self.take(up, header.total(), true);
                     continue;
@@ -1403,14 +1407,26 @@ impl Tracker<MySql> for MyTracker {
 
     fn killed(&mut self, outcome: Killed, up: &mut Pipe, down: &mut Pipe) {
         let Some(header) = Header::read(up.unread()) else { return };
+        let id = match up.unread().get(HEADER_BYTES) {
+            Some(command) if *command == Command::ProcessKill as u8 => Self::packet(up, header)
+                .get(1..)
+                .and_then(|bytes| bytes.first_chunk())
+                .map(|bytes| u64::from(u32::from_le_bytes(*bytes))),
+            _ => classify::kill_target(self.text(up), self.mode).map(|(_, id)| id),
+        };
+        let id = id.unwrap_or_default();
         match outcome {
             Killed::Done => {
                 self.current = None;
                 self.take_packet(up, header, false);
                 self.ok(down, 1);
             }
-            Killed::Unknown => self.fail(1094, "HY000", "Unknown thread id", up, header, down),
-            Killed::NotOwner => self.fail(1095, "HY000", "You are not owner of thread", up, header, down),
+            Killed::Unknown => {
+                self.fail(1094, "HY000", &format!("Unknown thread id: {id}"), up, header, down);
+            }
+            Killed::NotOwner => {
+                self.fail(1095, "HY000", &format!("You are not owner of thread {id}"), up, header, down);
+            }
         }
     }
 
