@@ -378,6 +378,8 @@ pub struct MyAccept {
     /// Of the next packet, whoever sends it.
     seq: u8,
     state: AcceptState,
+    /// Where the client lands, if it follows its session.
+    schema: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -419,6 +421,7 @@ impl Accept<MySql> for MyAccept {
             encrypted: false,
             seq: 0,
             state: AcceptState::Greeting,
+            schema: Vec::new(),
         }
     }
 
@@ -429,6 +432,9 @@ impl Accept<MySql> for MyAccept {
                 AcceptState::Response => return self.response(input),
                 AcceptState::Auth(response, auth, AuthStep::Done) => {
                     let response = std::mem::take(&mut **response);
+                    if response.capabilities.intersection(self.offer).contains(Capabilities::SESSION_TRACK) {
+                        self.schema.clone_from(&response.database);
+                    }
                     self.nonce = auth.nonce();
                     self.state = AcceptState::Over;
                     return Ok(AcceptStep::Login(self.login(response)));
@@ -495,7 +501,15 @@ impl Accept<MySql> for MyAccept {
 
     fn write_welcome(&mut self, greeting: &Greeting, _: CancelKey, out: &mut Vec<u8>) {
         let (status, _) = read_greeting(greeting);
-        self.seq = OkPacket { status, ..OkPacket::default() }.write(codec::OK, self.seq, WANTED, out);
+        let mut changes = Vec::new();
+        if !self.schema.is_empty() {
+            let mut entry = Vec::new();
+            put_lenenc_bytes(&mut entry, &self.schema);
+            changes.push(codec::track::SCHEMA);
+            put_lenenc_bytes(&mut changes, &entry);
+        }
+        let ok = OkPacket { status, session_state: &changes, ..OkPacket::default() };
+        self.seq = ok.write(codec::OK, self.seq, WANTED, out);
     }
 
     fn write_fault(&mut self, fault: &Fault, out: &mut Vec<u8>) {
@@ -534,6 +548,7 @@ impl MyAccept {
             encrypted: client.encrypted,
             seq: seq.wrapping_add(1),
             state: AcceptState::Credentials(Box::new(response), FirstSaid::MustBeAsked),
+            schema: Vec::new(),
         };
         Ok((accept, AcceptStep::NeedCredentials(user)))
     }
