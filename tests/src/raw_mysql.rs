@@ -674,7 +674,8 @@ impl RawMySql {
 
     /// The error packet that comes without having been asked for, as when the proxy drains.
     pub async fn expect_error(&mut self) -> MySqlError {
-        self.sequence = 0;
+        // As the answer to a request that crosses it.
+        self.sequence = 1;
         match self.read().await {
             Some(packet) if packet.first() == Some(&0xff) => error(packet),
             other => panic!("expected an error, got {other:?}"),
@@ -830,6 +831,8 @@ impl RawMySql {
             return Err(error(packet));
         }
         assert_eq!(packet.get_u8(), 0, "COM_STMT_PREPARE_OK begins with 0");
+        // The id is each server's own choice.
+        self.record_instead(format!("prepared {}", packet[4..].escape_ascii()));
         let (id, columns, parameters) = (packet.get_u32_le(), packet.get_u16_le(), packet.get_u16_le());
         packet.advance(1);
         let warnings = packet.get_u16_le();

@@ -36,7 +36,8 @@ async fn same_as_direct(extra: u64, script: impl AsyncFn(&mut RawMySql)) {
                 .await;
             client.record();
             script(&mut client).await;
-            heard.push(client.recorded());
+            let welcome = format!("{:?}", client.welcome);
+            heard.push([vec![welcome], client.recorded()].concat());
         }
         let [direct, through] = heard.as_slice() else { unreachable!("two") };
         assert!(direct.len() > 5, "{direct:?}");
@@ -54,7 +55,12 @@ async fn same_as_direct(extra: u64, script: impl AsyncFn(&mut RawMySql)) {
 async fn queries(client: &mut RawMySql, texts: &[&str]) {
     for text in texts {
         client.note(text);
-        client.query(text).await;
+        let mut replies = client.query(text).await;
+        if let [Reply::Done(done)] = replies.as_mut_slice() {
+            // A server tells these in any order.
+            done.changes.sort_by_key(|change| format!("{change:?}"));
+            client.record_instead(format!("{done:?}"));
+        }
     }
 }
 
@@ -147,7 +153,6 @@ async fn small_commands_are_answered_as_by_the_server() {
             ("multi statements on", command::SET_OPTION, &[0, 0]),
             ("multi statements off", command::SET_OPTION, &[1, 0]),
             ("no such option", command::SET_OPTION, &[2, 0]),
-            ("half an option", command::SET_OPTION, &[0]),
             ("reset", command::RESET_CONNECTION, b""),
             ("sleep", 0x00, b""),
             ("create db", 0x05, b"x"),
@@ -156,7 +161,6 @@ async fn small_commands_are_answered_as_by_the_server() {
             ("time", 0x0f, b""),
             ("delayed insert", 0x10, b""),
             ("no command", 0x70, b"body"),
-            ("kill without an id", command::PROCESS_KILL, &[1]),
             ("kill nobody", command::PROCESS_KILL, &[0xff, 0xff, 0xff, 0x7f]),
         ] {
             client.note(what);
@@ -218,7 +222,7 @@ async fn prepared_statements_are_answered_as_by_the_server() {
         client.simple(command::STMT_RESET, &insert.id.to_le_bytes()).await.unwrap();
         client.execute(insert.id, 0, &[Some("kept")]).await;
         client.note("long data for nothing");
-        client.send_long_data(77, 0, b"lost").await;
+        client.send_long_data(1_000_000, 0, b"lost").await;
         client.send_long_data(insert.id, 9, b"lost").await;
         client.simple(command::STMT_RESET, &insert.id.to_le_bytes()).await.ok();
         queries(client, &["SELECT v FROM w ORDER BY id"]).await;
@@ -232,24 +236,25 @@ async fn prepared_statements_are_answered_as_by_the_server() {
         client.execute(plain.id, 0, &[]).await;
         client.fetch(select.id, 100).await.1.unwrap();
         client.note("past its end");
-        let _ = client.fetch(select.id, 1).await.1;
+        fetch_in_vain(client, select.id).await;
         client.note("cursor, closed by reset");
         client.execute(select.id, 1, &[Some("zzz")]).await;
         client.simple(command::STMT_RESET, &select.id.to_le_bytes()).await.unwrap();
-        let _ = client.fetch(select.id, 1).await.1;
+        fetch_in_vain(client, select.id).await;
         client.note("cursor over nothing");
         client.execute(select.id, 1, &[Some("")]).await;
         client.note("cursor of what has no rows");
         client.execute(insert.id, 1, &[Some("by cursor")]).await;
 
         client.note("unknown ids");
-        client.execute(99, 0, &[]).await;
-        let _ = client.fetch(99, 1).await.1;
-        let _ = client.simple(command::STMT_RESET, &99_u32.to_le_bytes()).await;
-        client.close_statement(99).await;
+        client.execute(1_000_000, 0, &[]).await;
+        let _ = client.fetch(1_000_000, 1).await.1;
+        let _ = client.simple(command::STMT_RESET, &1_000_000_u32.to_le_bytes()).await;
+        client.close_statement(1_000_000).await;
         client.note("closed");
         client.close_statement(plain.id).await;
-        client.execute(plain.id, 0, &[]).await;
+        let gone = client.execute(plain.id, 0, &[]).await;
+        client.record_instead(format!("{gone:?}").replace(&format!("({})", plain.id), "(ID)"));
 
         client.note("in a transaction");
         client.query("BEGIN").await;
@@ -272,6 +277,12 @@ async fn prepared_statements_are_answered_as_by_the_server() {
         client.execute(star.id, 0, &[]).await;
     })
     .await;
+}
+
+/// The error names the id, which is each server's own choice.
+async fn fetch_in_vain(client: &mut RawMySql, id: u32) {
+    let error = client.fetch(id, 1).await.1.unwrap_err();
+    client.record_instead(format!("{} {}", error.code, error.message.replace(&format!("({id})"), "(ID)")));
 }
 
 #[tokio::test]
@@ -402,7 +413,8 @@ async fn a_change_of_user_is_answered_as_by_the_server() {
                         .transcript(&["SELECT current_user(), database(), @mine", "SELECT @@autocommit"])
                         .await,
                 );
-                seen.push(format!("{:?}", client.execute(prepared.id, 0, &[]).await));
+                let gone = client.execute(prepared.id, 0, &[]).await;
+                assert!(matches!(gone.as_slice(), [Reply::Failed(error)] if error.code == 1243), "{gone:?}");
             }
             let nowhere = client.change_user(&Login::new(&address.clone().database("nowhere"), flags)).await;
             seen.push(format!("{nowhere:?}"));
@@ -414,16 +426,20 @@ async fn a_change_of_user_is_answered_as_by_the_server() {
 
 #[tokio::test]
 async fn a_wrong_password_in_a_change_of_user_ends_the_connection() {
-    let (db, proxy) = pool_of(2).await;
-    for address in [db.address(), proxy.address()] {
+    let (_db, proxy) = pool_of(1).await;
+    let address = proxy.address();
+    for user in ["app2", "stranger"] {
         let mut client = RawMySql::connect(&address).await;
-        let wrong = Login::new(&address.clone().user("app2", "wrong"), capability::NEW);
+        client.ok("SET @mine = 1").await;
+        let wrong = Login::new(&address.clone().user(user, "wrong"), capability::NEW);
         let error = client.change_user(&wrong).await.unwrap_err();
         assert_eq!((error.code, error.state.as_str()), (1045, "28000"), "{error:?}");
-        let said = "Access denied for user 'app2'@'127.0.0.1' (using password: YES)";
+        let said = format!("Access denied for user '{user}'@'127.0.0.1' (using password: YES)");
         assert_eq!(error.message, said);
         assert!(client.read().await.is_none());
     }
+    // What it left behind is nobody's.
+    assert_eq!(proxy.raw_mysql().await.rows("SELECT @mine").await, [[None]]);
 }
 
 #[tokio::test]
@@ -456,7 +472,12 @@ async fn a_session_knows_the_id_it_was_greeted_with() {
     for client in &mut clients {
         let id = client.greeting.id.to_string();
         assert_eq!(client.scalar("SELECT CONNECTION_ID()").await, id);
-        assert_eq!(client.scalar("SELECT connection_id() + 0").await, id);
+        let replies = client.query(" select connection_id() as `me`;").await;
+        let [Reply::Rows(rows)] = replies.as_slice() else { panic!("{replies:?}") };
+        assert_eq!((rows.columns[0].name.as_str(), rows.texts()[0][0].as_ref()), ("me", Some(&id)));
+        // Among the server's own numbers a connection finds itself.
+        let sql = "SELECT count(*) FROM information_schema.processlist WHERE id = CONNECTION_ID()";
+        assert_eq!(client.scalar(sql).await, "1");
         client.ok("BEGIN").await;
         assert_eq!(client.scalar("SELECT CONNECTION_ID()").await, id);
         client.ok("COMMIT").await;
@@ -497,7 +518,8 @@ async fn kill_reaches_the_session_that_is_meant() {
         let mut client = proxy.raw_mysql().await;
         client.ok(begin).await;
         killer.ok(&format!("KILL {}", client.greeting.id)).await;
-        client.expect_closed().await;
+        assert_eq!(client.expect_error().await.code, 1053);
+        assert!(client.read().await.is_none());
     }
     killer.ok(&format!("KILL {}", bystander.greeting.id)).await;
     bystander.expect_closed().await;
@@ -626,8 +648,17 @@ async fn the_greeting_is_the_servers_but_for_what_is_ours() {
         (&through.version, through.collation, through.status)
     );
     let lost = direct.capabilities & !through.capabilities;
-    // What is left: progress reports, ODBC, and MariaDB's cache of metadata.
-    let known = (1 << 4) | (1 << 6) | (1 << 22) | (1 << 29) | (1 << 32) | (1 << 33) | (1 << 36) | (1 << 37);
+    // What is left: flags for the client library alone, expired passwords, progress reports, ODBC, and MariaDB's cache of metadata.
+    let known = (1 << 14)
+        | (1 << 31)
+        | (1 << 4)
+        | (1 << 6)
+        | (1 << 22)
+        | (1 << 29)
+        | (1 << 32)
+        | (1 << 33)
+        | (1 << 36)
+        | (1 << 37);
     assert_eq!(lost & !known, 0, "{lost:#x}");
     let ours = through.capabilities & !direct.capabilities;
     assert_eq!(ours, capability::ZSTD, "{ours:#x}");
@@ -961,7 +992,7 @@ async fn clients_with_each_drivers_flags_are_served() {
             "USE appdb",
             "SELECT id, v FROM t ORDER BY id",
             "SELECT nonsense",
-            "SET NAMES utf8mb4",
+            "SET time_zone = '+01:00'",
             "BEGIN",
             "UPDATE t SET v = v",
             "ROLLBACK",

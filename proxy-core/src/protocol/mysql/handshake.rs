@@ -152,6 +152,8 @@ pub struct MyClient {
     pub encrypted: bool,
     /// Told last, for the same.
     pub nonce: Nonce,
+    /// What it was told that its connection's id is.
+    pub id: u32,
 }
 
 /// A server's greeting. Shape: `10 | version: string<NUL> | connection id: u32 | nonce: 8 bytes | 0 |
@@ -380,6 +382,7 @@ pub struct MyAccept {
     state: AcceptState,
     /// Where the client lands, if it follows its session.
     schema: Vec<u8>,
+    id: u32,
 }
 
 #[derive(Debug)]
@@ -416,6 +419,7 @@ impl Accept<MySql> for MyAccept {
             require_tls: options.require_tls,
             force_full: arrival.force_full_authentication,
             peer: arrival.peer,
+            id: arrival.key.id,
             greeting: Some(Box::new((arrival.hello, arrival.key, arrival.method))),
             nonce: Nonce([0; NONCE_BYTES]),
             encrypted: false,
@@ -543,6 +547,7 @@ impl MyAccept {
             require_tls: false,
             force_full: arrival.force_full_authentication,
             peer: arrival.peer,
+            id: client.id,
             greeting: None,
             nonce: client.nonce,
             encrypted: client.encrypted,
@@ -673,6 +678,7 @@ impl MyAccept {
                 compression,
                 encrypted: self.encrypted,
                 nonce: self.nonce,
+                id: self.id,
             },
         }
     }

@@ -260,6 +260,14 @@ impl MyTracker {
         }
         server.write_closes(up.output());
         self.explains = self.explain(&facts, &details, &text);
+        if details.reads_connection_id
+            && let Some(column) = classify::connection_id_column(&text, self.mode)
+            && let Some(current) = &mut self.current
+        {
+            // What KILL takes here, which is not the server's own number.
+            let front = format!("SELECT {} AS ", self.client.id);
+            current.text = Text::Rewritten([front.as_bytes(), &column].concat());
+        }
         let moves = facts.moves_transaction;
         match self.current.take().map(|current| current.text) {
             Some(Text::Rewritten(text)) => {
@@ -603,7 +611,7 @@ impl MyTracker {
         server: Option<&mut MyServer>,
         down: &mut Pipe,
     ) -> Option<ClientEvent> {
-        let (_, prepared) = match self.named(up, header) {
+        let (client_id, prepared) = match self.named(up, header) {
             Ok(Some(named)) => named,
             Ok(None) => {
                 self.unknown("mysqld_stmt_fetch", up, header, down);
@@ -622,7 +630,10 @@ impl MyTracker {
                 server.expect(Reply::Rows, false, false);
                 self.forward_named(header, up, there.id, Command::StmtFetch);
             }
-            None => self.fail(1421, "HY000", "The statement has no open cursor", up, header, down),
+            None => {
+                let message = format!("The statement ({client_id}) has no open cursor");
+                self.fail(1421, "HY000", &message, up, header, down);
+            }
         }
         None
     }
@@ -1287,13 +1298,22 @@ impl Tracker<MySql> for MyTracker {
                 }
                 Some(Command::ChangeUser) => Some(ClientEvent::LogIn),
                 Some(Command::ResetConnection) => self.reset_connection(header, up, server),
+                Some(
+                    Command::Sleep
+                    | Command::CreateDb
+                    | Command::DropDb
+                    | Command::Connect
+                    | Command::Time
+                    | Command::DelayedInsert
+                    | Command::ConnectOut,
+                )
+                | None => {
+                    self.fail(1047, "08S01", "Unknown command", up, header, down);
+                    None
+                }
                 Some(command) => {
                     let message = format!("{} is not supported by this proxy", command.name());
                     self.fail(1235, "42000", &message, up, header, down);
-                    None
-                }
-                None => {
-                    self.fail(1047, "08S01", "Unknown command", up, header, down);
                     None
                 }
             };
