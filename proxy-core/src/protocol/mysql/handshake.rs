@@ -593,6 +593,7 @@ impl MyAccept {
         if !self.encrypted && asked.contains(Capabilities::SSL) {
             // Bytes behind the request were sent in clear and would be read as if they had come encrypted.
             if !may_ask || payload.len() != SSL_REQUEST_BYTES || have > header.total() {
+                self.took(header, input);
                 return Err(bad_handshake());
             }
             self.took(header, input);
@@ -641,7 +642,10 @@ impl MyAccept {
                 ..Fault::fatal(FaultKind::ProtocolViolation, "Got packets out of order")
             });
         }
-        whole_packet(bytes, MAX_LOGIN_BYTES).map_err(|_| bad_handshake())
+        whole_packet(bytes, MAX_LOGIN_BYTES).map_err(|_| {
+            self.seq = header.seq.wrapping_add(1);
+            bad_handshake()
+        })
     }
 
     fn took(&mut self, header: Header, input: &mut Buffer) {
