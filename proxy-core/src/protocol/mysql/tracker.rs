@@ -72,6 +72,8 @@ pub struct MyTracker {
     /// Of the statement under way: what the server will report of it is known from its text.
     explains: Explained,
     last_insert_id: u64,
+    /// The client has said itself what it wants to be told, on a connection that it keeps.
+    asks: Asks,
     /// This statement could not be prepared where the session is served now.
     unprepared: Option<Box<(u64, ErrPacket)>>,
 }
@@ -110,6 +112,25 @@ struct Explained {
     made: Vec<(Box<str>, Box<str>)>,
     /// Variables that the server reports and `made` stands for.
     covers: &'static [&'static str],
+}
+
+/// Of changes of its session, what a client has asked for beyond what servers tell by default.
+#[derive(Debug, Default, Clone, Copy)]
+struct Asks {
+    variables: bool,
+    state: bool,
+    transactions: bool,
+}
+
+impl Asks {
+    fn note(&mut self, variable: &str) {
+        match variable {
+            "session_track_system_variables" => self.variables = true,
+            "session_track_state_change" => self.state = true,
+            "session_track_transaction_info" => self.transactions = true,
+            _ => {}
+        }
+    }
 }
 
 /// What `SET NAMES` and `SET CHARACTER SET` change, collation included, which servers do not all report.
@@ -733,6 +754,7 @@ impl MyTracker {
         let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
         self.current = None;
+        self.asks = Asks::default();
         self.statements.clear();
         self.take_packet(up, header, false);
         let schema = server.current_schema.clone();
@@ -741,8 +763,12 @@ impl MyTracker {
         for _ in 0..answers {
             server.expect(Reply::Results, true, true);
         }
-        let back = if schema.is_empty() { Command::Ping } else { Command::InitDb };
-        write_command(up.output(), back, if schema.is_empty() { &[] } else { &schema });
+        if !schema.is_empty() {
+            write_command(up.output(), Command::InitDb, &schema);
+            server.expect(Reply::Results, true, true);
+        }
+        // Its answer is the client's: nothing has changed that it would be told.
+        write_command(up.output(), Command::Ping, &[]);
         server.expect(Reply::Results, false, true);
         self.learned.changes.push(StateChange::ResetAll);
         self.explains = Explained { state: true, ..Explained::default() };
@@ -805,6 +831,7 @@ impl MyTracker {
                 if UNTRACKED.contains(&&*name) || self.explains.covers.contains(&&*name) {
                     return;
                 }
+                self.asks.note(&name);
                 if MOMENTARY.contains(&&*name) || name.starts_with("session_track") {
                     self.learned.pins.insert(PinReason::SessionVariable);
                     return;
@@ -1079,7 +1106,7 @@ impl MyTracker {
             };
             let hides = end.status.contains(Status::SESSION_STATE_CHANGED);
             let told = if hides && self.agreed.contains(Capabilities::SESSION_TRACK) {
-                usual_changes(&changes)
+                told_changes(&changes, self.asks)
             } else {
                 Vec::new()
             };
@@ -1141,13 +1168,13 @@ const USUAL: [&[u8]; 5] = [
     b"time_zone",
 ];
 
-/// See [`USUAL`]; the database too.
-fn usual_changes(changes: &[SessionChange<'_>]) -> Vec<u8> {
+/// See [`USUAL`]; the database too, and what the client asks for.
+fn told_changes(changes: &[SessionChange<'_>], asks: Asks) -> Vec<u8> {
     let mut told = Vec::new();
     for change in changes {
         let mut entry = Vec::new();
         let kind = match change {
-            SessionChange::Variable { name, value } if USUAL.contains(name) => {
+            SessionChange::Variable { name, value } if asks.variables || USUAL.contains(name) => {
                 put_lenenc_bytes(&mut entry, name);
                 put_lenenc_bytes(&mut entry, value);
                 codec::track::SYSTEM_VARIABLES
@@ -1155,6 +1182,18 @@ fn usual_changes(changes: &[SessionChange<'_>]) -> Vec<u8> {
             SessionChange::Schema(name) => {
                 put_lenenc_bytes(&mut entry, name);
                 codec::track::SCHEMA
+            }
+            SessionChange::State(changed) if asks.state => {
+                put_lenenc_bytes(&mut entry, changed);
+                codec::track::STATE_CHANGE
+            }
+            SessionChange::Characteristics(statements) if asks.transactions => {
+                put_lenenc_bytes(&mut entry, statements);
+                codec::track::TRANSACTION_CHARACTERISTICS
+            }
+            SessionChange::Transaction(state) if asks.transactions => {
+                put_lenenc_bytes(&mut entry, state);
+                codec::track::TRANSACTION_STATE
             }
             _ => continue,
         };
@@ -1209,6 +1248,7 @@ impl Tracker<MySql> for MyTracker {
             aborted: false,
             explains: Explained::default(),
             last_insert_id: 0,
+            asks: Asks::default(),
             unprepared: None,
         }
     }
