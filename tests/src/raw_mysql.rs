@@ -656,6 +656,12 @@ impl RawMySql {
         }
     }
 
+    /// All bytes up to the end, whatever they are.
+    pub async fn read_bytes_to_end(&mut self) -> Bytes {
+        while self.fill().await > 0 {}
+        self.received.split().freeze()
+    }
+
     /// The next packet, which must not come within `duration`.
     pub async fn expect_silence(&mut self, duration: Duration) {
         if let Ok(packet) = timeout(duration, self.read()).await {
@@ -1213,6 +1219,10 @@ fn changes(mut block: Bytes) -> Vec<Change> {
                 }
             }
             1 => changes.push(Change::Schema(text(&mut entry))),
+            // MySQL gives its length once more, MariaDB does not.
+            2 if entry.len() == 1 => {
+                changes.push(Change::State(String::from_utf8_lossy(&entry).into_owned()))
+            }
             2 => changes.push(Change::State(text(&mut entry))),
             4 => changes.push(Change::Characteristics(text(&mut entry))),
             5 => changes.push(Change::Transaction(text(&mut entry))),
