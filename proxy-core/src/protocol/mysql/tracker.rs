@@ -992,7 +992,8 @@ impl MyTracker {
                 Ok(None)
             }
             (Stage::Start, _) if first == codec::LOCAL_INFILE => {
-                if !kept {
+                // Nobody sends files who has not said so at the login.
+                if !kept || !server.agreed.contains(Capabilities::LOCAL_FILES) {
                     return Err(ProtocolError::Unexpected('\u{fb}'));
                 }
                 self.relay(down, server, header, kept);
