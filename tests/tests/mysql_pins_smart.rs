@@ -310,7 +310,7 @@ async fn every_session_variable_stays_with_its_client() {
         "ON" => vec!["OFF".to_owned()],
         "OFF" => vec!["ON".to_owned()],
         _ => match value.parse::<u64>() {
-            Ok(n) => vec![n.saturating_add(1), n / 2, n.saturating_add(1024), n / 2048 * 1024]
+            Ok(n) => [n.saturating_add(1), n / 2, n.saturating_add(1024), n / 2048 * 1024]
                 .iter()
                 .map(u64::to_string)
                 .collect(),

@@ -118,6 +118,8 @@ pub struct MyServer {
     pub(super) owed_kept: bool,
     /// The next packet goes on with the payload of the last, which the client gets, or not.
     pub(super) continues: Option<bool>,
+    /// The client's next packet goes on with the piece of a file before it.
+    pub(super) infile_continues: bool,
     /// What the client's sequence numbers are ahead of the server's in this answer.
     pub(super) shift: u8,
     /// The server's last sequence number.
@@ -188,6 +190,7 @@ impl MyServer {
             owed: 0,
             owed_kept: true,
             continues: None,
+            infile_continues: false,
             shift: 0,
             seq: 0,
             prepared: LruCache::unbounded(),
@@ -215,6 +218,7 @@ impl MyServer {
 
     pub(super) fn pop(&mut self) -> Option<Expect> {
         self.stage = Stage::Start;
+        self.infile_continues = false;
         self.shift = 0;
         self.expected.pop_front()
     }

@@ -724,6 +724,7 @@ fn a_change_of_user_is_a_login_with_the_nonce_told_before() {
         compression: Compression::None,
         encrypted: false,
         nonce: Nonce(*b"01234567890123456789"),
+        id: 77,
     };
     let arrival = arrival(hello(&mysql_84()), MysqlNativePassword, false);
     let request = b"\x11other\0\x03abcshop\0\xff\0mysql_native_password\0\x12\x0cprogram_name\x04tool";

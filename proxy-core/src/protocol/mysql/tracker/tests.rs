@@ -137,6 +137,7 @@ fn new_server(capabilities: Capabilities, extended: Extended) -> MyServer {
 fn tracker(capabilities: Capabilities) -> MyTracker {
     let key = PoolKey { user: "u".into(), parameters: Box::default() };
     let client = MyClient {
+        id: 7,
         capabilities,
         extended: Extended::NONE,
         compression: Compression::None,
