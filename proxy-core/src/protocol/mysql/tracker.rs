@@ -187,7 +187,9 @@ impl MyTracker {
         header: Header,
         down: &mut Pipe,
     ) {
-        self.current = None;
+        if self.current.take().is_some_and(|current| current.admitted && !current.statement.prepares) {
+            self.note_outcome(Some(sqlstate.into()), 0);
+        }
         self.take_packet(up, header, false);
         codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
     }
@@ -247,7 +249,7 @@ impl MyTracker {
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
-        if let Some((code, sqlstate, message)) = self.stopped(&facts, &text) {
+        if let Some((code, sqlstate, message)) = self.stopped(&facts) {
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
@@ -273,12 +275,12 @@ impl MyTracker {
     }
 
     /// After a refused statement nothing runs until the client has ended the transaction. Why this does not, if so.
-    fn stopped(&mut self, facts: &Facts, text: &[u8]) -> Option<(u16, &'static str, &'static str)> {
+    fn stopped(&mut self, facts: &Facts) -> Option<(u16, &'static str, &'static str)> {
         if !self.aborted {
             return None;
         }
-        let is_rollback =
-            text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"));
+        let word = facts.digest_text.get(..8);
+        let is_rollback = word.is_some_and(|word| word.eq_ignore_ascii_case("rollback"));
         if facts.ends_transaction {
             self.aborted = false;
             return (!is_rollback).then_some((
@@ -463,7 +465,7 @@ impl MyTracker {
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
-        if let Some((code, sqlstate, message)) = self.stopped(&facts, &statement.text) {
+        if let Some((code, sqlstate, message)) = self.stopped(&facts) {
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
@@ -723,6 +725,7 @@ impl MyTracker {
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
         self.current = None;
         self.statements.clear();
+        self.aborted = false;
         self.take_packet(up, header, false);
         let schema = server.current_schema.clone();
         let answers = server.write_reset(up.output());
