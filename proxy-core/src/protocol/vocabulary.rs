@@ -365,6 +365,8 @@ pub enum FaultKind {
     Cancelled,
     /// The server connection was lost.
     ServerLost,
+    /// It was lost in a transaction that nothing under way could have ended, so all of it was rolled back.
+    TransactionLost,
     /// The server refused our login, or sent what we could not follow.
     ServerRefused,
     /// A policy plugin said no; its own codes stand in [`Fault::native_code`] and [`Fault::native_number`].
@@ -381,7 +383,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// All kinds, in declaration order.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::BorrowTimeout,
         Self::TlsRequired,
         Self::BadPassword,
@@ -397,6 +399,7 @@ impl FaultKind {
         Self::LifetimeOver,
         Self::Cancelled,
         Self::ServerLost,
+        Self::TransactionLost,
         Self::ServerRefused,
         Self::PluginRejected,
         Self::PluginFailed,

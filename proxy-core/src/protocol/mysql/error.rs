@@ -23,11 +23,13 @@ pub const fn number(kind: FaultKind) -> (u16, &'static str) {
         FaultKind::IdleTimeout => (4031, "HY000"),
         FaultKind::Cancelled => (1317, "70100"),
         FaultKind::PluginRejected => (1227, "42000"),
-        FaultKind::ServerLost
-        | FaultKind::ServerRefused
-        | FaultKind::PluginFailed
-        | FaultKind::StateLost
-        | FaultKind::Internal => (1105, "HY000"),
+        // What retry loops know as a transaction that was rolled back.
+        FaultKind::TransactionLost => (1213, "40001"),
+        // The class is that of a connection which is of no more use.
+        FaultKind::ServerLost => (1105, "08S01"),
+        FaultKind::ServerRefused | FaultKind::PluginFailed | FaultKind::StateLost | FaultKind::Internal => {
+            (1105, "HY000")
+        }
     }
 }
 
