@@ -15,7 +15,7 @@ use super::{
         self, Capabilities, Command, ERR, ErrPacket, Extended, HEADER_BYTES, Header, OkPacket, Reader,
         Status, put_lenenc_bytes, put_null_bytes, whole_packet, write_packet,
     },
-    error::{BAD_HANDSHAKE, OLD_CLIENT, OUT_OF_ORDER, native_code, write_error},
+    error::{BAD_HANDSHAKE, OLD_CLIENT, OUT_OF_ORDER, with_code, write_error},
     key::{self, pool_key},
     query::{Answer, Answered},
 };
@@ -643,10 +643,8 @@ impl MyAccept {
         let Some(header) = Header::read(bytes) else { return Ok(None) };
         if header.seq != self.seq {
             self.seq = header.seq.wrapping_add(1);
-            return Err(Fault {
-                native_code: Some(OUT_OF_ORDER.to_owned()),
-                ..Fault::fatal(FaultKind::ProtocolViolation, "Got packets out of order")
-            });
+            let fault = Fault::fatal(FaultKind::ProtocolViolation, "Got packets out of order");
+            return Err(with_code(fault, OUT_OF_ORDER));
         }
         whole_packet(bytes, MAX_LOGIN_BYTES).map_err(|_| {
             self.seq = header.seq.wrapping_add(1);
@@ -706,14 +704,14 @@ impl MyAccept {
             AuthError::ClearWithoutTls => {
                 Fault::fatal(FaultKind::TlsRequired, "A cleartext password needs TLS.")
             }
-            AuthError::OldClient => Fault {
-                native_code: Some(OLD_CLIENT.to_owned()),
-                ..Fault::fatal(
+            AuthError::OldClient => with_code(
+                Fault::fatal(
                     FaultKind::NotSupported,
                     "Client does not support authentication protocol requested by server; consider upgrading \
                      MySQL client",
-                )
-            },
+                ),
+                OLD_CLIENT,
+            ),
             AuthError::Foreign | AuthError::Random => internal(),
         }
     }
@@ -724,10 +722,7 @@ fn user_name(response: &Response) -> String {
 }
 
 fn bad_handshake() -> Fault {
-    Fault {
-        native_code: Some(BAD_HANDSHAKE.to_owned()),
-        ..Fault::fatal(FaultKind::ProtocolViolation, "Bad handshake")
-    }
+    with_code(Fault::fatal(FaultKind::ProtocolViolation, "Bad handshake"), BAD_HANDSHAKE)
 }
 
 fn internal() -> Fault {
@@ -1078,8 +1073,8 @@ const BAD_SECRET: [u16; 2] = [1045, 1698];
 const TRY_AGAIN: [u16; 4] = [1040, 1053, 1203, 3032];
 
 fn refused(error: &ErrPacket) -> ConnectError {
-    let mut fault = Fault::fatal(FaultKind::ServerRefused, error.message.clone());
-    fault.native_code = Some(native_code(error.code, &error.sqlstate));
+    let fault = Fault::fatal(FaultKind::ServerRefused, error.message.clone());
+    let fault = with_code(fault, (error.code, &error.sqlstate));
     ConnectError::Refused {
         fault,
         bad_secret: BAD_SECRET.contains(&error.code),

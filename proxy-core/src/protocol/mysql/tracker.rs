@@ -243,7 +243,9 @@ impl MyTracker {
         header: Header,
         down: &mut Pipe,
     ) {
-        self.current = None;
+        if self.current.take().is_some_and(|current| current.admitted && !current.statement.prepares) {
+            self.note_outcome(Some(sqlstate.into()), 0);
+        }
         self.take_packet(up, header, false);
         codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
     }
@@ -352,7 +354,7 @@ impl MyTracker {
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
-        if let Some((code, sqlstate, message)) = self.stopped(&facts, self.text(up)) {
+        if let Some((code, sqlstate, message)) = self.stopped(&facts) {
             self.aborted &= !facts.ends_transaction;
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
@@ -400,12 +402,12 @@ impl MyTracker {
     }
 
     /// After a refused statement nothing runs until the client has ended the transaction. Why this does not, if so.
-    fn stopped(&self, facts: &Facts, text: &[u8]) -> Option<(u16, &'static str, &'static str)> {
+    fn stopped(&self, facts: &Facts) -> Option<(u16, &'static str, &'static str)> {
         if !self.aborted {
             return None;
         }
-        let is_rollback =
-            text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"));
+        let word = facts.digest_text.get(..8);
+        let is_rollback = word.is_some_and(|word| word.eq_ignore_ascii_case("rollback"));
         if facts.ends_transaction {
             return (!is_rollback).then_some((
                 1213,
@@ -599,10 +601,12 @@ impl MyTracker {
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
-        if let Some((code, sqlstate, message)) = self.stopped(&facts, &statement.text) {
+        if let Some((code, sqlstate, message)) = self.stopped(&facts) {
+            self.aborted &= !facts.ends_transaction;
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
+        self.aborted = false;
         let nature = self.nature(&facts, &details, &statement.text);
         if !self.make_askable(&nature, shared, up, server) {
             self.fail_lost(up, header, down);
@@ -858,6 +862,7 @@ impl MyTracker {
         self.asks = Asks::default();
         self.statements.clear();
         self.left.forget();
+        self.aborted = false;
         self.take_packet(up, header, false);
         let schema = server.current_schema.clone();
         let answers = server.write_reset(up.output());
