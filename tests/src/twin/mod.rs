@@ -266,7 +266,11 @@ where
             let mut smaller = None;
             for _ in 0..3 {
                 let difference = round::<E>(ways, &tried, &mut Tally::default()).await;
-                smaller = difference.filter(|difference| difference.client == found.client);
+                smaller = difference.filter(|difference| {
+                    let kind = |script: &Script<_>, at: usize| script.get(at).map(|step| step.production);
+                    difference.client == found.client
+                        && kind(&tried[at].1, difference.step) == kind(&all[at].1, found.step)
+                });
                 if smaller.is_some() {
                     break;
                 }

@@ -22,8 +22,8 @@ use crate::buffer::Buffer;
 /// Longest packet that is held whole on the way from the server; rows and column definitions are not.
 pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
 
-/// Finds nothing, so that `FOUND_ROWS()` tells nobody what another has found.
-pub(super) const FORGET_FOUND_ROWS: &[u8] = b"SELECT 1 LIMIT 0";
+/// Finds one row, as `FOUND_ROWS()` has it on a new connection, so that nobody is told what another has found.
+pub(super) const FORGET_FOUND_ROWS: &[u8] = b"SELECT 1";
 
 /// What a request is answered with.
 #[derive(Debug)]
