@@ -614,6 +614,16 @@ impl RawMySql {
         }
     }
 
+    /// The error packet before a close, whether anything was asked or not: it is numbered as an answer is, since that is
+    /// what a client takes it for.
+    pub async fn expect_farewell(&mut self) -> MySqlError {
+        self.sequence = 1;
+        match self.read().await {
+            Some(packet) if packet.first() == Some(&0xff) => error(packet),
+            other => panic!("expected an error, got {other:?}"),
+        }
+    }
+
     /// The next reply to a query or an execution.
     pub async fn read_reply(&mut self) -> Reply {
         let packet = self.read().await.unwrap_or_else(|| panic!("closed in place of a reply"));

@@ -176,8 +176,10 @@ struct Pending {
     settings: Vec<Change>,
     /// They change settings in a way that is not followed.
     unsettles: bool,
+    /// What does not pin, be it that the server says so: filter or policy lets it go.
+    lets_go: PinReasons,
     /// Statements reported; a text of several is one.
-    reported: u32,
+    reported: u16,
     /// One of them begins or ends transactions, or may.
     moves_transaction: bool,
     /// Of the last statement.
@@ -304,7 +306,7 @@ impl<P: Protocol> Session<P> {
                 ClientEvent::NeedAnswer => self.wants_answer = true,
                 ClientEvent::NeedBytes => {
                     self.wants_answer = false;
-                    if self.link.is_none() {
+                    if self.link.is_none() || self.has_nothing_under_way() {
                         self.answered_here(None);
                     }
                 }
@@ -365,7 +367,9 @@ impl<P: Protocol> Session<P> {
             Some(_) => PinReasons::only(PinReason::SessionVariable),
             None => PinReasons::NONE,
         };
-        sets = sets.without(excluded.without(policy.pin)).without(policy.ignore).without(replayed);
+        let lets_go = excluded.without(policy.pin).union(policy.ignore);
+        self.pending.lets_go = self.pending.lets_go.union(lets_go);
+        sets = sets.without(lets_go).without(policy.follow).without(replayed);
         sets = sets.union(statement.extra_pins);
         if smart && facts.needs_session_function {
             self.session_functions.store(true, Ordering::Relaxed);
@@ -390,7 +394,7 @@ impl<P: Protocol> Session<P> {
         self.pending.sets = self.pending.sets.union(sets);
         self.pending.clears = self.pending.clears.union(clears);
         self.pending.statements += u32::from(facts.statements.max(1));
-        self.pending.reported += 1;
+        self.pending.reported = self.pending.reported.saturating_add(1);
         self.pending.moves_transaction |= facts.moves_transaction;
         self.pending.in_transaction |= in_transaction;
         self.pending.digest = statement.digest;
@@ -523,12 +527,13 @@ impl<P: Protocol> Session<P> {
                     }
                     ServerEvent::NeedBytes => {}
                 }
+                if fed && self.wants_answer {
+                    // Some answer came; perhaps it is the one that the client's bytes wait for. Before the connection
+                    // is given back for want of work, or what was made ready for them would be made ready for ever.
+                    return Poll::Ready(Ok(Turn::Client));
+                }
                 if self.is_free() {
                     return Poll::Ready(Ok(Turn::Free));
-                }
-                if fed && self.wants_answer {
-                    // Some answer came; perhaps it is the one that the client's bytes wait for.
-                    return Poll::Ready(Ok(Turn::Client));
                 }
                 let Some(server) = &mut self.link else { continue };
                 if self.down.has_output()
@@ -619,6 +624,13 @@ impl<P: Protocol> Session<P> {
             && self.pins.is_empty()
             && self.pending.statements == 0
             && self.nothing_is_halfway()
+    }
+
+    /// True when nothing of the client's lies with the server, nor is on its way there or still to be looked at.
+    fn has_nothing_under_way(&self) -> bool {
+        self.link.as_ref().is_some_and(|c| c.state.is_quiet())
+            && self.nothing_is_halfway()
+            && self.up.unread().is_empty()
     }
 
     fn is_pinned(&self) -> bool {
@@ -713,12 +725,15 @@ impl<P: Protocol> Session<P> {
     /// it.
     fn take_over(&mut self, pending: &mut Pending) {
         let learned = self.tracker.take_learned();
-        let mut pins = learned.pins;
+        let gone = learned.pins.intersection(pending.lets_go);
+        let mut pins = learned.pins.without(gone);
         if self.endpoint.proxy.settings().profile == Profile::Rds {
             pins = pins.without(PinReasons::only(PinReason::SessionFunction));
         }
         pending.sets = pending.sets.union(pins);
         let Some(connection) = &mut self.link else { return };
+        // It must still not reach another client.
+        connection.tainted |= !gone.is_empty();
         if learned.changes.is_empty() {
             return;
         }
@@ -796,6 +811,11 @@ impl<P: Protocol> Session<P> {
             self.note_unpinned(now);
             debug!(client = self.handle.number, connection, "session unpinned");
         }
+    }
+
+    /// True when a transaction is open and nothing under way may end it: without its connection it is rolled back.
+    fn has_lost_transaction(&self) -> bool {
+        self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle) && !self.pending.moves_transaction
     }
 
     fn note_unpinned(&mut self, now: Instant) {
@@ -929,12 +949,24 @@ impl<P: Protocol> Session<P> {
         self.note_unpinned(now);
         self.handle.let_go();
         // Nothing may be written into the middle of a message, nor after the server's own last word.
+        let lost_transaction = self.has_lost_transaction();
+        let under_way = self.received.is_some();
+        let fault_of = |error: &SessionError| {
+            let mut fault = error.fault()?;
+            if fault.kind == FaultKind::ServerLost && lost_transaction {
+                fault.kind = FaultKind::TransactionLost;
+                fault.hint = Some("The transaction was rolled back.".to_owned());
+            } else if fault.kind == FaultKind::ServerLost && under_way {
+                fault.hint = Some("Whether what was under way took effect is not known.".to_owned());
+            }
+            Some(fault)
+        };
         let may_speak =
             self.link.as_ref().is_none_or(|c| !c.state.is_mid_message() && !c.state.has_told_error());
         if let Some(received) = self.received.take() {
             let fault = ended.as_ref().err().map(|error| {
                 // A client that is gone has its request cancelled.
-                error.fault().unwrap_or_else(|| Fault::error(FaultKind::Cancelled, "client went away"))
+                fault_of(error).unwrap_or_else(|| Fault::error(FaultKind::Cancelled, "client went away"))
             });
             self.observe(received, self.sent, now, fault.as_ref());
         }
@@ -959,7 +991,7 @@ impl<P: Protocol> Session<P> {
                 proxy = %self.endpoint.proxy.name, endpoint = %self.endpoint.name, user = %self.key.user,
                 client = self.handle.number, reason = %error, "client connection closed"
             );
-            if let Some(fault) = error.fault().filter(|_| may_speak) {
+            if let Some(fault) = fault_of(error).filter(|_| may_speak) {
                 P::write_fault(&fault, self.down.output());
                 let _ = self.flush_client().await;
             }
