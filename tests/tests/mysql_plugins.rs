@@ -568,8 +568,32 @@ async fn exclude_variable_sets_is_what_the_built_in_filter_is() {
     }
 }
 
-/// The list is of PostgreSQL's variables; in MySQL what is not on it is followed in `smart` without being asked about,
-/// and pins in `rds`.
+#[tokio::test]
+async fn the_safe_rules_replay_what_they_list_and_pin_the_rest() {
+    let db = Server::mariadb().start().await;
+    for profile in ["smart", "rds"] {
+        let proxy = filtering(&db, &shipped_rules("safe.toml")).profile(profile).start().await;
+        let (a, b) = (proxy.mysql().await, proxy.mysql().await);
+        a.execute("SET SESSION sort_buffer_size = 300032").await;
+        a.execute("SET lock_wait_timeout = 77").await;
+        b.execute("SET optimizer_search_depth = 7").await;
+        let told = "SELECT CONCAT_WS(' ', @@sort_buffer_size = 300032, @@lock_wait_timeout = 77, \
+                    @@optimizer_search_depth = 7)";
+        for _ in 0..3 {
+            assert_eq!(a.scalar::<String>(told).await, "1 1 0", "{profile}");
+            assert_eq!(b.scalar::<String>(told).await, "0 0 1", "{profile}");
+        }
+        assert_eq!(pins(&proxy).await, 0.0, "{profile}: {}", proxy.log());
+        // In `smart` it is followed without anybody having been asked.
+        b.execute("SET SESSION group_concat_max_len = 777").await;
+        assert_eq!(pins(&proxy).await, f64::from(u8::from(profile == "rds")));
+        b.close().await;
+        let before = pins(&proxy).await;
+        a.execute("SET @mine = RAND()").await;
+        assert_eq!(pins(&proxy).await - before, 1.0, "{profile}");
+    }
+}
+
 #[tokio::test]
 async fn rules_look_at_variable_user_and_statement() {
     let db = Server::mariadb().start().await;

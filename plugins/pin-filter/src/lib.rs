@@ -218,7 +218,12 @@ mod tests {
         for variable in ["application_name", "timezone", "TimeZone", "statement_timeout", "enable_seqscan"] {
             assert_eq!(set(&mut plugin, variable), PinVerdict::Replay, "{variable}");
         }
-        for variable in ["search_path", "row_security", "app.tenant", "session_replication_role"] {
+        for variable in ["sort_buffer_size", "innodb_lock_wait_timeout", "optimizer_switch"] {
+            assert_eq!(set(&mut plugin, variable), PinVerdict::Replay, "{variable}");
+        }
+        for variable in
+            ["search_path", "row_security", "app.tenant", "session_replication_role", "sql_mode", "@tenant"]
+        {
             assert_eq!(set(&mut plugin, variable), PinVerdict::Pin, "{variable}");
         }
         assert!(plugin.last_verdict_is_cacheable());

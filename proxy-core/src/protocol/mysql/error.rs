@@ -110,6 +110,37 @@ mod tests {
         assert_eq!(rows_of_the_manual(), ours);
     }
 
+    /// All pairs of a number and an SQLSTATE in literals of a source text.
+    fn codes_in(source: &str) -> BTreeSet<(String, String)> {
+        let dense: String = source.chars().filter(|c| !c.is_whitespace()).collect();
+        let parts: Vec<&str> = dense.split('"').collect();
+        let pairs = parts.windows(2).filter_map(|pair| {
+            let number = pair[0].strip_suffix(',')?.rsplit(|c: char| !c.is_ascii_digit()).next()?;
+            let is_state =
+                pair[1].len() == 5 && pair[1].bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+            (is_state && number.len() == 4).then(|| (number.to_owned(), pair[1].to_owned()))
+        });
+        pairs.collect()
+    }
+
+    #[test]
+    fn the_manual_has_every_error_of_a_command_answered_here() {
+        let rows = MANUAL
+            .lines()
+            .skip_while(|line| !line.starts_with("| number | SQLSTATE | message | when |"))
+            .skip(2)
+            .take_while(|line| line.starts_with('|'));
+        let told: BTreeSet<_> = rows
+            .map(|row| {
+                let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned());
+                (cells.nth(1).unwrap(), cells.next().unwrap())
+            })
+            .collect();
+        let ours = codes_in(include_str!("tracker.rs"));
+        assert!(ours.len() > 8, "{ours:?}");
+        assert_eq!(told, ours);
+    }
+
     #[test]
     fn an_error_carries_number_state_and_text() {
         let mut fault = Fault::fatal(FaultKind::TlsRequired, "no");
