@@ -76,6 +76,8 @@ pub(super) struct Nature {
     pub(super) several: bool,
     /// It writes, so that if it fails what `LAST_INSERT_ID()` gives is anything.
     pub(super) writes: bool,
+    /// It may generate ids that no OK packet tells: it loads a file, makes a table from rows, or returns rows.
+    pub(super) hides_ids: bool,
     /// What it may give as an id itself; `None` for anything.
     pub(super) given_ids: Option<GivenIds>,
 }
@@ -120,7 +122,7 @@ impl Left {
             ids_are_asked.store(true, Ordering::Relaxed);
         }
         // With an id of its own it leaves what is there, which must not be another client's.
-        let leaves = nature.gives_ids() && ids_are_asked.load(Ordering::Relaxed);
+        let leaves = (nature.gives_ids() || nature.hides_ids) && ids_are_asked.load(Ordering::Relaxed);
         match (wants_insert_id || nature.taints || nature.sets_insert_id || leaves) && !has_insert_id {
             // Setting it would be the last statement.
             true if wants_last => Ask::Lost,
@@ -162,7 +164,8 @@ impl Left {
         server.owners.last = self.client;
         server.owners.row_count = self.client;
         let told = std::mem::take(&mut self.told);
-        if nature.taints || (nature.sets_insert_id && !told) || (failed && nature.writes) {
+        if nature.taints || nature.hides_ids || (nature.sets_insert_id && !told) || (failed && nature.writes)
+        {
             self.exact = false;
             self.unsettle_insert_id(server);
         }

@@ -258,6 +258,7 @@ impl MyTracker {
             sets_insert_id: details.sets_last_insert_id,
             several: facts.statements != 1,
             writes,
+            hides_ids: matches!(facts.kind, StatementKind::Copy | StatementKind::Ddl),
             given_ids: if writes { classify::given_ids(text, self.mode) } else { None },
         }
     }
@@ -1121,6 +1122,10 @@ impl MyTracker {
             }
             (Stage::Start, Some(Reply::Results)) if !matches!(first, codec::OK | codec::EOF) => {
                 let result = ResultHeader::read(body)?;
+                if kept {
+                    // RETURNING
+                    self.explains.nature.hides_ids |= self.explains.nature.writes;
+                }
                 self.definitions.clear();
                 server.stage = server.after_header(result);
                 let left_out = match self.running {
