@@ -32,3 +32,14 @@ async fn mariadb() {
         Err(difference) => panic!("{difference}"),
     }
 }
+
+#[tokio::test]
+async fn postgresql() {
+    let (alone, behind) = (Server::postgres().start().await, Server::postgres().start().await);
+    let proxy = Proxy::in_front_of(&behind).max_connections(twin::CONNECTIONS).start().await;
+    let ways = Ways { direct: alone.address(), behind: behind.address(), through: proxy.address() };
+    match twin::twin::<twin::postgres::Postgres>(&ways, seed(), lasts()).await {
+        Ok(tally) => println!("{tally}"),
+        Err(difference) => panic!("{difference}"),
+    }
+}

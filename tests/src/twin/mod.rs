@@ -15,6 +15,7 @@ use futures_util::future::join_all;
 use crate::Address;
 
 pub mod mysql;
+pub mod postgres;
 
 /// Clients that run side by side.
 pub const CLIENTS: usize = 8;
