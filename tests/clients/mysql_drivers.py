@@ -49,6 +49,8 @@ ROWS = [
     (None, None, None, None, "null", None, None, None, None, None),
     (7, 0, decimal.Decimal("-0.0001"), -1e300, "žluťoučký 🐎", b"", None, None, None, "green"),
 ]
+# MariaDB's name and MySQL's.
+ISOLATION = "SHOW VARIABLES WHERE variable_name IN ('tx_isolation', 'transaction_isolation')"
 PROCEDURE = f"""CREATE PROCEDURE two_{driver}(IN n int)
 BEGIN
     SELECT n AS one, 'x' AS letter;
@@ -484,9 +486,9 @@ def sqlalchemy_program():
     except LookupError:
         pass
     with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
-        say("isolation", connection.execute(text("SELECT @@tx_isolation")).scalar())
+        say("isolation", connection.execute(text(ISOLATION)).one()[1])
     with engine.connect() as connection:
-        say("isolation", connection.execute(text("SELECT @@tx_isolation")).scalar())
+        say("isolation", connection.execute(text(ISOLATION)).one()[1])
         say("nested", connection.execute(select(func.count()).where(things.c.s == "nested")).scalar())
         stream = connection.execution_options(stream_results=True, yield_per=7).execute(select(things.c.big))
         say("streamed", sum(row[0] or 0 for row in stream))
@@ -645,6 +647,13 @@ OWN_STATE = [
     "SELECT 1 FROM tmp1",
     "SHOW WARNINGS",
 ]
+# What MySQL calls them.
+IN_MYSQL = {
+    "@@tx_": "@@transaction_",
+    "max_statement_time = 3.5": "max_execution_time = 3500",
+    "@@max_statement_time": "@@max_execution_time",
+    ", @@in_transaction": "",
+}
 
 
 def pymysql_state_program():
@@ -655,6 +664,9 @@ def pymysql_state_program():
         return pymysql.connect(database="appdb", charset="utf8mb4", autocommit=True, **where, **options)
 
     def see(connection, text):
+        if "MariaDB" not in connection.get_server_info():
+            for here, there in IN_MYSQL.items():
+                text = text.replace(here, there)
         try:
             with connection.cursor() as cursor:
                 cursor.execute(text)
@@ -663,7 +675,8 @@ def pymysql_state_program():
             return error.args
 
     one, other = connect(), connect()
-    see(one, f"CREATE OR REPLACE TABLE {table} (id int AUTO_INCREMENT PRIMARY KEY, v varchar(20))")
+    see(one, f"DROP TABLE IF EXISTS {table}")
+    see(one, f"CREATE TABLE {table} (id int AUTO_INCREMENT PRIMARY KEY, v varchar(20))")
     see(one, f"INSERT INTO {table} (v) VALUES ('one'), ('two'), ('three')")
     for first, later in STATE:
         say("state", first, see(one, first))

@@ -1,14 +1,14 @@
 //! Harness for end-to-end tests: real servers, the real proxy binary, real clients.
 //!
 //! - [`Server`]: a private PostgreSQL on a free port, started from a template and stopped on drop.
-//! - [`MariaDb`], by [`Server::mariadb`]: likewise a MariaDB.
+//! - [`MariaDb`], by [`Server::mariadb`]: likewise a MariaDB; by [`Server::mysql_eight`] a MySQL 8, where there is one.
 //! - [`Cluster`]: a primary with streaming standbys or with replicas.
 //! - [`Proxy`]: the `pinion` binary with a configuration written for it, in front of a server.
 //! - [`Client`]: `tokio-postgres` with the helpers that tests read well with.
 //! - [`MySqlClient`]: the same by `mysql_async`.
 //! - [`RawClient`], [`RawMySql`]: one message at a time, for what no driver would send.
 //! - [`RawServer`]: stands between proxy and server and misbehaves on command.
-//! - [`foreign`]: drivers of other languages and command-line tools.
+//! - [`foreign`]: drivers of other languages and command-line tools; [`transcript`]: what they see compared.
 //!
 //! Nothing here waits by sleeping: every wait is [`poll`] with a deadline.
 
@@ -20,6 +20,7 @@ mod cluster;
 pub mod foreign;
 mod mariadb;
 mod mysql_client;
+mod mysql_eight;
 mod plugin;
 mod proxy;
 mod raw_client;
@@ -29,6 +30,7 @@ mod running;
 mod server;
 mod target;
 mod tls;
+pub mod transcript;
 pub mod twin;
 
 use std::{

@@ -1,4 +1,5 @@
-//! A private MariaDB: real binaries, a temporary directory, a free port.
+//! A private MariaDB: real binaries, a temporary directory, a free port. MySQL 8 is started by the same code, see
+//! [`Server::mysql_eight`].
 
 use std::{
     io::Write,
@@ -42,13 +43,18 @@ GRANT REPLICA MONITOR ON *.* TO monitor@'%';
 GRANT REPLICATION SLAVE ON *.* TO repl@'%';
 ";
 
-/// What each database of the tests holds.
+/// What each database of the tests holds; running it again changes nothing.
 const PER_DATABASE: &str = "\
-CREATE DATABASE DB CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci;
+CREATE DATABASE IF NOT EXISTS DB CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci;
 USE DB;
-GRANT ALL ON DB.* TO app@'%', app2@'%', ed25519user@'%';
-CREATE TABLE t (id int AUTO_INCREMENT PRIMARY KEY, v text);
-INSERT INTO t (v) VALUES ('one'), ('two'), ('three');
+GRANT ALL ON DB.* TO app@'%', app2@'%';
+CREATE TABLE IF NOT EXISTS t (id int AUTO_INCREMENT PRIMARY KEY, v text);
+INSERT IGNORE INTO t VALUES (1, 'one'), (2, 'two'), (3, 'three');
+";
+
+/// What it holds beside that in MariaDB.
+const MARIADB_PER_DATABASE: &str = "\
+GRANT ALL ON DB.* TO ed25519user@'%';
 CREATE SEQUENCE counter;
 ";
 
@@ -60,10 +66,16 @@ const FILES: &[&str] = &[
     "--innodb-autoextend-increment=1",
 ];
 
-/// Settings of every server. Without a socket file nothing can go past the TCP port. A killed server loses nothing it
-/// has acknowledged, since that is with the kernel.
-const SETTINGS: &[&str] = &[
+/// Settings of every MariaDB. Without a socket file nothing can go past the TCP port.
+const MARIADB_SETTINGS: &[&str] = &[
     "--socket=",
+    "--performance-schema=0",
+    "--innodb-temp-data-file-path=ibtmp1:1M:autoextend",
+    "--aria-pagecache-buffer-size=1M",
+];
+
+/// Settings of every server. A killed one loses nothing it has acknowledged, since that is with the kernel.
+const SETTINGS: &[&str] = &[
     "--bind-address=127.0.0.1",
     "--skip-name-resolve",
     "--character-set-server=utf8mb4",
@@ -71,8 +83,6 @@ const SETTINGS: &[&str] = &[
     "--default-time-zone=+00:00",
     "--local-infile=1",
     "--max-allowed-packet=64M",
-    "--performance-schema=0",
-    "--innodb-temp-data-file-path=ibtmp1:1M:autoextend",
     "--innodb-flush-log-at-trx-commit=2",
     "--innodb-doublewrite=0",
     "--innodb-buffer-pool-size=16M",
@@ -80,13 +90,28 @@ const SETTINGS: &[&str] = &[
     "--innodb-buffer-pool-load-at-startup=0",
     "--innodb-use-native-aio=0",
     "--key-buffer-size=1M",
-    "--aria-pagecache-buffer-size=1M",
     "--log-output=FILE",
 ];
 
-/// A running MariaDB, stopped when dropped.
+/// What MariaDB and MySQL differ in.
+#[derive(Debug, Clone)]
+pub(crate) struct Make {
+    /// For messages and directories.
+    pub(crate) name: &'static str,
+    /// The server's program.
+    pub(crate) program: PathBuf,
+    /// The data directory that a server's own is a copy of.
+    pub(crate) template: PathBuf,
+    /// What it is started with beside [`SETTINGS`].
+    pub(crate) settings: &'static [&'static [&'static str]],
+    /// Further settings that name files in the server's directory.
+    pub(crate) in_directory: fn(&Path) -> Vec<String>,
+}
+
+/// A running MariaDB or MySQL, stopped when dropped.
 #[derive(Debug)]
 pub struct MariaDb {
+    make: Make,
     running: Running,
     port: u16,
     max_connections: u32,
@@ -97,6 +122,7 @@ pub struct MariaDb {
 /// How a [`MariaDb`] will be started.
 #[derive(Debug, Clone)]
 pub struct MariaDbBuilder {
+    make: Make,
     max_connections: u32,
     settings: Vec<String>,
     general_log: bool,
@@ -107,7 +133,13 @@ impl Server {
     /// The MariaDB installed.
     #[must_use]
     pub fn mariadb() -> MariaDbBuilder {
-        MariaDbBuilder { max_connections: 100, settings: Vec::new(), general_log: true, tls: false }
+        MariaDbBuilder::new(Make {
+            name: "mariadb",
+            program: mariadbd(),
+            template: mariadb_template().to_owned(),
+            settings: &[FILES, MARIADB_SETTINGS],
+            in_directory: |_| Vec::new(),
+        })
     }
 }
 
@@ -130,7 +162,13 @@ impl MariaDb {
         self.max_connections
     }
 
-    /// The authority behind the server's certificate, if it has one.
+    /// The data directory.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.running.dir().join("data")
+    }
+
+    /// The authority behind the server's certificate, if it has one of the harness's.
     #[must_use]
     pub fn ca(&self) -> Option<&Ca> {
         self.ca.as_ref()
@@ -189,7 +227,7 @@ impl MariaDb {
     /// Restarts with the same data: every connection is lost.
     pub async fn restart(&mut self) {
         self.stop();
-        self.running.start_again(&command(&self.arguments));
+        self.running.start_again(&command(&self.make, &self.arguments));
         self.wait_ready().await;
     }
 
@@ -242,9 +280,9 @@ impl MariaDb {
 
     async fn wait_ready(&mut self) {
         let root = self.address().user("root", "");
-        poll("MariaDB accepts connections", async || {
+        poll("the server accepts connections", async || {
             if let Some(status) = self.running.ended() {
-                panic!("MariaDB ended with {status}:\n{}", self.log());
+                panic!("{} ended with {status}:\n{}", self.make.name, self.log());
             }
             MySqlClient::connect(&root).await.ok()
         })
@@ -253,6 +291,10 @@ impl MariaDb {
 }
 
 impl MariaDbBuilder {
+    pub(crate) fn new(make: Make) -> Self {
+        Self { make, max_connections: 100, settings: Vec::new(), general_log: true, tls: false }
+    }
+
     /// `max_connections`.
     #[must_use]
     pub fn max_connections(mut self, n: u32) -> Self {
@@ -292,11 +334,14 @@ impl MariaDbBuilder {
 
     /// Copies the template, starts, and waits until it accepts connections.
     pub async fn start(self) -> MariaDb {
-        let dir = directory("pinion-mariadb-");
-        copy(mariadb_template(), &dir.path().join("data"));
+        let make = self.make;
+        let dir = directory(&format!("pinion-{}-", make.name));
+        copy(&make.template, &dir.path().join("data"));
         let port = free_port();
         let path = |name: &str| dir.path().join(name).display().to_string();
-        let mut arguments: Vec<String> = FILES.iter().chain(SETTINGS).map(|s| (*s).to_owned()).collect();
+        let mut arguments: Vec<String> =
+            make.settings.iter().chain(&[SETTINGS]).flat_map(|list| *list).map(|s| (*s).to_owned()).collect();
+        arguments.extend((make.in_directory)(dir.path()));
         arguments.extend([
             format!("--datadir={}", path("data")),
             // Servers delete what they find of others in a shared one.
@@ -318,9 +363,10 @@ impl MariaDbBuilder {
             ]);
         }
         arguments.extend(self.settings);
-        let running = Running::start(dir, mysql(), &command(&arguments), Signal::KILL);
+        let running = Running::start(dir, mysql(), &command(&make, &arguments), Signal::KILL);
         let ca = tls.map(|(ca, ..)| ca);
-        let mut server = MariaDb { running, port, max_connections: self.max_connections, ca, arguments };
+        let mut server =
+            MariaDb { make, running, port, max_connections: self.max_connections, ca, arguments };
         server.wait_ready().await;
         server
     }
@@ -331,7 +377,8 @@ fn mariadb_template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
         let version = under(mysql(), mariadbd()).arg("--version").output().unwrap().stdout;
-        template(mysql(), &(CONTENTS, PER_DATABASE, FILES, version), |data| {
+        let databases = databases(MARIADB_PER_DATABASE);
+        template(mysql(), &(CONTENTS, &databases, FILES, version), |data| {
             let mut install = under(mysql(), "mariadb-install-db");
             install.args(FILES).arg(format!("--datadir={}", data.display()));
             run(install.args([
@@ -348,8 +395,7 @@ fn mariadb_template() -> &'static Path {
                 .stderr(Stdio::piped())
                 .spawn()
                 .unwrap();
-            let per_database = ["appdb", "otherdb"].map(|name| PER_DATABASE.replace("DB", name));
-            let sql = [CONTENTS, &per_database.concat()].concat();
+            let sql = [CONTENTS, &databases].concat();
             child.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
             let output = child.wait_with_output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
@@ -358,13 +404,19 @@ fn mariadb_template() -> &'static Path {
     })
 }
 
-fn command(arguments: &[String]) -> Command {
-    let mut command = Command::new(mariadbd());
+/// The statements that make the databases of the tests, each with `more` of its own, a statement a line.
+pub(crate) fn databases(more: &str) -> String {
+    ["appdb", "otherdb"].map(|name| [PER_DATABASE, more].concat().replace("DB", name)).concat()
+}
+
+fn command(make: &Make, arguments: &[String]) -> Command {
+    let mut command = Command::new(&make.program);
     command.args(arguments);
     command
 }
 
-fn mysql() -> Account {
+/// Whom a server runs as.
+pub(crate) fn mysql() -> Account {
     account("mysql")
 }
 

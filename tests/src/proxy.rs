@@ -426,8 +426,14 @@ impl ProxyBuilder {
 
     /// [`Self::target_tls`] for the modes that verify nothing.
     #[must_use]
-    pub fn target_tls_unverified(mut self, mode: &str) -> Self {
-        self.target_settings.push(format!("tls = \"{mode}\""));
+    pub fn target_tls_unverified(self, mode: &str) -> Self {
+        self.target_setting(&format!("tls = \"{mode}\""))
+    }
+
+    /// A line of every `[[proxy.target]]`.
+    #[must_use]
+    pub fn target_setting(mut self, line: &str) -> Self {
+        self.target_settings.push(line.to_owned());
         self
     }
 

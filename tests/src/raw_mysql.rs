@@ -791,6 +791,25 @@ impl RawMySql {
         self.read_replies().await
     }
 
+    /// `COM_QUERY` with query attributes, which have to be agreed on, and all its replies.
+    pub async fn query_with(&mut self, attributes: &[(&str, &str)], sql: &str) -> Vec<Reply> {
+        assert!(self.has(capability::QUERY_ATTRIBUTES));
+        // How many there are, and one set of values.
+        let mut body = [lenenc(attributes.len() as u64), vec![1]].concat();
+        if !attributes.is_empty() {
+            body.extend(vec![0; attributes.len().div_ceil(8)]);
+            // New types and names follow: VAR_STRING each.
+            body.push(1);
+            for (name, _) in attributes {
+                body.extend([&[0xfd, 0], lenenc_bytes(name.as_bytes()).as_slice()].concat());
+            }
+            body.extend(attributes.iter().flat_map(|(_, value)| lenenc_bytes(value.as_bytes())));
+        }
+        body.extend(sql.as_bytes());
+        self.command(command::QUERY, &body).await;
+        self.read_replies().await
+    }
+
     /// Replies to several queries, as lines to compare.
     pub async fn transcript(&mut self, statements: &[&str]) -> Vec<String> {
         let mut lines = Vec::new();
@@ -877,6 +896,11 @@ impl RawMySql {
     pub async fn send_execute(&mut self, id: u32, cursor: u8, parameters: &[Option<&str>]) {
         let mut body = [id.to_le_bytes().as_slice(), &[cursor], &1_u32.to_le_bytes()].concat();
         if !parameters.is_empty() {
+            // With query attributes, these are counted, too, and all have names; parameters have empty ones.
+            let named = self.has(capability::QUERY_ATTRIBUTES);
+            if named {
+                body.extend(lenenc(parameters.len() as u64));
+            }
             let mut nulls = vec![0; parameters.len().div_ceil(8)];
             for (i, _) in parameters.iter().enumerate().filter(|(_, p)| p.is_none()) {
                 nulls[i / 8] |= 1 << (i % 8);
@@ -884,7 +908,8 @@ impl RawMySql {
             body.extend(nulls);
             // New types follow: VAR_STRING each.
             body.push(1);
-            body.extend([0xfd, 0].repeat(parameters.len()));
+            let kind: &[u8] = if named { &[0xfd, 0, 0] } else { &[0xfd, 0] };
+            body.extend(kind.repeat(parameters.len()));
             body.extend(parameters.iter().flatten().flat_map(|value| lenenc_bytes(value.as_bytes())));
         }
         self.command(command::STMT_EXECUTE, &body).await;

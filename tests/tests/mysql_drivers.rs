@@ -8,7 +8,10 @@ use mysql_async::{
     BinaryProtocol, ChangeUserOpts, Conn, QueryResult, Row as MySqlRow, TxOpts, Value, params,
     prelude::Queryable,
 };
-use pinion_tests::{Address, MariaDb, MySqlClient, Proxy, Server, foreign, until};
+use pinion_tests::{
+    Address, MySqlClient, Server, foreign,
+    transcript::{same, same_through_pinion},
+};
 use sqlx::{
     Connection, Executor, Row,
     mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions, MySqlSslMode},
@@ -23,36 +26,6 @@ async fn same_everywhere(program: impl AsyncFn(&Address) -> String) {
     assert!(expected.lines().count() > 2, "{expected}");
     same(&expected, &program(&secure).await, "direct over TLS");
     same_through_pinion(&db, &expected, program).await;
-}
-
-async fn same_through_pinion(db: &MariaDb, expected: &str, program: impl AsyncFn(&Address) -> String) {
-    for auth in ["MYSQL_NATIVE_PASSWORD", "MYSQL_CACHING_SHA2_PASSWORD"] {
-        let proxy = Proxy::in_front_of(db)
-            .max_connections(2)
-            .client_auth(auth)
-            .tls()
-            .proxy_setting("require_tls = false")
-            .start()
-            .await;
-        if auth == "MYSQL_NATIVE_PASSWORD" {
-            same(expected, &program(&proxy.address().plain()).await, "through the proxy");
-        }
-        same(expected, &program(&proxy.address()).await, &format!("through the proxy over TLS by {auth}"));
-        // A connection that was closed is in the server's list for a moment longer.
-        until("no more server connections than allowed", async || db.backends().await <= 2).await;
-        until("the clients are gone", async || proxy.metric("pinion_client_connections", &[]).await == 0.0)
-            .await;
-        assert_eq!(proxy.metric("pinion_database_connections_currently_session_pinned", &[]).await, 0.0);
-    }
-}
-
-#[track_caller]
-fn same(expected: &str, seen: &str, place: &str) {
-    let mut lines = expected.lines().zip(seen.lines());
-    if let Some((wanted, got)) = lines.find(|(wanted, got)| wanted != got) {
-        panic!("{place}:\n  direct {wanted}\n  here   {got}");
-    }
-    assert_eq!(expected.lines().count(), seen.lines().count(), "{place}: one has more to say:\n{seen}");
 }
 
 async fn python(driver: &str) {

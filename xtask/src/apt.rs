@@ -174,6 +174,12 @@ fn install(packages: &BTreeSet<&str>) -> Result<()> {
     process::run_shown(&mut command)
 }
 
+/// Whether apt's lists know a package whose name begins like this.
+pub(crate) fn knows(start: &str) -> bool {
+    let names = process::run(Command::new("apt-cache").args(["pkgnames", start]));
+    names.is_ok_and(|names| !names.trim().is_empty())
+}
+
 /// Whether apt's lists know a version to install.
 fn has_candidate(package: &str) -> bool {
     let policy = process::run(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C"));
@@ -319,7 +325,25 @@ fn has_file(directory: &Path, start: &str, part: &str) -> bool {
     })
 }
 
-/// Packages of another Debian release, unpacked into a directory and touching nothing else of the machine.
+/// Where packages that are only unpacked come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// This Debian release, from the mirror that the machine's own apt uses.
+    Debian(&'static str),
+    /// The sources of the machine's own apt.
+    Own,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Debian(release) => write!(f, "Debian {release}"),
+            Self::Own => f.write_str("this machine's own sources"),
+        }
+    }
+}
+
+/// Packages of another release, unpacked into a directory and touching nothing else of the machine.
 ///
 /// A private apt configuration with an empty list of installed packages makes apt fetch everything down to the C
 /// library, so what is unpacked runs with its own loader whatever the machine's release is.
@@ -329,34 +353,39 @@ pub(crate) struct ForeignRelease {
 }
 
 impl ForeignRelease {
-    /// Fetches and unpacks `packages` of the Debian release `release` into `directory/root`, from the mirror that this
-    /// machine's own apt uses. Needs no root. Does nothing when that has been done before.
-    pub(crate) fn unpack(release: &str, packages: &[&str], directory: &Path) -> Result<Self> {
+    /// Fetches and unpacks packages of `origin` into `directory/root`: of each name that package, else the last that
+    /// begins with it, such as `mysql-server-core-8.4` for `mysql-server-core-8`. Needs no root. Does nothing when that has been done
+    /// before.
+    pub(crate) fn unpack(origin: Origin, names: &[&str], directory: &Path) -> Result<Self> {
         let architecture = process::run(Command::new("dpkg").arg("--print-architecture"))?.trim().to_owned();
         let foreign = Self { directory: directory.to_path_buf(), architecture };
         let done = directory.join("unpacked");
-        let wanted = format!("{release} {}", packages.join(" "));
+        let wanted = format!("{origin} {}", names.join(" "));
         if fs::read_to_string(&done).is_ok_and(|text| text == wanted) {
             return Ok(foreign);
         }
         if directory.exists() {
             fs::remove_dir_all(directory).context(format!("removing {}", directory.display()))?;
         }
-        foreign.configure(release)?;
-        println!(
-            "Fetching {} of Debian {release} (nothing is installed, only unpacked).",
-            packages.join(", ")
-        );
-        process::run(foreign.apt().args(["-q", "update"]))?;
+        foreign.configure(origin)?;
+        println!("Fetching {} of {origin} (nothing is installed, only unpacked).", names.join(", "));
+        process::run(foreign.apt("apt-get").args(["-q", "update"]))?;
+        let packages = names.iter().map(|name| foreign.last_package(name)).collect::<Result<Vec<_>>>()?;
         process::run(
             foreign
-                .apt()
+                .apt("apt-get")
                 .args(["-q", "-y", "--download-only", "--no-install-recommends", "install"])
                 .args(packages),
         )?;
         foreign.extract()?;
         fs::write(&done, wanted).context(format!("writing {}", done.display()))?;
         Ok(foreign)
+    }
+
+    fn last_package(&self, start: &str) -> Result<String> {
+        let text = process::run(self.apt("apt-cache").args(["pkgnames", start]))?;
+        let last = text.lines().max_by_key(|name| (*name == start, *name));
+        last.map_or_else(|| failed(format!("no package {start} is to be had")), |name| Ok(name.to_owned()))
     }
 
     /// A command for a program of the release, by its path from the root, under that release's own loader.
@@ -372,32 +401,27 @@ impl ForeignRelease {
         Ok(command)
     }
 
-    fn apt(&self) -> Command {
-        let mut command = Command::new("apt-get");
+    /// The path of a program in the directory.
+    pub(crate) fn path(&self, program: &str) -> PathBuf {
+        self.directory.join("root").join(program)
+    }
+
+    fn apt(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         command.env("APT_CONFIG", self.directory.join("apt.conf")).env("DEBIAN_FRONTEND", "noninteractive");
         command
     }
 
-    fn configure(&self, release: &str) -> Result<()> {
+    fn configure(&self, origin: Origin) -> Result<()> {
         const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        if !Path::new(KEYRING).exists() {
-            return failed(format!("{KEYRING} is not here, so Debian's packages cannot be checked"));
-        }
-        let mirror = debian_mirror()?;
         let path = self.directory.display();
         for name in ["etc/sources", "state/lists/partial", "cache/archives/partial"] {
             let name = self.directory.join(name);
             fs::create_dir_all(&name).context(format!("creating {}", name.display()))?;
         }
-        let source = format!(
-            "Types: deb\nURIs: {mirror}\nSuites: {release}\nComponents: main\nSigned-By: {KEYRING}\n"
-        );
         // The sandbox user of apt could not enter a directory that only we may read.
-        let configuration = format!(
-            "Dir::Etc \"{path}/etc\";\n\
-             Dir::Etc::sourcelist \"/dev/null\";\n\
-             Dir::Etc::sourceparts \"{path}/etc/sources\";\n\
-             Dir::State \"{path}/state\";\n\
+        let mut configuration = format!(
+            "Dir::State \"{path}/state\";\n\
              Dir::State::status \"{path}/status\";\n\
              Dir::Cache \"{path}/cache\";\n\
              APT::Architecture \"{}\";\n\
@@ -405,6 +429,21 @@ impl ForeignRelease {
              Acquire::Languages \"none\";\n",
             self.architecture
         );
+        let mut source = String::new();
+        if let Origin::Debian(release) = origin {
+            if !Path::new(KEYRING).exists() {
+                return failed(format!("{KEYRING} is not here, so Debian's packages cannot be checked"));
+            }
+            let mirror = debian_mirror()?;
+            source = format!(
+                "Types: deb\nURIs: {mirror}\nSuites: {release}\nComponents: main\nSigned-By: {KEYRING}\n"
+            );
+            configuration.push_str(&format!(
+                "Dir::Etc \"{path}/etc\";\n\
+                 Dir::Etc::sourcelist \"/dev/null\";\n\
+                 Dir::Etc::sourceparts \"{path}/etc/sources\";\n"
+            ));
+        }
         for (name, text) in
             [("etc/sources/debian.sources", source.as_str()), ("status", ""), ("apt.conf", &configuration)]
         {

@@ -9,6 +9,7 @@ mod demo;
 mod error;
 mod interrupt;
 mod mariadb;
+mod mysql8;
 mod mysqlwire;
 mod pgbench;
 mod pgwire;
@@ -34,6 +35,9 @@ cargo xtask COMMAND
   demo [--once]   start a private PostgreSQL, a private MariaDB and Pinion, run queries from many clients, say
                   what happened, and stay up until Ctrl-C (--once: leave after the report)
   test [ARGS…]    install what is missing, build, run every test; ARGS go to `cargo test`
+  mysql8 [--mysqld PATH] [ARGS…]
+                  run the tests with a real MySQL 8: the one given, else the system's, else one that apt can fetch,
+                  unpacked to target/mysql8; where there is none, say why they are skipped. ARGS go to `cargo test`
   plugins         build every plugin to target/plugins/*.wasm, and those for tests to target/plugins/fixtures
   setup           only install what is missing
   bench [OPTIONS] compare Pinion, PgBouncer and a direct connection; for MySQL Pinion, HAProxy and a direct one
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
     let done = match arguments.command().as_deref() {
         Some("demo") => demo::run(arguments),
         Some("test") => test::run(arguments),
+        Some("mysql8") => mysql8::run(arguments),
         Some("plugins") => plugins::run(arguments),
         Some("setup") => setup::run(arguments),
         Some("bench") => bench::run(arguments),

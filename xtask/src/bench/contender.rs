@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use super::{PERCENT, POOL, USER};
 use crate::{
-    apt::ForeignRelease,
+    apt::{ForeignRelease, Origin},
     cluster::{self, Cluster},
     error::{Context, Result, failed},
     interrupt,
@@ -90,7 +90,8 @@ impl<'a> Bench<'a> {
         self.pgbouncer = Some(match given {
             Some(path) => Pgbouncer::Installed(path),
             None => {
-                Pgbouncer::Unpacked(ForeignRelease::unpack("trixie", &["pgbouncer"], &work.join("trixie"))?)
+                let trixie = Origin::Debian("trixie");
+                Pgbouncer::Unpacked(ForeignRelease::unpack(trixie, &["pgbouncer"], &work.join("trixie"))?)
             }
         });
         Ok(())
