@@ -57,13 +57,12 @@ const VARIABLES: &[(&str, &[&str])] = &[
     ("application_name", &["'one'", "'two'"]),
     ("default_transaction_isolation", &["'serializable'", "'read committed'"]),
     ("default_transaction_read_only", &["on", "off"]),
-    ("custom.setting", &["'a'", "'b'"]),
 ];
 
 /// What reads the state of a session.
 const READS: &[&str] = &[
     "SHOW work_mem",
-    "SELECT current_setting('search_path'), current_schema(), current_setting('custom.setting', true)",
+    "SELECT current_setting('search_path'), current_schema()",
     "SELECT timestamptz '2020-02-03 04:05:06+00', interval '1 day 2 hours', 1/3.0::float8, '\\x01ff'::bytea",
     "SELECT current_user, session_user, current_setting('application_name')",
     "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')",
