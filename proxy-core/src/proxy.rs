@@ -25,7 +25,10 @@ use crate::{
     protocol::{CancelKey, Hello as _, Kill, Killed, MockKey, Protocol, Role},
     router::{self, NoTarget, Route},
     secrets::{SecretError, SecretHandle},
-    session::cancel::{Cancellable, UnderWay},
+    session::{
+        FUNCTION_HOLD,
+        cancel::{Cancellable, UnderWay},
+    },
     target::Target,
     tls::{ClientTls, TargetTls, TlsError},
 };
@@ -357,11 +360,13 @@ impl<P: Protocol> Proxy<P> {
         }
     }
 
-    /// Wakes the sessions that have been idle for too long or have lived long enough.
+    /// Wakes the sessions that have been idle for too long, have lived long enough, or may let go of a connection.
     pub fn sweep(&self, now: Instant) {
         let settings = self.settings();
         self.sessions.for_each(|handle| {
-            if handle.idle_for(now) >= settings.idle_client_timeout
+            let idle = handle.idle_for(now);
+            if idle >= settings.idle_client_timeout
+                || (handle.activity() == Activity::Pinned && idle >= FUNCTION_HOLD)
                 || now.saturating_duration_since(handle.since) >= settings.max_client_lifetime
             {
                 handle.signal(CHECK);

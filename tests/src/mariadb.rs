@@ -299,6 +299,8 @@ impl MariaDbBuilder {
         let mut arguments: Vec<String> = FILES.iter().chain(SETTINGS).map(|s| (*s).to_owned()).collect();
         arguments.extend([
             format!("--datadir={}", path("data")),
+            // Servers delete what they find of others in a shared one.
+            format!("--tmpdir={}", dir.path().display()),
             format!("--pid-file={}", path("pid")),
             format!("--port={port}"),
             format!("--server-id={port}"),

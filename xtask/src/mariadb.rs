@@ -53,6 +53,7 @@ impl MariaDb {
             .args(["--performance-schema=0", "--skip-log-bin", "--innodb-flush-log-at-trx-commit=0"])
             .args([format!("--port={port}"), format!("--socket={}", socket.display())])
             .arg(format!("--pid-file={}", base.join("pid").display()))
+            .arg(format!("--tmpdir={}", base.display()))
             .args(options)
             .current_dir(&base);
         // SIGTERM is MariaDB's orderly shutdown.

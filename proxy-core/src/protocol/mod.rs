@@ -33,6 +33,9 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     const DIRECT_TLS: bool;
     /// Servers report whatever changes in a session ([`Tracker::take_learned`]), so that no text need say it.
     const TELLS_SETTINGS: bool;
+    /// The tracker itself sees to what statements leave for session functions: it tells what of it pins, and refuses
+    /// what it can neither set again nor know.
+    const KNOWS_WHAT_IS_LEFT: bool;
     /// What all connections of one proxy share: statement facts, texts of prepared statements.
     type Shared: Send + Sync + 'static;
     /// What servers say of themselves before a client may be greeted.

@@ -49,6 +49,8 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Statement text over this pins in profile `rds` (row PIN-A-01 of docs/session.md).
 const RDS_STATEMENT_BYTES: usize = 16 * 1024;
+/// For so long a connection is kept for a client that may ask what its last statement left.
+pub(crate) const FUNCTION_HOLD: Duration = Duration::from_secs(1);
 
 /// Why a session ended other than by the client's goodbye. `Display` is for our log; [`Self::fault`] is for the
 /// client.
@@ -362,6 +364,9 @@ impl<P: Protocol> Session<P> {
                 }
             }
         }
+        if smart && P::KNOWS_WHAT_IS_LEFT {
+            sets = sets.without(function);
+        }
         let policy = self.ask_pins(statement, sets, decisions)?;
         let replayed = match &policy.replay {
             Some(_) => PinReasons::only(PinReason::SessionVariable),
@@ -373,7 +378,7 @@ impl<P: Protocol> Session<P> {
             self.pending.let_go = self.pending.let_go.union(let_go);
         }
         sets = sets.union(statement.extra_pins);
-        if smart && facts.needs_session_function {
+        if smart && facts.needs_session_function && !P::KNOWS_WHAT_IS_LEFT {
             self.session_functions.store(true, Ordering::Relaxed);
         }
         if facts.needs_session_function {
@@ -813,7 +818,9 @@ impl<P: Protocol> Session<P> {
             self.pinned_since = Some(now);
         } else if !before.is_empty() && self.pins.is_empty() {
             if let Some(connection) = &mut self.link {
-                connection.tainted = true;
+                // What functions return is nobody else's business, and told to nobody else.
+                connection.tainted |=
+                    !before.without(PinReasons::only(PinReason::SessionFunction)).is_empty();
             }
             self.note_unpinned(now);
             debug!(client = self.handle.number, connection, "session unpinned");
@@ -892,12 +899,28 @@ impl<P: Protocol> Session<P> {
             if !busy && self.handle.idle_for(now) >= settings.idle_client_timeout {
                 return Err(SessionError::Idle);
             }
+            self.forgo_functions(now);
             let age = now.saturating_duration_since(self.handle.since);
             if age >= settings.max_client_lifetime && self.is_at_boundary() {
                 return Err(SessionError::LifetimeOver);
             }
         }
         Ok(())
+    }
+
+    /// A client that has not asked what its last statement left will hardly ask any more: others may have the
+    /// connection. It is still asked first if it is free then.
+    fn forgo_functions(&mut self, now: Instant) {
+        let only = PinReasons::only(PinReason::SessionFunction);
+        let smart = self.endpoint.proxy.settings().profile == Profile::Smart;
+        if smart && self.pins == only && self.is_at_boundary() && self.handle.idle_for(now) >= FUNCTION_HOLD {
+            self.pins = PinReasons::NONE;
+            self.note_unpinned(now);
+            self.handle.set_activity(Activity::Other);
+            if self.is_free() {
+                self.release(now);
+            }
+        }
     }
 
     /// The client said goodbye. What it sent before is still carried out, as the server itself would; the answers

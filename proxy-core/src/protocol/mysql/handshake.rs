@@ -57,6 +57,8 @@ pub const CARRIED: Capabilities = all(&[
     Capabilities::PS_MULTI_RESULTS,
     Capabilities::SESSION_TRACK,
     Capabilities::DEPRECATE_EOF,
+    Capabilities::OPTIONAL_RESULTSET_METADATA,
+    Capabilities::QUERY_ATTRIBUTES,
 ]);
 
 /// What clients may have because we have it. TLS comes to it where there is a certificate.
@@ -74,8 +76,12 @@ const OURS: Capabilities = all(&[
 ]);
 
 /// As [`CARRIED`], of MariaDB's own.
-pub const CARRIED_EXTENDED: Extended =
-    Extended(Extended::EXTENDED_METADATA.0 | Extended::STMT_BULK_OPERATIONS.0);
+pub const CARRIED_EXTENDED: Extended = Extended(
+    Extended::EXTENDED_METADATA.0
+        | Extended::STMT_BULK_OPERATIONS.0
+        | Extended::CACHE_METADATA.0
+        | Extended::BULK_UNIT_RESULTS.0,
+);
 
 /// What we ask of every server, besides what is part of the pool's key.
 const WANTED: Capabilities = all(&[
@@ -940,6 +946,10 @@ impl MyConnect {
         }
         let version = String::from_utf8_lossy(greeting.version);
         let mut wanted = WANTED.union(flags);
+        if self.purpose == Purpose::Cancel {
+            // What is sent here has the form without.
+            wanted = wanted.without(Capabilities::QUERY_ATTRIBUTES);
+        }
         if !key::database_bytes(&self.key).is_empty() {
             wanted = wanted.union(Capabilities::CONNECT_WITH_DB);
         }

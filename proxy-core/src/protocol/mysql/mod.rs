@@ -3,7 +3,7 @@
 //! Source: MySQL Source Documentation, "Client/Server Protocol"; MariaDB knowledge base, "MariaDB
 //! Client/Server Protocol".
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use super::{Dialect, Facts, Fault, PoolKey, Protocol, ServerKey};
 
@@ -13,6 +13,8 @@ pub mod codec;
 pub mod error;
 pub mod handshake;
 pub mod key;
+mod left;
+pub mod parameters;
 pub mod query;
 pub mod server;
 pub mod statement;
@@ -29,6 +31,8 @@ pub struct Shared {
     pub classifier: classify::Classifier,
     /// Prepared statements kept on one server connection.
     pub max_prepared: usize,
+    /// A client has asked for `LAST_INSERT_ID()`.
+    pub ids_are_asked: AtomicBool,
 }
 
 /// Statement texts whose facts are kept.
@@ -40,6 +44,7 @@ impl Protocol for MySql {
     // The server speaks first.
     const DIRECT_TLS: bool = false;
     const TELLS_SETTINGS: bool = true;
+    const KNOWS_WHAT_IS_LEFT: bool = true;
     // One more than `max_connections` is let in for administrators, and none of these is kept from anybody.
     const LIMITS_QUERY: &'static str = "SELECT @@global.max_connections, 0";
     // The variable is a number in most versions and a word in the newest.
@@ -56,7 +61,11 @@ impl Protocol for MySql {
     type Server = server::MyServer;
 
     fn shared(max_prepared: usize) -> Shared {
-        Shared { classifier: classify::Classifier::new(CLASSIFIED_TEXTS), max_prepared }
+        Shared {
+            classifier: classify::Classifier::new(CLASSIFIED_TEXTS),
+            max_prepared,
+            ids_are_asked: AtomicBool::new(false),
+        }
     }
 
     fn know(shared: &Shared, text: &[u8]) -> (u128, Arc<Facts>, String) {
@@ -65,8 +74,8 @@ impl Protocol for MySql {
         (known.digest, known.facts, classify::hint(text, mode).to_owned())
     }
 
-    fn write_query(_server: &server::MyServer, sql: &str, out: &mut Vec<u8>) {
-        server::write_command(out, codec::Command::Query, sql.as_bytes());
+    fn write_query(server: &server::MyServer, sql: &str, out: &mut Vec<u8>) {
+        query::write_query(sql.as_bytes(), server.agreed, out);
     }
 
     fn write_reset(server: &mut server::MyServer, out: &mut Vec<u8>) {

@@ -19,9 +19,9 @@ pub fn write_query(sql: &[u8], agreed: Capabilities, out: &mut Vec<u8>) {
     });
 }
 
-/// The first packet of a result set. Shape: `columns: lenenc | [metadata follows: u8]`, the second from MariaDB with
-/// `CACHE_METADATA` and in answers to prepared statements only. Source: MySQL Source Documentation, "Text Resultset";
-/// MariaDB knowledge base, "Result Set Packets".
+/// The first packet of a result set. Shape: `columns: lenenc | [metadata follows: u8]`, the second with MySQL's
+/// `OPTIONAL_RESULTSET_METADATA` and MariaDB's `CACHE_METADATA` only. Source: MySQL Source Documentation, "Text
+/// Resultset"; MariaDB knowledge base, "Result Set Packets".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResultHeader {
     /// Columns of each row.
@@ -31,8 +31,7 @@ pub struct ResultHeader {
 }
 
 impl ResultHeader {
-    /// Reads a payload that is none of OK, ERR and a request for a local file, on a connection without
-    /// `OPTIONAL_RESULTSET_METADATA`.
+    /// Reads a payload that is none of OK, ERR and a request for a local file.
     /// Errors: [`ProtocolError::Malformed`].
     pub fn read(payload: &[u8]) -> Result<Self, ProtocolError> {
         let parse = || {

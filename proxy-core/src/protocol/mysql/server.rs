@@ -9,10 +9,12 @@ use super::{
     super::{Absorbed, Greeting, ProtocolError, ServerKey, ServerState, Tx},
     classify::{Charset, LexMode},
     codec::{
-        self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
+        self, Capabilities, Command, EofPacket, ErrPacket, Extended, HEADER_BYTES, Header, OkPacket, Reader,
         SessionChange, Status, put_u24, session_state, write_packet,
     },
     handshake::{ServerLogin, TRACK, write_greeting},
+    left::Owners,
+    query::{ResultHeader, write_query},
     statement::Statement,
 };
 use crate::buffer::Buffer;
@@ -20,14 +22,17 @@ use crate::buffer::Buffer;
 /// Longest packet that is held whole on the way from the server; rows and column definitions are not.
 pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
 
-/// Finds nothing, so that `FOUND_ROWS()` tells nobody what another has found.
-pub(super) const FORGET_FOUND_ROWS: &[u8] = b"SELECT 1 LIMIT 0";
+/// Finds nothing and warns of nothing, so that `FOUND_ROWS()` and the diagnostics tell nobody of another's statements.
+/// Without a table it would leave the diagnostics as they are (MariaDB).
+pub(super) const FORGET: &[u8] = b"SELECT 1 FROM (SELECT 1) AS one LIMIT 0";
 
 /// What a request is answered with.
 #[derive(Debug)]
 pub(super) enum Reply {
     /// OK, ERR, EOF, or results.
     Results,
+    /// One of the first three, to a command that is no statement.
+    Command,
     /// COM_STMT_PREPARE's OK and definitions.
     Prepared(Arc<Statement>),
     /// Column definitions up to an EOF.
@@ -75,19 +80,30 @@ pub(super) enum Stage {
 }
 
 /// A prepared statement as the server has it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct OnServer {
     /// The server's id.
     pub(super) id: u32,
     /// The server knows the types of its parameters.
     pub(super) typed: bool,
+    /// The definitions it has sent last, where it may leave them out.
+    pub(super) columns: Option<Definitions>,
 }
+
+/// Definitions of columns: packets as they came.
+pub(super) type Definitions = Arc<[u8]>;
 
 /// One server connection's state.
 pub struct MyServer {
     key: ServerKey,
     greeting: Arc<Greeting>,
     pub(super) agreed: Capabilities,
+    /// It leaves out definitions of columns that have not changed since it last sent them for a statement (MariaDB).
+    pub(super) caches_metadata: bool,
+    /// It reports what statements change of the session.
+    pub(super) tracks: bool,
+    /// Whose statement it ran last, and the like.
+    pub(super) owners: Owners,
     /// As last reported.
     pub(super) status: Status,
     /// How it reads text.
@@ -127,7 +143,6 @@ pub struct MyServer {
     pub(super) current_schema: Box<[u8]>,
     absorbing: Absorbing,
     retire: bool,
-    forgot: bool,
 }
 
 #[derive(Debug, Default)]
@@ -162,6 +177,9 @@ impl MyServer {
             key: ServerKey { id: login.connection_id, secret: Vec::new() },
             greeting: Arc::new(write_greeting(login)),
             agreed: login.capabilities,
+            caches_metadata: login.extended.contains(Extended::CACHE_METADATA),
+            tracks: login.tracks,
+            owners: Owners::default(),
             status: login.status,
             mode: LexMode::from_variables(sql_mode, client),
             doubtful: false,
@@ -185,7 +203,6 @@ impl MyServer {
             schema: schema.into(),
             absorbing: Absorbing::default(),
             retire: false,
-            forgot: false,
         }
     }
 
@@ -249,7 +266,7 @@ impl MyServer {
 
     /// A statement has this id on the server; what had to go for it goes.
     pub(super) fn put_prepared(&mut self, statement: &Statement, id: u32) {
-        if let Some(before) = self.prepared.put(statement.id, OnServer { id, typed: false }) {
+        if let Some(before) = self.prepared.put(statement.id, OnServer { id, typed: false, columns: None }) {
             self.stale.push(before.id);
         }
         while self.prepared.len() > self.max_prepared.max(1) {
@@ -269,13 +286,14 @@ impl MyServer {
     /// Puts the session back to what it was after login; as many answers come as is returned.
     pub(super) fn write_reset(&mut self, out: &mut Vec<u8>) -> u32 {
         self.forget_statements();
+        self.owners = Owners::default();
         self.characteristics = false;
         let mut answers = 2;
         write_command(out, Command::ResetConnection, &[]);
-        // It leaves `FOUND_ROWS()` as it was (MariaDB).
-        write_command(out, Command::Query, FORGET_FOUND_ROWS);
+        // It leaves these as they were (MariaDB).
+        write_query(FORGET, self.agreed, out);
         if !self.rearm.is_empty() {
-            write_command(out, Command::Query, self.rearm.as_bytes());
+            write_query(self.rearm.as_bytes(), self.agreed, out);
             answers += 1;
         }
         if self.current_schema != self.schema {
@@ -295,6 +313,15 @@ impl MyServer {
         self.absorbing.more = answers.saturating_sub(1);
     }
 
+    /// Where an answer is after the first packet of a result.
+    pub(super) fn after_header(&self, header: ResultHeader) -> Stage {
+        match (header.has_metadata, self.agreed.contains(Capabilities::DEPRECATE_EOF)) {
+            (true, _) => Stage::Columns(header.columns),
+            (false, true) => Stage::FirstRow,
+            (false, false) => Stage::ColumnsEnd,
+        }
+    }
+
     /// Something of ours went wrong here.
     pub(super) fn set_retire(&mut self) {
         self.retire = true;
@@ -304,10 +331,6 @@ impl MyServer {
     pub(super) fn end_cursor(&mut self) {
         let id = self.running;
         self.cursors.retain(|open| *open != id);
-    }
-
-    pub(super) fn set_forgot(&mut self) {
-        self.forgot = true;
     }
 }
 
@@ -365,7 +388,7 @@ impl ServerState for MyServer {
     }
 
     fn take_forgot(&mut self) -> bool {
-        std::mem::take(&mut self.forgot)
+        false
     }
 
     fn is_mid_message(&self) -> bool {
@@ -390,6 +413,7 @@ impl ServerState for MyServer {
     }
 
     fn absorb(&mut self, input: &mut Buffer) -> Result<Absorbed, ProtocolError> {
+        self.owners.note_own();
         loop {
             let bytes = input.filled();
             let Some((header, body)) = codec::whole_packet(bytes, MAX_HELD_BYTES)? else {
@@ -434,8 +458,7 @@ impl MyServer {
             (Stage::Start, codec::EOF) => self.absorb_end(body)?,
             (Stage::Start, codec::LOCAL_INFILE) => return Err(ProtocolError::Unexpected('\u{fb}')),
             (Stage::Start, _) => {
-                let columns = Reader::new(body).lenenc().ok_or(ProtocolError::Malformed("column count"))?;
-                self.stage = Stage::Columns(columns);
+                self.stage = self.after_header(ResultHeader::read(body)?);
                 true
             }
             (Stage::Columns(left), _) => {
@@ -450,8 +473,8 @@ impl MyServer {
                 self.stage = Stage::Rows;
                 true
             }
-            (Stage::Rows, codec::EOF) => self.absorb_end(body)?,
-            (Stage::Rows, _) => {
+            (Stage::FirstRow | Stage::Rows, codec::EOF) => self.absorb_end(body)?,
+            (Stage::FirstRow | Stage::Rows, _) => {
                 if self.absorbing.row.is_none() {
                     let mut reader = Reader::new(body);
                     let mut row = Vec::new();

@@ -9,6 +9,7 @@ use std::sync::{
 use super::{
     super::Facts,
     classify::{Classified, Details, LexMode},
+    server::Definitions,
 };
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -45,6 +46,16 @@ impl Statement {
 pub(super) struct Prepared {
     pub(super) statement: Arc<Statement>,
     pub(super) parameters: u16,
-    /// The types of its parameters as the client last sent them, two bytes each.
-    pub(super) types: Box<[u8]>,
+    pub(super) types: Types,
+    /// The definitions of its columns as the client was last told, where servers may leave them out.
+    pub(super) columns: Option<Definitions>,
+}
+
+/// The types of a statement's parameters as its client last sent them; empty before that.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Types {
+    /// How many.
+    pub(super) count: u64,
+    /// As in an execution.
+    pub(super) bytes: Box<[u8]>,
 }

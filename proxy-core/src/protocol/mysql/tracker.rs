@@ -22,10 +22,11 @@ use super::{
     },
     error::write_error,
     handshake::{MyClient, read_greeting},
-    server::{
-        FORGET_FOUND_ROWS, MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front,
-    },
-    statement::{Prepared, Statement},
+    left::{Ask, Left, Nature},
+    parameters::{self, Front},
+    query::{ResultHeader, write_query},
+    server::{Definitions, MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front},
+    statement::{Prepared, Statement, Types},
 };
 use crate::buffer::Pipe;
 
@@ -42,8 +43,8 @@ const LAST_PREPARED: u32 = u32::MAX;
 /// The flag of an execution that asks for a cursor.
 const CURSOR_TYPES: u8 = 0x07;
 
-/// The flag of an execution in bulk that says that types follow (MariaDB).
-const BULK_TYPES: u8 = 0x80;
+/// Most bytes that the buffer for packets that are read whole keeps.
+const KEPT_PACKET_BYTES: usize = 512;
 
 /// What is remembered of one client.
 #[derive(Debug)]
@@ -73,9 +74,15 @@ pub struct MyTracker {
     aborted: bool,
     /// Of the statement under way: what the server will report of it is known from its text.
     explains: Explained,
-    last_insert_id: u64,
+    left: Left,
     /// This statement could not be prepared where the session is served now.
     unprepared: Option<Box<(u64, ErrPacket)>>,
+    /// The client's id of the statement that runs, where servers may leave out definitions.
+    running: Option<u32>,
+    /// Definitions that come for it.
+    definitions: Vec<u8>,
+    /// Room for a packet that is read whole.
+    packet: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -89,8 +96,8 @@ struct Current {
 /// Where the text of a reported statement stands.
 #[derive(Debug)]
 enum Text {
-    /// In the packet at the front, behind so many bytes.
-    Front,
+    /// In the packet at the front, behind so many bytes of its payload.
+    Front(usize),
     /// Policy has put this in its place.
     Rewritten(Vec<u8>),
     /// With the statement prepared.
@@ -114,11 +121,24 @@ struct Explained {
     made: Vec<(Box<str>, Box<str>)>,
     /// Variables that the server reports and `made` stands for.
     covers: &'static [&'static str],
+    /// What it is to session functions.
+    nature: Nature,
 }
 
 /// What `SET NAMES` and `SET CHARACTER SET` change, collation included, which servers do not all report.
 const CHARACTER_SET: &[&str] =
     &["character_set_client", "character_set_connection", "character_set_results", "collation_connection"];
+
+/// True where the server reports nothing of what such a statement may change.
+fn is_untold(facts: &Facts, server: &MyServer) -> bool {
+    let kinds =
+        [StatementKind::Session, StatementKind::Routine, StatementKind::Other, StatementKind::Unknown];
+    !server.tracks && (facts.changes_settings || facts.taints || kinds.contains(&facts.kind))
+}
+
+fn too_long(first: u8) -> ProtocolError {
+    ProtocolError::BadLength { tag: char::from(first), len: i32::MAX }
+}
 
 /// What a session changes without anybody having to make it again.
 const UNTRACKED: &[&str] = &["last_gtid", "warning_count", "error_count", "rand_seed1", "rand_seed2"];
@@ -204,8 +224,50 @@ impl MyTracker {
         codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
     }
 
+    fn nature(&self, facts: &Facts, details: &Details, text: &[u8]) -> Nature {
+        let writes = facts.kind == StatementKind::Write;
+        Nature {
+            asks: details.session_functions,
+            taints: facts.taints || facts.kind == StatementKind::Unknown,
+            sets_insert_id: details.sets_last_insert_id,
+            several: facts.statements != 1,
+            writes,
+            given_ids: if writes { classify::given_ids(text, self.mode) } else { None },
+        }
+    }
+
+    /// Has `server` answer what a statement asks of those before it; false where it cannot.
+    fn make_askable(
+        &mut self,
+        nature: &Nature,
+        shared: &Shared,
+        up: &mut Pipe,
+        server: &mut MyServer,
+    ) -> bool {
+        match self.left.ask(nature, &shared.ids_are_asked, server) {
+            Ask::AsItIs => true,
+            Ask::Lost => false,
+            Ask::Set(id) => {
+                write_query(format!("SET last_insert_id = {id}").as_bytes(), server.agreed, up.output());
+                server.expect(Reply::Results, true, false);
+                self.left.was_set(server);
+                true
+            }
+        }
+    }
+
+    fn fail_lost(&mut self, up: &mut Pipe, header: Header, down: &mut Pipe) {
+        let message = "What the statement before has left is gone with its connection, which other clients have used \
+            since; ask in the same transaction, or again after the statement, whose connection is kept from now on";
+        self.fail(1105, "HY000", message, up, header, down);
+    }
+
+    fn fail_malformed(&mut self, up: &mut Pipe, header: Header, down: &mut Pipe) {
+        self.fail(1835, "HY000", "Malformed communication packet", up, header, down);
+    }
+
     fn report(&mut self, (mut statement, details): Known, text: Text) -> ClientEvent {
-        if details.calculates_found_rows || details.sets_last_insert_id {
+        if details.calculates_found_rows {
             // The statement after it is likely to ask, and no packet tells the answer.
             statement.extra_pins.insert(PinReason::SessionFunction);
         }
@@ -241,14 +303,17 @@ impl MyTracker {
                 up.expect(header.total());
                 return Ok(Some(ClientEvent::NeedBytes));
             }
-            let text = Self::packet(up, header).get(1..).unwrap_or_default();
-            let statement = self.read_text(shared, text);
-            return Ok(Some(self.report(statement, Text::Front)));
+            let payload = Self::packet(up, header);
+            let Some(at) = parameters::text_at(payload, self.agreed) else {
+                self.fail_malformed(up, header, down);
+                return Ok(None);
+            };
+            let statement = self.read_text(shared, payload.get(at..).unwrap_or_default());
+            return Ok(Some(self.report(statement, Text::Front(at))));
         }
         let Some((facts, details)) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
-        let text = self.text(up).to_vec();
         if details.kill.is_some() {
-            let Some((kill, id)) = classify::kill_target(&text, self.mode) else {
+            let Some((kill, id)) = classify::kill_target(self.text(up), self.mode) else {
                 let message = "This proxy follows KILL with the number of a session only";
                 self.fail(1235, "42000", message, up, header, down);
                 return Ok(None);
@@ -259,24 +324,38 @@ impl MyTracker {
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
-        if let Some((code, sqlstate, message)) = self.stopped(&facts, &text) {
+        if let Some((code, sqlstate, message)) = self.stopped(&facts, self.text(up)) {
+            self.aborted &= !facts.ends_transaction;
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
+        self.aborted = false;
         let wants = self.multi_statements;
-        if server.multi_statements != wants && memchr::memchr(b';', &text).is_some() {
+        if server.multi_statements != wants && memchr::memchr(b';', self.text(up)).is_some() {
             let option = u16::from(!wants);
             write_command(up.output(), Command::SetOption, &option.to_le_bytes());
-            server.expect(Reply::Results, true, false);
+            server.expect(Reply::Command, true, false);
             server.multi_statements = wants;
         }
+        let nature = self.nature(&facts, &details, self.text(up));
+        if !self.make_askable(&nature, shared, up, server) {
+            self.fail_lost(up, header, down);
+            return Ok(None);
+        }
         server.write_closes(up.output());
-        self.explains = self.explain(&facts, &details, &text);
+        self.explains = Explained { nature, ..self.explain(&facts, &details, self.text(up), server) };
         let moves = facts.moves_transaction;
         match self.current.take().map(|current| current.text) {
             Some(Text::Rewritten(text)) => {
+                // What the client has said beside the text goes on as it is.
+                let payload = Self::packet(up, header);
+                let at = parameters::text_at(payload, self.agreed).unwrap_or(1);
+                let front = payload.get(..at).unwrap_or_default().to_vec();
                 self.take_packet(up, header, false);
-                write_command(up.output(), Command::Query, &text);
+                codec::write_packet(up.output(), 0, |packet| {
+                    packet.extend_from_slice(&front);
+                    packet.extend_from_slice(&text);
+                });
                 server.expect(Reply::Results, false, moves);
             }
             _ => self.pass_command(up, header, server, Reply::Results, moves),
@@ -285,14 +364,13 @@ impl MyTracker {
     }
 
     /// After a refused statement nothing runs until the client has ended the transaction. Why this does not, if so.
-    fn stopped(&mut self, facts: &Facts, text: &[u8]) -> Option<(u16, &'static str, &'static str)> {
+    fn stopped(&self, facts: &Facts, text: &[u8]) -> Option<(u16, &'static str, &'static str)> {
         if !self.aborted {
             return None;
         }
         let is_rollback =
             text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"));
         if facts.ends_transaction {
-            self.aborted = false;
             return (!is_rollback).then_some((
                 1213,
                 "40001",
@@ -308,8 +386,9 @@ impl MyTracker {
     }
 
     /// What the text says of the session changes that the server will report.
-    fn explain(&self, facts: &Facts, details: &Details, text: &[u8]) -> Explained {
+    fn explain(&self, facts: &Facts, details: &Details, text: &[u8], server: &MyServer) -> Explained {
         let mut explained = Explained {
+            unsettles: is_untold(facts, server),
             state: !facts.pins.is_empty()
                 || facts.kind == StatementKind::Ddl
                 || !details.named_statements.is_empty(),
@@ -324,7 +403,7 @@ impl MyTracker {
         let sets_collation =
             sets(|one| &*one.name == "character set") || (sets(|one| &*one.name == "names") && collates());
         if facts.statements != 1 {
-            explained.unsettles = sets_user || explained.passing || sets_collation;
+            explained.unsettles |= sets_user || explained.passing || sets_collation;
             return explained;
         }
         if sets_collation {
@@ -386,7 +465,7 @@ impl MyTracker {
         if self.current.is_none() && self.watch.prepares {
             let (statement, details) = self.read_text(shared, text);
             let statement = Submitted { prepares: true, ..statement };
-            return Ok(Some(self.report((statement, details), Text::Front)));
+            return Ok(Some(self.report((statement, details), Text::Front(1))));
         }
         if self.watch.prepares && self.admitted().is_none() {
             return Ok(Some(ClientEvent::NeedBytes));
@@ -445,7 +524,7 @@ impl MyTracker {
     /// Has the statement prepared on `server` in order to be used there; `None` while it is not.
     fn on_server_as(statement: &Arc<Statement>, server: &mut MyServer, up: &mut Pipe) -> Option<OnServer> {
         if let Some(there) = server.prepared.get(&statement.id) {
-            return Some(*there);
+            return Some(there.clone());
         }
         if server.expects_nothing() {
             server.write_closes(up.output());
@@ -459,6 +538,7 @@ impl MyTracker {
         &mut self,
         command: Command,
         header: Header,
+        shared: &Shared,
         up: &mut Pipe,
         server: Option<&mut MyServer>,
         down: &mut Pipe,
@@ -487,26 +567,29 @@ impl MyTracker {
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
+        let nature = self.nature(&facts, &details, &statement.text);
+        if !self.make_askable(&nature, shared, up, server) {
+            self.fail_lost(up, header, down);
+            return Ok(None);
+        }
         if details.kill.is_some() {
             let message = "This proxy does not follow KILL in a prepared statement";
             self.fail(1235, "42000", message, up, header, down);
             return Ok(None);
         }
-        // `command, id: u32, flags: u8, iterations: u32`, then, when there are parameters, a bit for each that is
-        // NULL and a byte that says whether their types follow. In bulk: `command, id: u32, flags: u16`, and the
-        // flags say it. Source: MariaDB knowledge base, "COM_STMT_BULK_EXECUTE".
         let bulk = command == Command::StmtBulkExecute;
-        let front = match prepared.parameters {
-            _ if bulk => 7,
-            0 => 10,
-            parameters => 10 + usize::from(parameters).div_ceil(8) + 1,
-        };
-        let seen = front + 2 * usize::from(prepared.parameters);
-        let seen = HEADER_BYTES + seen.min(header.len);
-        if up.unread().len() < seen {
-            up.expect(seen);
+        let so_far = up.unread().get(HEADER_BYTES..).unwrap_or_default();
+        let so_far = so_far.get(..header.len).unwrap_or(so_far);
+        let front = Front::read(so_far, prepared.parameters, bulk, self.agreed);
+        if front.is_none() && so_far.len() < header.len.min(MAX_TEXT_BYTES) {
+            let next = (2 * so_far.len()).max(256).min(header.len);
+            up.expect(HEADER_BYTES + next);
             return Ok(Some(ClientEvent::NeedBytes));
         }
+        let Some(front) = front else {
+            self.fail_malformed(up, header, down);
+            return Ok(None);
+        };
         if let Some(unprepared) = self.unprepared.take_if(|unprepared| unprepared.0 == statement.id) {
             let (_, error) = *unprepared;
             self.fail(error.code, &error.sqlstate, &error.message, up, header, down);
@@ -515,63 +598,53 @@ impl MyTracker {
         let Some(there) = Self::on_server_as(&statement, server, up) else {
             return Ok(Some(ClientEvent::NeedAnswer));
         };
-        let body = Self::packet_front(up, seen).to_vec();
-        let flags = body.get(5).copied().unwrap_or_default();
-        let mut insert = Box::default();
+        let head = up.unread().get(HEADER_BYTES..HEADER_BYTES + front.types.end).unwrap_or_default();
+        let mut head = head.to_vec();
+        let flags = head.get(5).copied().unwrap_or_default();
+        let taken = head.len();
         let mut typed = there.typed;
-        if prepared.parameters > 0 {
-            let brings_types = match bulk {
-                true => flags & BULK_TYPES != 0,
-                false => body.get(front - 1) == Some(&1),
-            };
-            if brings_types {
-                let types: Box<[u8]> = body.get(front..).unwrap_or_default().into();
-                if let Some(known) = self.statements.get_mut(&client_id) {
-                    known.types = types;
-                }
-                typed = true;
-            } else if !there.typed {
-                insert = prepared.types;
-                typed = true;
+        if !front.types.is_empty() {
+            if let Some(known) = self.statements.get_mut(&client_id) {
+                let bytes = head.get(front.types.clone()).unwrap_or_default().into();
+                known.types = Types { count: front.count, bytes };
             }
+            typed = true;
+        } else if let Some((at, bit)) = front.flag
+            && !there.typed
+            && prepared.types.count == front.count
+        {
+            // They were sent on another connection.
+            if header.len + prepared.types.bytes.len() >= codec::MAX_PAYLOAD {
+                let message = "The execution is too long to be moved to another server connection";
+                self.fail(1105, "HY000", message, up, header, down);
+                return Ok(None);
+            }
+            if let Some(flag) = head.get_mut(at) {
+                *flag |= bit;
+            }
+            head.extend_from_slice(&prepared.types.bytes);
+            typed = true;
         }
-        if !insert.is_empty() && header.len + insert.len() >= codec::MAX_PAYLOAD {
-            let message = "The execution is too long to be moved to another server connection";
-            self.fail(1105, "HY000", message, up, header, down);
-            return Ok(None);
+        if let Some(id) = head.get_mut(1..5) {
+            id.copy_from_slice(&there.id.to_le_bytes());
         }
-        server.prepared.put(statement.id, OnServer { typed, ..there });
+        server.prepared.put(statement.id, OnServer { typed, ..there.clone() });
         server.write_closes(up.output());
         if !bulk && flags & CURSOR_TYPES != 0 && !server.cursors.contains(&there.id) {
             // Until the answer shows that there is none.
             server.cursors.push(there.id);
         }
-        self.explains = self.explain(&facts, &details, &statement.text);
+        self.explains = Explained { nature, ..self.explain(&facts, &details, &statement.text, server) };
         self.current = None;
         server.running = there.id;
         server.long_data.retain(|id| *id != there.id);
         server.expect(Reply::Results, false, facts.moves_transaction);
-        let mut head: Vec<u8> = body.get(..front.min(body.len())).unwrap_or_default().to_vec();
-        if let Some(id) = head.get_mut(1..5) {
-            id.copy_from_slice(&there.id.to_le_bytes());
-        }
-        let taken = head.len();
-        if !insert.is_empty() {
-            let (at, types_follow) = if bulk { (5, flags | BULK_TYPES) } else { (front - 1, 1) };
-            if let Some(flag) = head.get_mut(at) {
-                *flag = types_follow;
-            }
-            head.extend_from_slice(&insert);
-        }
+        self.running = server.caches_metadata.then_some(client_id);
         up.skip(HEADER_BYTES + taken);
-        write_front(up.output(), header.len + insert.len(), &head);
+        write_front(up.output(), header.len - taken + head.len(), &head);
         self.continues = header.continues();
         self.take(up, header.len - taken, true);
         Ok(None)
-    }
-
-    fn packet_front(up: &Pipe, seen: usize) -> &[u8] {
-        up.unread().get(HEADER_BYTES..seen).unwrap_or_default()
     }
 
     /// A command that begins with a statement id and goes on with the server's own.
@@ -633,7 +706,7 @@ impl MyTracker {
         };
         // A cursor keeps its connection, so there is none where there is no connection.
         let there = server.and_then(|server| {
-            let there = server.prepared.get(&prepared.statement.id).copied()?;
+            let there = server.prepared.get(&prepared.statement.id).cloned()?;
             Some((server, there))
         });
         match there {
@@ -663,7 +736,7 @@ impl MyTracker {
             Err(event) => return Some(event),
         };
         let there = server.and_then(|server| {
-            let there = server.prepared.get(&prepared.statement.id).copied()?;
+            let there = server.prepared.get(&prepared.statement.id).cloned()?;
             Some((server, there))
         });
         match there {
@@ -722,7 +795,8 @@ impl MyTracker {
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
         server.write_closes(up.output());
         self.current = None;
-        self.explains = Explained { state: true, ..Explained::default() };
+        let unsettles = is_untold(&facts, server);
+        self.explains = Explained { state: true, unsettles, ..Explained::default() };
         self.pass_command(up, header, server, reply, facts.moves_transaction);
         None
     }
@@ -743,6 +817,7 @@ impl MyTracker {
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
         self.current = None;
         self.statements.clear();
+        self.left.forget();
         self.take_packet(up, header, false);
         let schema = server.current_schema.clone();
         let answers = server.write_reset(up.output());
@@ -890,14 +965,13 @@ impl MyTracker {
     /// A packet that is read whole: the beginning or the end of an answer, or of a part of it.
     fn on_packet(
         &mut self,
-        first: u8,
+        body: &[u8],
         header: Header,
         kept: bool,
         down: &mut Pipe,
         server: &mut MyServer,
     ) -> Result<Option<ServerEvent>, ProtocolError> {
-        let packet: Vec<u8> = down.unread().get(HEADER_BYTES..header.total()).unwrap_or_default().to_vec();
-        let body = &*packet;
+        let first = body.first().copied().unwrap_or_default();
         if first == codec::ERR {
             let error = ErrPacket::read(body)?;
             self.relay(down, server, header, kept);
@@ -915,7 +989,9 @@ impl MyTracker {
                 }
                 return Ok(None);
             }
+            self.running = None;
             self.note_outcome(Some(error.sqlstate.into()), 0);
+            self.note_left(true, false, server);
             self.settle(true);
             return Ok(Some(ServerEvent::Answered { failed: true, nothing_ran: false }));
         }
@@ -951,6 +1027,9 @@ impl MyTracker {
                 Ok(self.prepared_is_over(server, kept))
             }
             (Stage::PreparedColumns(columns), _) => {
+                if server.caches_metadata {
+                    self.define(down.unread().get(..header.total()).unwrap_or_default());
+                }
                 self.relay(down, server, header, kept);
                 server.stage = match columns {
                     2.. => Stage::PreparedColumns(columns - 1),
@@ -988,12 +1067,21 @@ impl MyTracker {
                 Ok(None)
             }
             (Stage::Start, Some(Reply::Results)) if !matches!(first, codec::OK | codec::EOF) => {
-                let columns = Reader::new(body).lenenc().ok_or(ProtocolError::Malformed("column count"))?;
-                if columns == 0 {
-                    return Err(ProtocolError::Malformed("column count"));
+                let result = ResultHeader::read(body)?;
+                self.definitions.clear();
+                server.stage = server.after_header(result);
+                let left_out = match self.running {
+                    Some(id) if kept && !result.has_metadata => self.left_out(id, server),
+                    _ => None,
+                };
+                match left_out {
+                    Some(columns) => {
+                        down.patch(HEADER_BYTES + body.len() - 1, 1);
+                        self.relay(down, server, header, kept);
+                        self.insert(&columns, result.columns, header, down, server);
+                    }
+                    None => self.relay(down, server, header, kept),
                 }
-                self.relay(down, server, header, kept);
-                server.stage = Stage::Columns(columns);
                 Ok(None)
             }
             _ => self.end(body, header, kept, down, server),
@@ -1010,7 +1098,8 @@ impl MyTracker {
         }
     }
 
-    /// COM_STMT_PREPARE's OK. Shape: `0x00 | statement: u32 | columns: u16 | parameters: u16 | 0x00 | warnings: u16`.
+    /// COM_STMT_PREPARE's OK. Shape: `0x00 | statement: u32 | columns: u16 | parameters: u16 | 0x00 | warnings: u16 |
+    /// [definitions follow: u8]`, the last with `OPTIONAL_RESULTSET_METADATA` only.
     fn prepared(
         &mut self,
         statement: &Arc<Statement>,
@@ -1025,14 +1114,19 @@ impl MyTracker {
         let (Some(codec::OK), Some(id), Some(columns), Some(parameters)) = parts else {
             return Err(ProtocolError::Malformed("COM_STMT_PREPARE answer"));
         };
+        let (_filler, _warnings) = (reader.u8(), reader.u16());
+        let left_out =
+            server.agreed.contains(Capabilities::OPTIONAL_RESULTSET_METADATA) && reader.u8() == Some(0);
         server.put_prepared(statement, id);
+        self.definitions.clear();
         if kept {
             // Ids are never 0, and never the one that stands for the last statement.
             self.next_id = if self.next_id >= u32::MAX / 2 { 1 } else { self.next_id + 1 };
             while self.statements.contains_key(&self.next_id) {
                 self.next_id += 1;
             }
-            let prepared = Prepared { statement: statement.clone(), parameters, types: Box::default() };
+            let statement = statement.clone();
+            let prepared = Prepared { statement, parameters, types: Types::default(), columns: None };
             self.statements.insert(self.next_id, prepared);
             for (at, byte) in self.next_id.to_le_bytes().into_iter().enumerate() {
                 down.patch(HEADER_BYTES + 1 + at, byte);
@@ -1040,6 +1134,7 @@ impl MyTracker {
         }
         self.relay(down, server, header, kept);
         server.stage = match (parameters, columns) {
+            _ if left_out => Stage::PreparedColumns(0),
             (0, columns) => Stage::PreparedColumns(columns),
             (parameters, columns) => Stage::Parameters(parameters, columns),
         };
@@ -1050,8 +1145,66 @@ impl MyTracker {
         if server.stage != Stage::PreparedColumns(0) {
             return None;
         }
-        server.pop();
+        let head = server.pop();
+        if !kept {
+            server.owners.note_own();
+        }
+        if server.caches_metadata
+            && let Some(Reply::Prepared(statement)) = head.map(|head| head.reply)
+        {
+            self.defined(statement.id, kept.then_some(self.next_id), server);
+        }
         kept.then_some(ServerEvent::Answered { failed: false, nothing_ran: false })
+    }
+
+    /// One more definition of a column, of a statement whose definitions are kept.
+    fn define(&mut self, packet: &[u8]) {
+        let at = self.definitions.len() + HEADER_BYTES - 1;
+        self.definitions.extend_from_slice(packet);
+        // The same definition has another number in another answer.
+        if let Some(seq) = self.definitions.get_mut(at) {
+            *seq = 0;
+        }
+    }
+
+    /// All definitions of `statement` have come to `server`, and to the client if it is one of its own.
+    fn defined(&mut self, statement: u64, client_id: Option<u32>, server: &mut MyServer) {
+        let columns: Definitions = std::mem::take(&mut self.definitions).into();
+        if let Some(prepared) = client_id.and_then(|id| self.statements.get_mut(&id)) {
+            prepared.columns = Some(columns.clone());
+        }
+        if let Some(there) = server.prepared.get_mut(&statement) {
+            there.columns = Some(columns);
+        }
+    }
+
+    /// What `server` leaves out of the answer to the client's statement `id`, since it has told it before: what the
+    /// client needs, if it was told otherwise elsewhere.
+    fn left_out(&mut self, id: u32, server: &mut MyServer) -> Option<Definitions> {
+        let prepared = self.statements.get_mut(&id)?;
+        let there = server.prepared.get(&prepared.statement.id)?.columns.clone()?;
+        if prepared.columns.as_ref() == Some(&there) {
+            return None;
+        }
+        prepared.columns = Some(there.clone());
+        Some(there)
+    }
+
+    /// Puts `columns`, of which there are `count`, behind the first packet of a result.
+    fn insert(&self, columns: &[u8], count: u64, header: Header, down: &mut Pipe, server: &mut MyServer) {
+        let mut rest = columns;
+        let mut seq = header.seq.wrapping_add(server.shift);
+        while let Some((one, body)) = Header::read(rest).and_then(|one| Some((one, rest.get(..one.total())?)))
+        {
+            seq = seq.wrapping_add(1);
+            let at = down.output().len() + 3;
+            down.output().extend_from_slice(body);
+            if let Some(byte) = down.output().get_mut(at) {
+                *byte = seq;
+            }
+            rest = rest.get(one.total()..).unwrap_or_default();
+        }
+        server.shift = server.shift.wrapping_add(count as u8);
     }
 
     /// The OK or EOF packet at the end of a result.
@@ -1081,13 +1234,8 @@ impl MyTracker {
             }
             self.status = end.status.without(Status::SESSION_STATE_CHANGED | Status::MORE_RESULTS);
             self.mode = server.mode;
-            if end.last_insert_id != 0 {
-                self.last_insert_id = end.last_insert_id;
-            }
-            if end.warnings > 0 {
-                // SHOW WARNINGS answers on this connection only.
-                self.learned.pins.insert(PinReason::SessionFunction);
-            }
+            let id = end.last_insert_id;
+            self.left.note_result(id, &self.explains.nature, server);
             // A result with a cursor has no rows and, for older clients, one EOF only.
             let cursor = end.status.contains(Status::CURSOR_EXISTS) && server.stage == Stage::FirstRow;
             if server.stage == Stage::FirstRow && !cursor {
@@ -1125,7 +1273,12 @@ impl MyTracker {
             self.rows += affected;
             return Ok(None);
         }
-        let end = OkPacket { affected_rows: affected, status: end.status, ..OkPacket::default() };
+        let end = OkPacket {
+            affected_rows: affected,
+            status: end.status,
+            warnings: end.warnings,
+            ..OkPacket::default()
+        };
         Ok(self.over(server, kept, &end))
     }
 
@@ -1133,6 +1286,11 @@ impl MyTracker {
     fn over(&mut self, server: &mut MyServer, kept: bool, end: &OkPacket<'_>) -> Option<ServerEvent> {
         let head = server.pop();
         if !kept {
+            if matches!(head.map(|head| head.reply), Some(Reply::Command)) {
+                server.owners.note_command();
+            } else {
+                server.owners.note_own();
+            }
             return None;
         }
         let fetched = matches!(head.map(|head| head.reply), Some(Reply::Rows));
@@ -1141,9 +1299,18 @@ impl MyTracker {
         {
             server.end_cursor();
         }
+        self.running = None;
         self.note_outcome(None, end.affected_rows);
+        self.note_left(false, end.warnings > 0, server);
         self.settle(false);
         Some(ServerEvent::Answered { failed: false, nothing_ran: false })
+    }
+
+    /// A statement of the client is over, and has left something for the next to ask.
+    fn note_left(&mut self, failed: bool, warnings: bool, server: &mut MyServer) {
+        if self.left.note_over(&self.explains.nature, failed, warnings, server) {
+            self.learned.pins.insert(PinReason::SessionFunction);
+        }
     }
 
     fn note_outcome(&mut self, error: Option<Box<str>>, affected: u64) {
@@ -1240,8 +1407,11 @@ impl Tracker<MySql> for MyTracker {
             state_changed: false,
             aborted: false,
             explains: Explained::default(),
-            last_insert_id: 0,
+            left: Left::new(),
             unprepared: None,
+            running: None,
+            definitions: Vec::new(),
+            packet: Vec::new(),
         }
     }
 
@@ -1312,7 +1482,7 @@ impl Tracker<MySql> for MyTracker {
                 }
                 Some(Command::StmtPrepare) => self.prepare(header, shared, up, server, down)?,
                 Some(command @ (Command::StmtExecute | Command::StmtBulkExecute)) => {
-                    self.execute(command, header, up, server, down)?
+                    self.execute(command, header, shared, up, server, down)?
                 }
                 Some(Command::StmtSendLongData) => self.long_data(header, up, server),
                 Some(Command::StmtClose) => self.close_statement(header, up, server),
@@ -1363,8 +1533,8 @@ impl Tracker<MySql> for MyTracker {
 
     fn text<'a>(&'a self, up: &'a Pipe) -> &'a [u8] {
         match self.current.as_ref().map(|current| &current.text) {
-            Some(Text::Front) => Header::read(up.unread())
-                .and_then(|header| up.unread().get(HEADER_BYTES + 1..header.total()))
+            Some(Text::Front(at)) => Header::read(up.unread())
+                .and_then(|header| up.unread().get(HEADER_BYTES + at..header.total()))
                 .unwrap_or_default(),
             Some(Text::Rewritten(text)) => text,
             Some(Text::Of(statement)) => &statement.text,
@@ -1384,7 +1554,7 @@ impl Tracker<MySql> for MyTracker {
         let Some(current) = &self.current else { return Rewritten::Impossible };
         let prepares = current.statement.prepares;
         match &current.text {
-            Text::Front | Text::Rewritten(_) => {
+            Text::Front(_) | Text::Rewritten(_) => {
                 let (statement, details) = self.read_text(shared, text.as_bytes());
                 let statement = Submitted { prepares, ..statement };
                 self.current = Some(Current {
@@ -1413,7 +1583,7 @@ impl Tracker<MySql> for MyTracker {
             && !self.aborted
         {
             // A transaction of which a statement was refused must not be committed without it.
-            write_command(up.output(), Command::Query, b"ROLLBACK");
+            write_query(b"ROLLBACK", server.agreed, up.output());
             server.expect(Reply::Results, true, true);
             self.aborted = true;
         }
@@ -1509,6 +1679,21 @@ impl Tracker<MySql> for MyTracker {
                     continue;
                 }
                 Stage::Columns(left) if first != codec::ERR => {
+                    if let Some(id) = self.running.filter(|_| kept) {
+                        if header.len > MAX_HELD_BYTES {
+                            return Err(too_long(first));
+                        }
+                        if down.unread().len() < header.total() {
+                            down.expect(header.total());
+                            return Ok(ServerEvent::NeedBytes);
+                        }
+                        self.define(down.unread().get(..header.total()).unwrap_or_default());
+                        if left == 1
+                            && let Some(prepared) = self.statements.get(&id)
+                        {
+                            self.defined(prepared.statement.id, Some(id), server);
+                        }
+                    }
                     self.relay(down, server, header, kept);
                     server.stage = match left {
                         2.. => Stage::Columns(left - 1),
@@ -1525,13 +1710,20 @@ impl Tracker<MySql> for MyTracker {
                 continue;
             }
             if header.len > MAX_HELD_BYTES {
-                return Err(ProtocolError::BadLength { tag: char::from(first), len: i32::MAX });
+                return Err(too_long(first));
             }
             if down.unread().len() < header.total() {
                 down.expect(header.total());
                 return Ok(ServerEvent::NeedBytes);
             }
-            if let Some(event) = self.on_packet(first, header, kept, down, server)? {
+            let mut packet = std::mem::take(&mut self.packet);
+            packet.clear();
+            packet.extend_from_slice(down.unread().get(HEADER_BYTES..header.total()).unwrap_or_default());
+            let event = self.on_packet(&packet, header, kept, down, server);
+            if packet.capacity() <= KEPT_PACKET_BYTES {
+                self.packet = packet;
+            }
+            if let Some(event) = event? {
                 return Ok(event);
             }
         }
@@ -1559,16 +1751,14 @@ impl Tracker<MySql> for MyTracker {
     fn write_question(&mut self, server: &mut MyServer, up: &mut Pipe) {
         if server.doubtful && server.expects_nothing() {
             write_command(up.output(), Command::Ping, &[]);
-            server.expect(Reply::Results, true, false);
+            server.expect(Reply::Command, true, false);
         }
     }
 
-    fn write_forget_session_functions(&mut self, server: &mut MyServer, up: &mut Pipe) {
-        let statement = format!("SET last_insert_id = {}", self.last_insert_id);
-        for statement in [FORGET_FOUND_ROWS, statement.as_bytes()] {
-            write_command(up.output(), Command::Query, statement);
-            server.expect(Reply::Results, true, false);
-        }
-        server.set_forgot();
+    fn write_forget_session_functions(&mut self, _server: &mut MyServer, _up: &mut Pipe) {
+        // Seen to with each statement that asks.
     }
 }
+
+#[cfg(test)]
+mod tests;

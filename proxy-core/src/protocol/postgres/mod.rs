@@ -38,6 +38,7 @@ impl Protocol for Postgres {
     const DIRECT_TLS: bool = true;
     // A few settings only.
     const TELLS_SETTINGS: bool = false;
+    const KNOWS_WHAT_IS_LEFT: bool = false;
     const LIMITS_QUERY: &'static str = "SELECT pg_catalog.current_setting('max_connections'), \
         pg_catalog.current_setting('superuser_reserved_connections')::int \
         + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int";

@@ -165,6 +165,11 @@ impl SessionFunctions {
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
+    /// This without what is in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
     /// Both sets together.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {

@@ -13,6 +13,7 @@
 mod builtin;
 mod details;
 mod facts;
+mod insert;
 mod lexer;
 mod set;
 mod walk;
@@ -29,6 +30,7 @@ use crate::protocol::{
 
 pub use details::{Assignment, Details, Kill, NamedStatement, NamedVerb, Scope, SessionFunctions, XaVerb};
 pub use facts::of_command;
+pub use insert::{GivenIds, given_ids};
 pub use lexer::{Charset, LexMode};
 
 use facts::tokens;

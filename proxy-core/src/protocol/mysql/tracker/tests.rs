@@ -1,0 +1,537 @@
+//! Scripts of packets through a tracker, each cut at every byte. Packets of servers that do not run where the tests do
+//! (MySQL 8) are built from the MySQL Source Documentation.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::protocol::{
+    Compression, Protocol, ServerState,
+    mysql::{
+        auth::{NONCE_BYTES, Nonce},
+        codec::Extended,
+        handshake::{MyHello, ServerLogin, write_greeting},
+    },
+};
+
+/// What servers and clients of today agree on.
+const NEW: Capabilities = Capabilities(
+    OLD.0
+        | Capabilities::SESSION_TRACK.0
+        | Capabilities::DEPRECATE_EOF.0
+        | Capabilities::MULTI_STATEMENTS.0
+        | Capabilities::MULTI_RESULTS.0
+        | Capabilities::PS_MULTI_RESULTS.0,
+);
+/// What those of MySQL 5.6 did.
+const OLD: Capabilities = Capabilities(Capabilities::PROTOCOL_41.0 | Capabilities::TRANSACTIONS.0);
+
+/// A tracker with a server connection, and the packets that go through, escaped, behind their sequence numbers.
+struct Talk {
+    shared: Shared,
+    tracker: MyTracker,
+    server: MyServer,
+    up: Pipe,
+    down: Pipe,
+    /// Bytes fed at once; the scripts run with every size.
+    step: usize,
+    client_has: Capabilities,
+    server_has: (Capabilities, Extended),
+}
+
+impl Talk {
+    fn new(step: usize, client: Capabilities, server: Capabilities, extended: Extended) -> Self {
+        Self {
+            shared: MySql::shared(8),
+            tracker: tracker(client),
+            server: new_server(server, extended),
+            up: Pipe::default(),
+            down: Pipe::default(),
+            step,
+            client_has: client,
+            server_has: (server, extended),
+        }
+    }
+
+    /// The client sends this; what goes to the server.
+    fn client(&mut self, bytes: &[u8]) -> String {
+        let mut sent = Vec::new();
+        let mut waits = None;
+        // With nothing new, what was left waiting is looked at again.
+        let pieces = if bytes.is_empty() { vec![bytes] } else { bytes.chunks(self.step).collect() };
+        for piece in pieces {
+            self.up.input_mut().extend(piece);
+            while waits.is_none() {
+                let event = self
+                    .tracker
+                    .on_client(&self.shared, &mut self.up, Some(&mut self.server), &mut self.down)
+                    .unwrap();
+                sent.extend(self.up.take_output());
+                match event {
+                    ClientEvent::Statement(_) => self.tracker.admit(true),
+                    ClientEvent::NeedBytes => break,
+                    other => waits = Some(format!(" {other:?}")),
+                }
+            }
+        }
+        format!("{}{}", shown(&sent), waits.unwrap_or_default()).trim_start().to_owned()
+    }
+
+    /// The server sends this; what goes to the client.
+    fn server(&mut self, bytes: &[u8]) -> String {
+        let mut sent = Vec::new();
+        for piece in bytes.chunks(self.step) {
+            self.down.input_mut().extend(piece);
+            while let ServerEvent::Answered { .. } =
+                self.tracker.on_server(&mut self.down, &mut self.server).unwrap()
+            {}
+            sent.extend(self.down.take_output());
+        }
+        shown(&sent)
+    }
+
+    /// What our own answers wait for the client.
+    fn local(&mut self) -> String {
+        shown(&self.down.take_output())
+    }
+
+    /// The client is served by another connection of the same kind.
+    fn move_on(&mut self) {
+        assert!(self.server.is_quiet(), "{:?}", self.server);
+        let (server, extended) = self.server_has;
+        self.server = new_server(server, extended);
+        self.tracker.attach(&self.server);
+    }
+
+    /// What was learned of the session, and pins.
+    fn learned(&mut self) -> String {
+        let Learned { changes, pins } = self.tracker.take_learned();
+        let changes: Vec<String> = changes
+            .into_iter()
+            .map(|change| match change {
+                StateChange::Made(_, statement) => statement.into(),
+                other => format!("{other:?}"),
+            })
+            .collect();
+        format!("{} {pins:?}", changes.join("; ")).trim_start().to_owned()
+    }
+}
+
+fn login(capabilities: Capabilities, extended: Extended) -> ServerLogin {
+    let baseline = ["utf8mb4", "utf8mb4", "utf8mb4", "utf8mb4_general_ci", "", "1"];
+    ServerLogin {
+        capabilities,
+        extended,
+        version: "8.4.0".into(),
+        connection_id: 7,
+        status: Status::AUTOCOMMIT,
+        is_mariadb: false,
+        tracks: capabilities.contains(Capabilities::SESSION_TRACK),
+        baseline: baseline.map(str::to_owned).to_vec(),
+        hello: MyHello { version: "8.4.0".into(), capabilities, extended, collation: 45 },
+    }
+}
+
+fn new_server(capabilities: Capabilities, extended: Extended) -> MyServer {
+    MyServer::new(&login(capabilities, extended), b"", 8)
+}
+
+fn tracker(capabilities: Capabilities) -> MyTracker {
+    let key = PoolKey { user: "u".into(), parameters: Box::default() };
+    let client = MyClient {
+        capabilities,
+        extended: Extended::NONE,
+        compression: Compression::None,
+        encrypted: false,
+        nonce: Nonce([0; NONCE_BYTES]),
+    };
+    MyTracker::new(&key, &write_greeting(&login(NEW, Extended::NONE)), client)
+}
+
+/// Packets as `seq:body`.
+fn shown(mut bytes: &[u8]) -> String {
+    let mut out = Vec::new();
+    while let Some(header) = Header::read(bytes) {
+        out.push(format!("{}:{}", header.seq, bytes[HEADER_BYTES..header.total()].escape_ascii()));
+        bytes = &bytes[header.total()..];
+    }
+    assert!(bytes.is_empty(), "half a packet was written");
+    out.join(" ")
+}
+
+/// Packets with these numbers and bodies.
+fn packets(bodies: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (seq, body) in bodies {
+        codec::write_packet(&mut out, *seq, |packet| packet.extend_from_slice(body));
+    }
+    out
+}
+
+/// Numbered packets of an answer.
+fn answer(bodies: &[&[u8]]) -> Vec<u8> {
+    packets(&(1u8..).zip(bodies.iter().copied()).collect::<Vec<_>>())
+}
+
+fn query(sql: &str) -> Vec<u8> {
+    packets(&[(0, &[b"\x03", sql.as_bytes()].concat())])
+}
+
+const EOF: &[u8] = b"\xfe\0\0\x02\0";
+const END: &[u8] = b"\xfe\0\0\x02\0\0\0";
+const DONE: &[u8] = b"\0\0\0\x02\0\0\0";
+const NO_EXTENSION: Extended = Extended::NONE;
+
+/// Runs the script with pieces of every size.
+fn at_every_cut(client: Capabilities, server: Capabilities, extended: Extended, script: impl Fn(&mut Talk)) {
+    for step in (1..24).chain([64, usize::MAX]) {
+        script(&mut Talk::new(step, client, server, extended));
+    }
+}
+
+#[test]
+fn a_result_is_what_the_client_expects_whatever_the_server_is() {
+    let whole: &[&[u8]] = &[b"\x01", b"def", b"\x011", END];
+    let whole_old: &[&[u8]] = &[b"\x01", b"def", EOF, b"\x011", EOF];
+    let empty: &[&[u8]] = &[b"\x01", b"def", END];
+    let empty_old: &[&[u8]] = &[b"\x01", b"def", EOF, EOF];
+    for (client, server, said, told) in [
+        (NEW, NEW, whole, whole),
+        (NEW, OLD, whole_old, whole),
+        (OLD, NEW, whole, whole_old),
+        (OLD, OLD, whole_old, whole_old),
+        (NEW, NEW, empty, empty),
+        (NEW, OLD, empty_old, empty),
+        (OLD, NEW, empty, empty_old),
+        (OLD, OLD, empty_old, empty_old),
+    ] {
+        at_every_cut(client, server, NO_EXTENSION, |t| {
+            assert_eq!(t.client(&query("SELECT 1")), r"0:\x03SELECT 1");
+            assert_eq!(t.server(&answer(said)), shown(&answer(told)), "{client:?} over {server:?}");
+            assert!(t.server.is_quiet());
+        });
+    }
+}
+
+#[test]
+fn several_results_go_on_counting() {
+    let more: &[u8] = b"\xfe\0\0\x0a\0\0\0";
+    let more_old: &[u8] = b"\xfe\0\0\x0a\0";
+    at_every_cut(OLD, NEW, NO_EXTENSION, |t| {
+        t.client(&query("CALL p()"));
+        let said = answer(&[b"\x01", b"def", b"\x011", more, b"\x01", b"def", b"\x012", more, DONE]);
+        let told = answer(&[
+            b"\x01", b"def", EOF, b"\x011", more_old, b"\x01", b"def", EOF, b"\x012", more_old, DONE,
+        ]);
+        assert_eq!(t.server(&said), shown(&told));
+        assert!(t.server.is_quiet());
+    });
+}
+
+#[test]
+fn what_the_server_reports_is_learned_and_told_to_those_who_asked_as_by_default() {
+    // As in MySQL 8: variables, schema, state change, GTIDs (kind 3), characteristics (4), state (5).
+    let entries: &[u8] = b"\x00\x0e\x08sql_mode\x04ANSI";
+    let gtids: &[u8] = b"\x03\x09\x00\x0700:1-10";
+    let schema: &[u8] = b"\x01\x05\x04shop";
+    let changed: &[u8] = b"\x02\x02\x011";
+    let zone: &[u8] = b"\x00\x11\x09time_zone\x06+01:00";
+    let all = [entries, gtids, schema, changed, zone].concat();
+    let mut ok = b"\0\0\0\x02\x40\0\0\0".to_vec();
+    ok.push(u8::try_from(all.len()).unwrap());
+    ok.extend_from_slice(&all);
+    let usual = [schema, zone].concat();
+    let mut told = b"\0\0\0\x02\x40\0\0\0".to_vec();
+    told.push(u8::try_from(usual.len()).unwrap());
+    told.extend_from_slice(&usual);
+    for (client, told) in [(NEW, &*told), (OLD, DONE)] {
+        at_every_cut(client, NEW, NO_EXTENSION, |t| {
+            t.client(&query("CALL p()"));
+            assert_eq!(t.server(&answer(&[&ok])), shown(&answer(&[told])));
+            let learned = "SET SESSION `sql_mode` = 'ANSI'; USE `shop`; SET SESSION `time_zone` = '+01:00'";
+            let got = t.learned();
+            assert!(got.starts_with(learned), "{got}");
+            assert!(t.tracker.mode.ansi_quotes, "texts are read as the server reads them now");
+        });
+    }
+}
+
+#[test]
+fn a_server_that_reports_nothing_pins_what_may_change_the_session() {
+    let none = format!("{:?}", PinReasons::NONE);
+    for (statement, pins) in [
+        ("SELECT 1", false),
+        ("INSERT INTO t VALUES (1)", false),
+        ("COMMIT", false),
+        ("SET sql_mode = ''", true),
+        ("USE shop", true),
+        ("CALL p()", true),
+        ("SELECT f(1)", true),
+    ] {
+        at_every_cut(NEW, OLD, NO_EXTENSION, |t| {
+            t.client(&query(statement));
+            t.server(&answer(&[DONE]));
+            assert_eq!(!t.learned().ends_with(&none), pins, "{statement}");
+        });
+    }
+}
+
+#[test]
+fn attributes_go_with_their_text_and_our_own_statements_have_none() {
+    let named = NEW | Capabilities::QUERY_ATTRIBUTES;
+    at_every_cut(named, named, NO_EXTENSION, |t| {
+        let said = packets(&[(0, b"\x03\x01\x01\0\x01\xfe\0\x05trace\x02abSELECT 1")]);
+        assert_eq!(t.client(&said), shown(&said));
+        assert_eq!(t.server(&answer(&[DONE])), shown(&answer(&[DONE])));
+        assert_eq!(t.client(&packets(&[(0, b"\x03\x01\x01\0")])), "");
+        assert_eq!(t.local(), r"1:\xff+\x07#HY000Malformed communication packet");
+        t.server.doubtful = false;
+        let mut own = Vec::new();
+        MySql::write_query(&t.server, "SELECT 2", &mut own);
+        assert_eq!(shown(&own), r"0:\x03\x00\x01SELECT 2");
+    });
+    // What policy puts in place of the text goes with the attributes.
+    let mut t = Talk::new(usize::MAX, named, named, NO_EXTENSION);
+    t.up.input_mut().extend(&packets(&[(0, b"\x03\x01\x01\0\x01\xfe\0\x05trace\x02abSELECT 1")]));
+    let event = t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
+    assert!(matches!(event, ClientEvent::Statement(_)));
+    assert_eq!(t.tracker.text(&t.up), b"SELECT 1");
+    assert!(matches!(t.tracker.rewrite(&t.shared, "SELECT 2".into()), Rewritten::Known(_)));
+    t.tracker.admit(true);
+    assert_eq!(t.client(b""), r"0:\x03\x01\x01\x00\x01\xfe\x00\x05trace\x02abSELECT 2");
+}
+
+/// COM_STMT_PREPARE's OK for statement `id` with one parameter and one column.
+fn prepared(id: u8) -> Vec<u8> {
+    vec![0, id, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0]
+}
+
+const PREPARE: &[u8] = b"\x16SELECT ?";
+/// An execution of the client's first statement that sends the type of its parameter, and one that does not.
+const TYPED: &[u8] = b"\x17\x01\0\0\0\0\x01\0\0\0\0\x01\x03\0\x2a\0\0\0";
+const UNTYPED: &[u8] = b"\x17\x01\0\0\0\0\x01\0\0\0\0\0\x2b\0\0\0";
+
+#[test]
+fn a_prepared_statement_moves_with_the_types_of_its_parameters() {
+    for (client, server) in [(NEW, NEW), (OLD, NEW), (NEW, OLD), (OLD, OLD)] {
+        let definitions = |id, has: Capabilities| {
+            let ok = prepared(id);
+            if has.contains(Capabilities::DEPRECATE_EOF) {
+                answer(&[&ok, b"?", b"def"])
+            } else {
+                answer(&[&ok, b"?", EOF, b"def", EOF])
+            }
+        };
+        at_every_cut(client, server, NO_EXTENSION, |t| {
+            assert_eq!(t.client(&packets(&[(0, PREPARE)])), r"0:\x16SELECT ?");
+            assert_eq!(t.server(&definitions(9, server)), shown(&definitions(1, t.client_has)));
+            assert_eq!(
+                t.client(&packets(&[(0, TYPED)])),
+                r"0:\x17\t\x00\x00\x00\x00\x01\x00\x00\x00\x00\x01\x03\x00*\x00\x00\x00"
+            );
+            t.server(&answer(&[DONE]));
+            t.move_on();
+            // Prepared first where it is not, and nothing of that reaches the client.
+            let up = t.client(&packets(&[(0, UNTYPED)]));
+            assert_eq!(up, r"0:\x16SELECT ? NeedAnswer");
+            assert_eq!(t.server(&definitions(3, server)), "");
+            assert_eq!(
+                t.client(b""),
+                r"0:\x17\x03\x00\x00\x00\x00\x01\x00\x00\x00\x00\x01\x03\x00+\x00\x00\x00"
+            );
+            assert_eq!(t.server(&answer(&[DONE])), shown(&answer(&[DONE])));
+            // The types are known there now.
+            assert_eq!(
+                t.client(&packets(&[(0, UNTYPED)])),
+                r"0:\x17\x03\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00+\x00\x00\x00"
+            );
+            t.server(&answer(&[DONE]));
+            assert_eq!(t.client(&packets(&[(0, b"\x19\x01\0\0\0")])), r"0:\x19\x03\x00\x00\x00");
+            assert_eq!(t.client(&packets(&[(0, UNTYPED)])), "");
+            assert_eq!(
+                t.local(),
+                r"1:\xff\xdb\x04#HY000Unknown prepared statement handler (1) given to mysqld_stmt_execute"
+            );
+        });
+    }
+}
+
+#[test]
+fn an_execution_with_attributes_moves_with_names_and_types() {
+    let named = NEW | Capabilities::QUERY_ATTRIBUTES;
+    at_every_cut(named, named, NO_EXTENSION, |t| {
+        t.client(&packets(&[(0, PREPARE)]));
+        t.server(&answer(&[&prepared(9), b"?", b"def"]));
+        let typed = b"\x17\x01\0\0\0\x08\x01\0\0\0\x02\0\x01\x03\0\0\xfe\0\x01n\x2a\0\0\0\x01v";
+        assert_eq!(
+            t.client(&packets(&[(0, typed)])),
+            r"0:\x17\t\x00\x00\x00\x08\x01\x00\x00\x00\x02\x00\x01\x03\x00\x00\xfe\x00\x01n*\x00\x00\x00\x01v"
+        );
+        t.server(&answer(&[DONE]));
+        t.move_on();
+        t.client(&packets(&[(0, b"\x17\x01\0\0\0\x08\x01\0\0\0\x02\0\0\x2b\0\0\0\x01w")]));
+        t.server(&answer(&[&prepared(3), b"?", b"def"]));
+        assert_eq!(
+            t.client(b""),
+            r"0:\x17\x03\x00\x00\x00\x08\x01\x00\x00\x00\x02\x00\x01\x03\x00\x00\xfe\x00\x01n+\x00\x00\x00\x01w"
+        );
+    });
+}
+
+#[test]
+fn definitions_that_the_session_does_not_want_do_not_come() {
+    let optional = NEW | Capabilities::OPTIONAL_RESULTSET_METADATA;
+    at_every_cut(optional, optional, NO_EXTENSION, |t| {
+        t.client(&query("SELECT 1"));
+        let without = answer(&[b"\x01\0", b"\x011", END]);
+        assert_eq!(t.server(&without), shown(&without));
+        t.client(&query("SELECT 1"));
+        let with = answer(&[b"\x01\x01", b"def", b"\x011", END]);
+        assert_eq!(t.server(&with), shown(&with));
+        t.client(&packets(&[(0, PREPARE)]));
+        let mut ok = prepared(1);
+        ok.push(0);
+        assert_eq!(t.server(&answer(&[&ok])), shown(&answer(&[&ok])));
+        assert!(t.server.is_quiet());
+    });
+}
+
+#[test]
+fn definitions_left_out_by_a_server_that_told_them_to_another_are_put_in() {
+    for client in [NEW, OLD] {
+        at_every_cut(client, NEW, Extended::CACHE_METADATA, |t| {
+            let eof = !client.contains(Capabilities::DEPRECATE_EOF);
+            t.client(&packets(&[(0, PREPARE)]));
+            t.server(&answer(&[&prepared(9), b"?", b"def one"]));
+            t.client(&packets(&[(0, TYPED)]));
+            let told = match eof {
+                true => answer(&[b"\x01\0", EOF, b"\0\0a", EOF]),
+                false => answer(&[b"\x01\0", b"\0\0a", END]),
+            };
+            assert_eq!(t.server(&answer(&[b"\x01\0", b"\0\0a", END])), shown(&told));
+            // Elsewhere the table looks otherwise; that server knows nothing of what this client was told.
+            t.move_on();
+            t.client(&packets(&[(0, TYPED)]));
+            t.server(&answer(&[&prepared(3), b"?", b"def two"]));
+            t.client(b"");
+            let told = match eof {
+                true => answer(&[b"\x01\x01", b"def two", EOF, b"\0\0a", EOF]),
+                false => answer(&[b"\x01\x01", b"def two", b"\0\0a", END]),
+            };
+            assert_eq!(t.server(&answer(&[b"\x01\0", b"\0\0a", END])), shown(&told));
+            // Now it has been told.
+            t.client(&packets(&[(0, TYPED)]));
+            let told = match eof {
+                true => answer(&[b"\x01\0", EOF, b"\0\0a", EOF]),
+                false => answer(&[b"\x01\0", b"\0\0a", END]),
+            };
+            assert_eq!(t.server(&answer(&[b"\x01\0", b"\0\0a", END])), shown(&told));
+            // And what the server tells of itself counts.
+            t.client(&packets(&[(0, TYPED)]));
+            t.server(&answer(&[b"\x01\x01", b"def three", b"\0\0a", END]));
+            t.move_on();
+            t.client(&packets(&[(0, TYPED)]));
+            t.server(&answer(&[&prepared(4), b"?", b"def three"]));
+            t.client(b"");
+            assert_eq!(t.server(&answer(&[b"\x01\0", b"\0\0a", END])), shown(&told));
+        });
+    }
+}
+
+#[test]
+fn after_an_error_in_a_transaction_the_server_is_asked() {
+    at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+        t.client(&query("BEGIN"));
+        t.server(&answer(&[b"\0\0\0\x03\0\0\0"]));
+        assert_eq!(t.server.tx(), Tx::Open);
+        t.client(&query("UPDATE t SET a = 1"));
+        t.server(&answer(&[b"\xff\xbd\x04#40001Deadlock found"]));
+        assert_eq!(t.server.tx(), Tx::Open, "nobody knows yet");
+        t.tracker.write_question(&mut t.server, &mut t.up);
+        assert_eq!(shown(&t.up.take_output()), r"0:\x0e");
+        assert_eq!(t.server(&answer(&[DONE])), "");
+        assert_eq!(t.server.tx(), Tx::Idle);
+    });
+}
+
+#[test]
+fn a_connection_is_not_quiet_while_a_statement_has_something_on_it() {
+    at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+        t.client(&packets(&[(0, PREPARE)]));
+        t.server(&answer(&[&prepared(9), b"?", b"def"]));
+        assert!(t.server.is_quiet());
+        assert_eq!(
+            t.client(&packets(&[(0, b"\x18\x01\0\0\0\0\0long")])),
+            r"0:\x18\t\x00\x00\x00\x00\x00long"
+        );
+        assert!(!t.server.is_quiet(), "long data waits for its execution");
+        t.client(&packets(&[(0, TYPED)]));
+        t.server(&answer(&[DONE]));
+        assert!(t.server.is_quiet());
+        let with_cursor = [&TYPED[..5], b"\x01", &TYPED[6..]].concat();
+        t.client(&packets(&[(0, &with_cursor)]));
+        // CURSOR_EXISTS
+        t.server(&answer(&[b"\x01", b"def", b"\xfe\0\0\x42\0\0\0"]));
+        assert!(!t.server.is_quiet(), "the cursor has rows");
+        assert_eq!(
+            t.client(&packets(&[(0, b"\x1c\x01\0\0\0\x02\0\0\0")])),
+            r"0:\x1c\t\x00\x00\x00\x02\x00\x00\x00"
+        );
+        // LAST_ROW_SENT
+        t.server(&answer(&[b"\0\0a", b"\xfe\0\0\x82\0\0\0"]));
+        assert!(t.server.is_quiet());
+    });
+}
+
+#[test]
+fn what_no_client_may_send_ends_the_session_or_is_refused() {
+    for (bytes, told) in [
+        (packets(&[(0, b"\x0f")]), r"1:\xff\xd3\x04#42000COM_TIME is not supported by this proxy"),
+        (
+            packets(&[(0, b"\x12\0\0\0\0")]),
+            r"1:\xff\xd3\x04#42000COM_BINLOG_DUMP is not supported by this proxy",
+        ),
+        (packets(&[(0, b"\xaa")]), r"1:\xff\x17\x04#08S01Unknown command"),
+        (packets(&[(0, b"\x1b\x07\0")]), r"1:\xff\x17\x04#08S01Unknown command"),
+        (packets(&[(0, b"\x0c\0")]), r"1:\xff\x17\x04#08S01Unknown command"),
+        (
+            packets(&[(0, b"\x17")]),
+            r"1:\xff\xdb\x04#HY000Unknown prepared statement handler (0) given to mysqld_stmt_execute",
+        ),
+        (packets(&[(0, b"\x0e")]), r"1:\x00\x00\x00\x02\x00\x00\x00"),
+    ] {
+        at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+            assert_eq!(t.client(&bytes), "");
+            assert_eq!(t.local(), told);
+        });
+    }
+    for bytes in [packets(&[(1, b"\x0e")]), b"\0\0\0\0".to_vec()] {
+        let mut t = Talk::new(usize::MAX, NEW, NEW, NO_EXTENSION);
+        t.up.input_mut().extend(&bytes);
+        t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap_err();
+    }
+}
+
+#[test]
+fn what_no_server_may_say_ends_the_connection() {
+    for said in [
+        &[b"".as_slice()] as &[&[u8]],
+        &[b"\0"],
+        &[b"\xff"],
+        &[b"\xfd\x01"],
+        &[b"\x01", b"def", b"\xfe"],
+        // A local session state longer than its packet.
+        &[b"\0\0\0\x02\x40\0\0\0\x09\x00\x07"],
+        // Nobody has asked for a second answer.
+        &[DONE, DONE],
+    ] {
+        let mut t = Talk::new(usize::MAX, NEW, NEW, NO_EXTENSION);
+        t.client(&query("SELECT 1"));
+        t.down.input_mut().extend(&answer(said));
+        let end = loop {
+            match t.tracker.on_server(&mut t.down, &mut t.server) {
+                Ok(ServerEvent::Answered { .. }) => {}
+                other => break other,
+            }
+        };
+        assert!(end.is_err(), "{said:?}: {end:?}");
+    }
+}
