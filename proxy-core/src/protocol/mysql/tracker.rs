@@ -25,7 +25,9 @@ use super::{
     left::{Ask, Left, Nature},
     parameters::{self, Front},
     query::{ResultHeader, write_query},
-    server::{Definitions, MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front},
+    server::{
+        Definitions, FORGET, MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front,
+    },
     statement::{Prepared, Statement, Types},
 };
 use crate::buffer::Pipe;
@@ -232,6 +234,10 @@ impl MyTracker {
             sets_insert_id: details.sets_last_insert_id,
             several: facts.statements != 1,
             writes,
+            finds: facts.statements == 1
+                && facts.kind == StatementKind::Select
+                && !facts.digest_text.starts_with("show"),
+            uses_tables: facts.statements == 1 && !facts.tables.is_empty() && !details.keeps_diagnostics,
             given_ids: if writes { classify::given_ids(text, self.mode) } else { None },
         }
     }
@@ -248,6 +254,10 @@ impl MyTracker {
             Ask::AsItIs => true,
             Ask::Lost => false,
             Ask::Set(id) => {
+                if !self.left.has_lasting(server) {
+                    write_query(FORGET, server.agreed, up.output());
+                    server.expect(Reply::Results, true, false);
+                }
                 write_query(format!("SET last_insert_id = {id}").as_bytes(), server.agreed, up.output());
                 server.expect(Reply::Results, true, false);
                 self.left.was_set(server);
@@ -1287,7 +1297,7 @@ impl MyTracker {
         let head = server.pop();
         if !kept {
             if matches!(head.map(|head| head.reply), Some(Reply::Command)) {
-                server.owners.note_command();
+                server.owners.note_own();
             } else {
                 server.owners.note_own();
             }
@@ -1407,7 +1417,7 @@ impl Tracker<MySql> for MyTracker {
             state_changed: false,
             aborted: false,
             explains: Explained::default(),
-            left: Left::new(),
+            left: Left::default(),
             unprepared: None,
             running: None,
             definitions: Vec::new(),
