@@ -310,7 +310,7 @@ async fn every_session_variable_stays_with_its_client() {
         "ON" => vec!["OFF".to_owned()],
         "OFF" => vec!["ON".to_owned()],
         _ => match value.parse::<u64>() {
-            Ok(n) => vec![n.saturating_add(1), n / 2, n.saturating_add(1024), n / 2048 * 1024]
+            Ok(n) => [n.saturating_add(1), n / 2, n.saturating_add(1024), n / 2048 * 1024]
                 .iter()
                 .map(u64::to_string)
                 .collect(),
@@ -672,6 +672,26 @@ async fn set_statement_leaves_the_session_as_it_was() {
     a.rows("SET STATEMENT sql_mode = 'NO_BACKSLASH_ESCAPES' FOR SELECT 1").await;
     a.rows("SELECT '\\'', GET_LOCK('mode', 0), '\\''").await;
     assert_eq!(bench.proxy.metric("pinion_pins_total", &[("reason", "advisory-lock")]).await, 1.0);
+}
+
+/// What is refused without asking the server needs no connection.
+#[tokio::test]
+async fn a_question_that_is_refused_holds_no_connection() {
+    let bench = bench().await;
+    for (statement, question) in [
+        ("SELECT 1 / 0, v FROM t", "SHOW WARNINGS"),
+        ("SELECT v FROM t", "SELECT FOUND_ROWS()"),
+        ("UPDATE t SET v = concat(v, 'x')", "SELECT ROW_COUNT()"),
+    ] {
+        let (a, b) = bench.two().await;
+        a.rows(statement).await;
+        b.rows("SELECT v FROM t LIMIT 2").await;
+        assert_eq!(a.errno(question).await, 1105, "{question}");
+        b.try_execute("SELECT 1").await.unwrap_or_else(|e| panic!("{question}: {e}"));
+        a.execute("SELECT 1").await;
+        a.close().await;
+        b.close().await;
+    }
 }
 
 /// Cursors and long data hold the connection as long as they are there.

@@ -581,6 +581,10 @@ pub trait Tracker<P: Protocol>: Send {
     fn opens_transactions(&self) -> bool {
         false
     }
+    /// True once after a request that was answered here although a server connection was at hand: it needs none now.
+    fn take_answered_here(&mut self) -> bool {
+        false
+    }
     /// True when a message of the client has gone to the server in part only.
     fn is_mid_message(&self) -> bool;
     /// Pins that come from the login itself.

@@ -308,7 +308,7 @@ impl<P: Protocol> Session<P> {
                 ClientEvent::NeedAnswer => self.wants_answer = true,
                 ClientEvent::NeedBytes => {
                     self.wants_answer = false;
-                    if self.link.is_none() {
+                    if self.tracker.take_answered_here() || self.link.is_none() {
                         self.answered_here(None);
                     }
                 }

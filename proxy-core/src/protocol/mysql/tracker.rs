@@ -72,6 +72,8 @@ pub struct MyTracker {
     learned: Learned,
     /// The server said that something of the session has changed.
     state_changed: bool,
+    /// The last request was refused without asking the server.
+    answered_here: bool,
     /// The transaction was rolled back since policy refused a statement of it; the client has not ended it yet.
     aborted: bool,
     /// Of the statement under way: what the server will report of it is known from its text.
@@ -222,6 +224,7 @@ impl MyTracker {
         down: &mut Pipe,
     ) {
         self.current = None;
+        self.answered_here = true;
         self.take_packet(up, header, false);
         codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
     }
@@ -1296,11 +1299,7 @@ impl MyTracker {
     fn over(&mut self, server: &mut MyServer, kept: bool, end: &OkPacket<'_>) -> Option<ServerEvent> {
         let head = server.pop();
         if !kept {
-            if matches!(head.map(|head| head.reply), Some(Reply::Command)) {
-                server.owners.note_own();
-            } else {
-                server.owners.note_own();
-            }
+            server.owners.note_own();
             return None;
         }
         let fetched = matches!(head.map(|head| head.reply), Some(Reply::Rows));
@@ -1415,6 +1414,7 @@ impl Tracker<MySql> for MyTracker {
             rows: 0,
             learned: Learned::default(),
             state_changed: false,
+            answered_here: false,
             aborted: false,
             explains: Explained::default(),
             left: Left::default(),
@@ -1741,6 +1741,10 @@ impl Tracker<MySql> for MyTracker {
 
     fn opens_transactions(&self) -> bool {
         !self.status.contains(Status::AUTOCOMMIT)
+    }
+
+    fn take_answered_here(&mut self) -> bool {
+        std::mem::take(&mut self.answered_here)
     }
 
     fn is_mid_message(&self) -> bool {
