@@ -15,7 +15,7 @@ use super::{
         StatementKind, Tracker, Tx, Upcoming, Watch,
     },
     MySql, Shared,
-    classify::{self, Assignment, Details, LexMode, Scope},
+    classify::{self, Assignment, Details, LexMode, NamedStatement, NamedVerb, Scope},
     codec::{
         self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
         SessionChange, Status, put_lenenc_bytes,
@@ -74,6 +74,8 @@ pub struct MyTracker {
     state_changed: bool,
     /// The last request was refused without asking the server.
     answered_here: bool,
+    /// `PREPARE` may have run, be it in code that no text shows.
+    may_have_named: bool,
     /// The transaction was rolled back since policy refused a statement of it; the client has not ended it yet.
     aborted: bool,
     /// Of the statement under way: what the server will report of it is known from its text.
@@ -150,6 +152,9 @@ const UNTRACKED: &[&str] = &["last_gtid", "warning_count", "error_count", "rand_
 /// Variables that count for the next statement only, or whose value is a moment: not to be made again elsewhere.
 const MOMENTARY: &[&str] =
     &["timestamp", "insert_id", "last_insert_id", "identity", "pseudo_thread_id", "gtid_seq_no"];
+
+/// ER_UNKNOWN_STMT_HANDLER.
+const UNKNOWN_STATEMENT: u16 = 1243;
 
 /// What is set on every connection, so that who sets it too changes nothing.
 const OURS: &[(&str, &str)] = &[
@@ -269,6 +274,14 @@ impl MyTracker {
         }
     }
 
+    /// Whether this may be what gives a prepared statement a name.
+    fn note_named(&mut self, facts: &Facts, details: &Details) {
+        let names = |one: &NamedStatement| !matches!(one.verb, NamedVerb::Execute | NamedVerb::Deallocate);
+        self.may_have_named |= facts.statements != 1
+            || matches!(facts.kind, StatementKind::Routine | StatementKind::Unknown)
+            || details.named_statements.iter().any(names);
+    }
+
     fn fail_lost(&mut self, up: &mut Pipe, header: Header, down: &mut Pipe) {
         let message = "What the statement before has left is gone with its connection, which other clients have used \
             since; ask in the same transaction, or again after the statement, whose connection is kept from now on";
@@ -357,6 +370,7 @@ impl MyTracker {
         }
         server.write_closes(up.output());
         self.explains = Explained { nature, ..self.explain(&facts, &details, self.text(up), server) };
+        self.note_named(&facts, &details);
         let moves = facts.moves_transaction;
         match self.current.take().map(|current| current.text) {
             Some(Text::Rewritten(text)) => {
@@ -648,6 +662,7 @@ impl MyTracker {
             server.cursors.push(there.id);
         }
         self.explains = Explained { nature, ..self.explain(&facts, &details, &statement.text, server) };
+        self.note_named(&facts, &details);
         self.current = None;
         server.running = there.id;
         server.long_data.retain(|id| *id != there.id);
@@ -1004,9 +1019,15 @@ impl MyTracker {
             }
             self.running = None;
             self.note_outcome(Some(error.sqlstate.into()), 0);
+            // There is nothing that `EXECUTE` could have run.
+            let nothing_ran = error.code == UNKNOWN_STATEMENT && !self.may_have_named;
+            if nothing_ran {
+                self.explains.taints = false;
+                self.explains.nature.taints = false;
+            }
             self.note_left(true, false, server);
             self.settle(true);
-            return Ok(Some(ServerEvent::Answered { failed: true, nothing_ran: false }));
+            return Ok(Some(ServerEvent::Answered { failed: true, nothing_ran }));
         }
         match (server.stage, server.head().map(|head| &head.reply)) {
             (_, Some(Reply::Line)) => {
@@ -1415,6 +1436,7 @@ impl Tracker<MySql> for MyTracker {
             learned: Learned::default(),
             state_changed: false,
             answered_here: false,
+            may_have_named: false,
             aborted: false,
             explains: Explained::default(),
             left: Left::default(),
