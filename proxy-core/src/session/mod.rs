@@ -181,7 +181,7 @@ struct Pending {
     /// They change settings in a way that is not followed.
     unsettles: bool,
     /// Statements reported; a text of several is one.
-    reported: u32,
+    reported: u16,
     /// One of them begins or ends transactions, or may.
     moves_transaction: bool,
     /// Of the last statement.
@@ -401,7 +401,7 @@ impl<P: Protocol> Session<P> {
         self.pending.sets = self.pending.sets.union(sets);
         self.pending.clears = self.pending.clears.union(clears);
         self.pending.statements += u32::from(facts.statements.max(1));
-        self.pending.reported += 1;
+        self.pending.reported = self.pending.reported.saturating_add(1);
         self.pending.moves_transaction |= facts.moves_transaction;
         self.pending.in_transaction |= in_transaction;
         self.pending.digest = statement.digest;
