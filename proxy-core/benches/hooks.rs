@@ -51,11 +51,7 @@ fn main() {
     }
     let config = PluginsConfig { cache_directory: None, event_queue: 16 };
     let host = PluginHost::new(&config, None, 1, Arc::default()).expect("no sink is opened");
-    let shared = Arc::new(Postgres::shared(10));
-    let know = {
-        let shared = shared.clone();
-        Arc::new(move |text: &[u8]| Postgres::know(&shared, text))
-    };
+    let shared = Postgres::shared(10);
     let short = "SELECT abalance FROM pgbench_accounts WHERE aid = 4711";
     let long = format!("SELECT {}", vec!["abalance"; 110].join(", "));
     println!("| case | text, bytes | least ns | median ns |\n|---|---:|---:|---:|");
@@ -73,9 +69,9 @@ fn main() {
         ("three: text read", &["text"; 3], long.as_str()),
     ] {
         let configs: Vec<PluginConfig> = modes.iter().enumerate().map(|(n, mode)| plugin(n, mode)).collect();
-        let plugins = Plugins::start(&host, case, &configs, know.clone());
+        let plugins = Plugins::start(&host, case, &configs);
         let names = plugins.names(1, "app", "db", "default", "bench", "127.0.0.1");
-        let (digest, facts, hint) = know(text.as_bytes());
+        let (digest, facts, hint) = Postgres::know(&shared, text.as_bytes());
         let ask = Ask {
             names: &names,
             dialect: Postgres::DIALECT,

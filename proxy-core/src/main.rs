@@ -10,7 +10,7 @@ use pinion::{
     config::{Config, LogConfig, LogFormat},
     logging,
     plugin::cli,
-    run, tls,
+    protocol, run, tls,
 };
 
 #[global_allocator]
@@ -112,7 +112,7 @@ fn plugin(command: &PluginCommand, config: Option<&Path>) -> ExitCode {
         eprintln!("{error}");
         return ExitCode::FAILURE;
     }
-    let know = run::know();
+    let know = protocol::know();
     let config = config.map(|config| cli::read_config(&config.to_string_lossy())).transpose();
     let done = config.and_then(|config| match command {
         PluginCommand::New { name, sdk } => cli::new(name, sdk.as_deref()),

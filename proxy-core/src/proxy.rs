@@ -137,10 +137,6 @@ impl<P: Protocol> Proxy<P> {
         plugins: &Arc<PluginHost>,
     ) -> Result<Arc<Self>, SetupError> {
         let shared = Arc::new(P::shared(config.pool.max_prepared_statements));
-        let know = {
-            let shared = shared.clone();
-            Arc::new(move |text: &[u8]| P::know(&shared, text))
-        };
         let tls = config.tls.as_ref().map(ClientTls::new).transpose()?;
         let targets = config.targets.iter().enumerate();
         let targets =
@@ -151,7 +147,7 @@ impl<P: Protocol> Proxy<P> {
             shared,
             tls: ArcSwapOption::new(tls.map(Arc::new)),
             mock: MockKey::random().map_err(|e| SetupError::Random(e.to_string()))?,
-            plugins: Plugins::start(plugins, &config.name, &config.plugins, know),
+            plugins: Plugins::start(plugins, &config.name, &config.plugins),
             metrics: ProxyMetrics::new(&config.name),
             sessions: Sessions::default(),
             slow_query: ArcSwapOption::new(slow_query.map(Arc::new)),

@@ -30,7 +30,7 @@ use crate::{
     listener::{accept_loop, listen},
     logging::LevelHandle,
     metrics::{self, EndpointMetrics, ProcessMetrics, Recorder, ReloadOutcome},
-    plugin::{Know, PluginHost, Plugins, ReloadError},
+    plugin::{PluginHost, Plugins, ReloadError},
     protocol::{Protocol, mysql::MySql, postgres::Postgres},
     proxy::{DRAIN, Endpoint, Proxy, STOP, SetupError},
     shutdown::{self, Giver},
@@ -281,12 +281,6 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
         let _ = task.await;
     }
     Ok(())
-}
-
-/// Knows statements as proxies of this build do, for trying out plugins without one.
-pub fn know() -> Know {
-    let shared = Postgres::shared(1);
-    Arc::new(move |text: &[u8]| Postgres::know(&shared, text))
 }
 
 /// Sets up one proxy and opens its endpoints.

@@ -29,6 +29,7 @@ mod running;
 mod server;
 mod target;
 mod tls;
+pub mod twin;
 
 use std::{
     collections::HashSet,

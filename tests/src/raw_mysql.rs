@@ -2,7 +2,11 @@
 //!
 //! Sources: "MySQL Source Documentation: Client/Server Protocol"; MariaDB knowledge base, "Client/Server Protocol".
 
-use std::{fmt, io, time::Duration};
+use std::{
+    fmt,
+    io::{self, Read, Write},
+    time::Duration,
+};
 
 use aws_lc_rs::{
     digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest},
@@ -344,6 +348,13 @@ impl Login {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Packing {
+    None,
+    Zlib,
+    Zstd,
+}
+
 trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
 
@@ -356,6 +367,15 @@ pub struct RawMySql {
     secure: bool,
     /// The EOF packet behind the columns read last.
     between: Option<Done>,
+    /// How bytes are packed once the login is over.
+    packing: Packing,
+    /// Packed and not yet unpacked.
+    packed: BytesMut,
+    /// Sequence number of the next packed packet, of either side.
+    packed_sequence: u8,
+    /// Whatever comes is taken.
+    lenient: bool,
+    heard: Option<Vec<String>>,
     /// What the server said first.
     pub greeting: Greeting,
     /// Flags that both sides have set.
@@ -389,6 +409,11 @@ impl RawMySql {
             sequence: 0,
             secure: false,
             between: None,
+            packing: Packing::None,
+            packed: BytesMut::new(),
+            packed_sequence: 0,
+            lenient: false,
+            heard: None,
             greeting: Greeting {
                 version: String::new(),
                 id: 0,
@@ -473,6 +498,9 @@ impl RawMySql {
         if flags & capability::CONNECT_ATTRS != 0 {
             body.extend(attributes(&login.attributes));
         }
+        if flags & capability::ZSTD != 0 {
+            body.push(3);
+        }
         self.send(&body).await;
     }
 
@@ -486,6 +514,11 @@ impl RawMySql {
             match packet.first().copied() {
                 Some(0x00) => {
                     self.welcome = done(packet, self.capabilities);
+                    self.packing = match () {
+                        () if self.has(capability::COMPRESS) => Packing::Zlib,
+                        () if self.has(capability::ZSTD) => Packing::Zstd,
+                        () => Packing::None,
+                    };
                     return Ok(());
                 }
                 Some(0xff) => return Err(error(packet)),
@@ -536,8 +569,42 @@ impl RawMySql {
         self.authenticate(&login.password).await
     }
 
-    /// Sends bytes as they are.
+    /// From now on every payload read is kept for [`Self::recorded`].
+    pub fn record(&mut self) {
+        self.heard = Some(Vec::new());
+    }
+
+    /// Puts a line into the record.
+    pub fn note(&mut self, line: &str) {
+        self.heard.iter_mut().for_each(|heard| heard.push(format!("--- {line}")));
+    }
+
+    /// What was read since [`Self::record`], a payload a line; the record begins anew.
+    pub fn recorded(&mut self) -> Vec<String> {
+        self.heard.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Puts another line in the place of the payload read last.
+    pub fn record_instead(&mut self, line: String) {
+        if let Some(last) = self.heard.as_mut().and_then(|heard| heard.last_mut()) {
+            *last = line;
+        }
+    }
+
+    /// Sends bytes as they are, or packed.
     pub async fn send_bytes(&mut self, bytes: &[u8]) {
+        let packed;
+        let bytes = if self.packing == Packing::None {
+            bytes
+        } else {
+            packed = self.pack(bytes);
+            &packed
+        };
+        self.send_packed_bytes(bytes).await;
+    }
+
+    /// Sends bytes as they are, even where bytes are packed.
+    pub async fn send_packed_bytes(&mut self, bytes: &[u8]) {
         let socket = self.socket.as_mut().expect("an open socket");
         // A peer that has closed is seen when reading.
         if socket.write_all(bytes).await.is_ok() {
@@ -555,6 +622,7 @@ impl RawMySql {
     /// Sends a command, which begins the sequence anew.
     pub async fn command(&mut self, command: u8, body: &[u8]) {
         self.sequence = 0;
+        self.packed_sequence = 0;
         self.send(&[&[command], body].concat()).await;
     }
 
@@ -589,9 +657,18 @@ impl RawMySql {
                 payload.extend_from_slice(&piece);
             }
             if length < PACKET_MAX {
-                return Some(payload.freeze());
+                let payload = payload.freeze();
+                self.heard.iter_mut().for_each(|heard| heard.push(line(&payload)));
+                return Some(payload);
             }
         }
+    }
+
+    /// All bytes up to the end, whatever they are.
+    pub async fn read_bytes_to_end(&mut self) -> Bytes {
+        self.lenient = true;
+        while self.fill().await > 0 {}
+        self.received.split().freeze()
     }
 
     /// The next packet, which must not come within `duration`.
@@ -612,7 +689,18 @@ impl RawMySql {
 
     /// The error packet that comes without having been asked for, as when the proxy drains.
     pub async fn expect_error(&mut self) -> MySqlError {
-        self.sequence = 0;
+        // As the answer to a request that crosses it.
+        self.sequence = 1;
+        match self.read().await {
+            Some(packet) if packet.first() == Some(&0xff) => error(packet),
+            other => panic!("expected an error, got {other:?}"),
+        }
+    }
+
+    /// The error packet before a close, whether anything was asked or not: it is numbered as an answer is, since that is
+    /// what a client takes it for.
+    pub async fn expect_farewell(&mut self) -> MySqlError {
+        self.sequence = 1;
         match self.read().await {
             Some(packet) if packet.first() == Some(&0xff) => error(packet),
             other => panic!("expected an error, got {other:?}"),
@@ -671,7 +759,10 @@ impl RawMySql {
         if count > 0 && !self.has(capability::DEPRECATE_EOF) {
             let packet = self.read().await.unwrap_or_else(|| panic!("closed behind the columns"));
             assert_eq!((packet.first(), packet.len()), (Some(&0xfe), 5), "EOF behind the columns");
-            self.between = Some(end(packet, self.capabilities));
+            let end = end(packet, self.capabilities);
+            // What it says of status and warnings is not yet true, and no client looks.
+            self.record_instead(format!("EOF {:#x}", end.status & status::CURSOR_EXISTS));
+            self.between = Some(end);
         }
         columns
     }
@@ -765,6 +856,8 @@ impl RawMySql {
             return Err(error(packet));
         }
         assert_eq!(packet.get_u8(), 0, "COM_STMT_PREPARE_OK begins with 0");
+        // The id is each server's own choice.
+        self.record_instead(format!("prepared {}", packet[4..].escape_ascii()));
         let (id, columns, parameters) = (packet.get_u32_le(), packet.get_u16_le(), packet.get_u16_le());
         packet.advance(1);
         let warnings = packet.get_u16_le();
@@ -844,8 +937,80 @@ impl RawMySql {
     async fn fill(&mut self) -> usize {
         self.received.reserve(self.missing().max(4096));
         let socket = self.socket.as_mut().expect("an open socket");
-        let read = timeout(SOON, socket.read_buf(&mut self.received)).await;
-        read.unwrap_or_else(|_| panic!("no byte in {SOON:?}")).unwrap_or(0)
+        let buffer = if self.packing == Packing::None { &mut self.received } else { &mut self.packed };
+        let read = timeout(SOON, socket.read_buf(buffer)).await;
+        let read = read.unwrap_or_else(|_| panic!("no byte in {SOON:?}")).unwrap_or(0);
+        self.unpack();
+        read
+    }
+
+    /// Shape: `length: u24 | sequence: u8 | unpacked length: u24 | bytes`; an unpacked length of 0 for what is not
+    /// packed. Source: MySQL Source Documentation, "Compression".
+    fn pack(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for piece in bytes.chunks(PACKET_MAX) {
+            let packed = match self.packing {
+                _ if piece.len() < 50 => None,
+                Packing::None => None,
+                Packing::Zlib => {
+                    let mut encoder =
+                        flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+                    encoder.write_all(piece).unwrap();
+                    Some(encoder.finish().unwrap())
+                }
+                Packing::Zstd => Some(zstd::bulk::compress(piece, 3).unwrap()),
+            };
+            let u24 = |n: usize| u32::try_from(n).expect("under 16 MiB").to_le_bytes();
+            let unpacked = packed.as_ref().map_or(0, |_| piece.len());
+            let body = packed.as_deref().unwrap_or(piece);
+            out.extend_from_slice(&u24(body.len())[..3]);
+            out.push(self.packed_sequence);
+            out.extend_from_slice(&u24(unpacked)[..3]);
+            out.extend_from_slice(body);
+            self.packed_sequence = self.packed_sequence.wrapping_add(1);
+        }
+        out
+    }
+
+    fn unpack(&mut self) {
+        while let Some(&[a, b, c, sequence, d, e, f]) = self.packed.first_chunk() {
+            let length = u32::from_le_bytes([a, b, c, 0]) as usize;
+            let unpacked = u32::from_le_bytes([d, e, f, 0]) as usize;
+            if self.packed.len() < 7 + length {
+                self.packed.reserve(7 + length);
+                return;
+            }
+            let in_turn = sequence == self.packed_sequence || self.lenient;
+            assert!(in_turn, "sequence number of a packed packet: {sequence}, not {}", self.packed_sequence);
+            self.packed_sequence = self.packed_sequence.wrapping_add(1);
+            self.packed.advance(7);
+            let body = self.packed.split_to(length);
+            if unpacked == 0 {
+                self.received.extend_from_slice(&body);
+                continue;
+            }
+            let mut plain = Vec::with_capacity(unpacked);
+            match self.packing {
+                Packing::Zlib => {
+                    flate2::read::ZlibDecoder::new(&*body).read_to_end(&mut plain).expect("zlib");
+                }
+                _ => plain = zstd::bulk::decompress(&body, unpacked).expect("zstd"),
+            }
+            assert_eq!(plain.len(), unpacked, "unpacked length");
+            self.received.extend_from_slice(&plain);
+        }
+    }
+}
+
+/// A payload as a line: its length, its front and, where that is not all, a hash of it.
+fn line(payload: &[u8]) -> String {
+    let front = payload[..payload.len().min(200)].escape_ascii();
+    match payload.len() {
+        0..=200 => format!("{} {front}", payload.len()),
+        length => {
+            let hash = digest(&SHA256, payload);
+            format!("{length} {front}… {}", hash.as_ref()[..8].escape_ascii())
+        }
     }
 }
 

@@ -10,12 +10,15 @@ use std::{
 
 use tokio::{
     io::{self, AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::mpsc,
     task::JoinHandle,
 };
 
-use crate::Server;
+use crate::{MariaDb, Server, raw_mysql::command};
 
 /// What happens in place of the real answer.
 #[derive(Debug, Clone)]
@@ -30,7 +33,7 @@ pub enum Answer {
 
 type Script = dyn Fn(&[u8]) -> Option<Answer> + Send + Sync;
 
-/// Listens in front of a [`Server`]. Logins, monitoring and ordinary queries are the real server's; a client message
+/// Listens in front of a [`Server`] or a [`MariaDb`]. Logins, monitoring and ordinary queries are the real server's; a client message
 /// for which the script has an answer never reaches it.
 #[derive(Debug)]
 pub struct RawServer {
@@ -64,6 +67,29 @@ impl RawServer {
         Self { port, connections, accepting }
     }
 
+    /// The same in front of a MariaDB: `script` sees the body of each `COM_QUERY` and `COM_STMT_PREPARE`.
+    pub async fn in_front_of_mariadb(
+        server: &MariaDb,
+        script: impl Fn(&[u8]) -> Option<Answer> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, crate::free_port())).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (script, behind): (Arc<Script>, _) = (Arc::new(script), server.port());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
+        let accepting = tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let (script, counted) = (Arc::clone(&script), Arc::clone(&counted));
+                tokio::spawn(async move {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    relay_mysql(socket, behind, &*script).await.ok();
+                    counted.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+        });
+        Self { port, connections, accepting }
+    }
+
     /// Where the proxy connects to.
     #[must_use]
     pub fn port(&self) -> u16 {
@@ -84,10 +110,10 @@ impl Drop for RawServer {
 }
 
 async fn relay(proxy: TcpStream, behind: u16, script: &Script) -> io::Result<()> {
-    let (mut from_proxy, mut to_proxy) = proxy.into_split();
+    let (mut from_proxy, to_proxy) = proxy.into_split();
     let server = TcpStream::connect((Ipv4Addr::LOCALHOST, behind)).await?;
-    let (mut from_server, mut to_server) = server.into_split();
-    let (answers, mut answered) = mpsc::channel(4);
+    let (from_server, mut to_server) = server.into_split();
+    let (answers, answered) = mpsc::channel(4);
 
     let requests = async {
         // Untagged messages first: SSLRequest and the like (version 1234.x), then the start-up message.
@@ -113,27 +139,57 @@ async fn relay(proxy: TcpStream, behind: u16, script: &Script) -> io::Result<()>
             }
         }
     };
-    let replies = async {
-        let mut buffer = vec![0; 16 * 1024];
+    tokio::select! {
+        end = requests => end,
+        end = replies(from_server, to_proxy, answered) => end,
+    }
+}
+
+/// Only a command has the sequence number 0.
+async fn relay_mysql(proxy: TcpStream, behind: u16, script: &Script) -> io::Result<()> {
+    let (mut from_proxy, to_proxy) = proxy.into_split();
+    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, behind)).await?;
+    let (from_server, mut to_server) = server.into_split();
+    let (answers, answered) = mpsc::channel(4);
+    let requests = async {
         loop {
-            tokio::select! {
-                read = from_server.read(&mut buffer) => match read? {
-                    0 => return Ok(()),
-                    n => to_proxy.write_all(&buffer[..n]).await?,
-                },
-                Some(answer) = answered.recv() => match answer {
-                    Answer::Silence => {}
-                    Answer::Bytes(bytes) => to_proxy.write_all(&bytes).await?,
-                    Answer::BytesThenClose(bytes) => {
-                        to_proxy.write_all(&bytes).await?;
-                        return to_proxy.shutdown().await;
-                    }
-                },
+            let header = from_proxy.read_u32_le().await?;
+            let mut body = vec![0; (header & 0xff_ffff) as usize];
+            from_proxy.read_exact(&mut body).await?;
+            let is_statement =
+                header >> 24 == 0 && matches!(body.first(), Some(&(command::QUERY | command::STMT_PREPARE)));
+            match is_statement.then(|| script(&body)).flatten() {
+                Some(answer) => answers.send(answer).await.map_err(io::Error::other)?,
+                None => to_server.write_all(&[&header.to_le_bytes(), body.as_slice()].concat()).await?,
             }
         }
     };
     tokio::select! {
         end = requests => end,
-        end = replies => end,
+        end = replies(from_server, to_proxy, answered) => end,
+    }
+}
+
+async fn replies(
+    mut from_server: OwnedReadHalf,
+    mut to_proxy: OwnedWriteHalf,
+    mut answered: mpsc::Receiver<Answer>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        tokio::select! {
+            read = from_server.read(&mut buffer) => match read? {
+                0 => return Ok(()),
+                n => to_proxy.write_all(&buffer[..n]).await?,
+            },
+            Some(answer) = answered.recv() => match answer {
+                Answer::Silence => {}
+                Answer::Bytes(bytes) => to_proxy.write_all(&bytes).await?,
+                Answer::BytesThenClose(bytes) => {
+                    to_proxy.write_all(&bytes).await?;
+                    return to_proxy.shutdown().await;
+                }
+            },
+        }
     }
 }

@@ -46,7 +46,12 @@ impl Ca {
 
     /// Writes a fresh `server.crt`, `server.key` and the authority's `ca.crt` into `dir`.
     pub fn issue_into(&self, dir: &Path) -> (PathBuf, PathBuf) {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        self.issue_for(&["localhost", "127.0.0.1"], dir)
+    }
+
+    /// [`Self::issue_into`] for other names.
+    pub fn issue_for(&self, names: &[&str], dir: &Path) -> (PathBuf, PathBuf) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
         let (certificate_file, key_file) = (dir.join("server.crt"), dir.join("server.key"));

@@ -45,6 +45,9 @@ pub struct Rule {
     /// For `reject`: the SQLSTATE, else the proxy's own.
     #[serde(default)]
     pub sqlstate: String,
+    /// For `reject`: MySQL's error number, else the proxy's own.
+    #[serde(default)]
+    pub code: u16,
 }
 
 /// What becomes of a pin.
@@ -85,9 +88,12 @@ impl Rule {
                 Err("`reject` needs a `message`, which the client is told".to_owned())
             }
             Action::Pin | Action::Replay | Action::Ignore
-                if !(self.message.is_empty() && self.hint.is_empty() && self.sqlstate.is_empty()) =>
+                if !(self.message.is_empty()
+                    && self.hint.is_empty()
+                    && self.sqlstate.is_empty()
+                    && self.code == 0) =>
             {
-                Err("`message`, `hint` and `sqlstate` go with `reject` alone".to_owned())
+                Err("`message`, `hint`, `sqlstate` and `code` go with `reject` alone".to_owned())
             }
             Action::Reject if !is_sqlstate(&self.sqlstate) => {
                 Err(format!("`sqlstate` {:?} is not five upper-case letters or digits", self.sqlstate))
@@ -110,7 +116,10 @@ impl Rule {
             Action::Pin => PinVerdict::Pin,
             Action::Replay => PinVerdict::Replay,
             Action::Ignore => PinVerdict::Ignore,
-            Action::Reject => PinVerdict::reject(&self.message).hint(&self.hint).sqlstate(&self.sqlstate),
+            Action::Reject => {
+                let rejection = PinVerdict::reject(&self.message).hint(&self.hint);
+                rejection.sqlstate(&self.sqlstate).code(self.code)
+            }
         }
     }
 }
@@ -209,7 +218,12 @@ mod tests {
         for variable in ["application_name", "timezone", "TimeZone", "statement_timeout", "enable_seqscan"] {
             assert_eq!(set(&mut plugin, variable), PinVerdict::Replay, "{variable}");
         }
-        for variable in ["search_path", "row_security", "app.tenant", "session_replication_role"] {
+        for variable in ["sort_buffer_size", "innodb_lock_wait_timeout", "optimizer_switch"] {
+            assert_eq!(set(&mut plugin, variable), PinVerdict::Replay, "{variable}");
+        }
+        for variable in
+            ["search_path", "row_security", "app.tenant", "session_replication_role", "sql_mode", "@tenant"]
+        {
             assert_eq!(set(&mut plugin, variable), PinVerdict::Pin, "{variable}");
         }
         assert!(plugin.last_verdict_is_cacheable());
@@ -299,7 +313,7 @@ mod tests {
             r#"
             rules = [
                 { users = ["migrations"], reasons = ["advisory-lock", "temporary-table"], action = "pin" },
-                { reasons = ["advisory-lock"], action = "reject", message = "no locks here", hint = "ask", sqlstate = "0A000" },
+                { reasons = ["advisory-lock"], action = "reject", message = "no locks here", hint = "ask", sqlstate = "0A000", code = 1235 },
             ]
             "#,
         )
@@ -308,8 +322,8 @@ mod tests {
         let verdict = plugin.on_pin(&lock, PinReason::AdvisoryLock, "");
         let rejection = verdict.rejection().unwrap();
         assert_eq!(
-            (&*rejection.message, &*rejection.hint, &*rejection.sqlstate),
-            ("no locks here", "ask", "0A000")
+            (&*rejection.message, &*rejection.hint, &*rejection.sqlstate, rejection.code),
+            ("no locks here", "ask", "0A000", 1235)
         );
         assert!(!plugin.last_verdict_is_cacheable());
         assert_eq!(plugin.on_pin(&lock.user("migrations"), PinReason::AdvisoryLock, ""), PinVerdict::Pin);
@@ -324,6 +338,7 @@ mod tests {
             (r#"{ action = "pin", variable = ["x"] }"#, "config.rules[0].variable: unknown field `variable`"),
             (r#"{ action = "pin", reasons = ["temp-table"] }"#, "unknown variant `temp-table`"),
             (r#"{ action = "pin" }, { action = "ignore", reasons = ["listen"] }"#, "config.rules[1]: only"),
+            (r#"{ action = "pin", code = 1 }"#, "go with `reject` alone"),
             (r#"{ action = "reject" }"#, "needs a `message`"),
             (r#"{ action = "pin", hint = "x" }"#, "go with `reject` alone"),
             (r#"{ action = "reject", message = "x", sqlstate = "abc" }"#, "not five upper-case"),

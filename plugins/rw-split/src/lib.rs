@@ -145,7 +145,8 @@ impl Plugin for RwSplit {
     }
 
     fn on_route(&mut self, query: &Query) -> RouteVerdict {
-        let effect = self.effect(query);
+        // Who is asked in a transaction is asked for all of it: with `autocommit=0` any statement begins one.
+        let effect = if query.in_transaction() { Effect::Writes } else { self.effect(query) };
         let hint = if self.config.hints { query.hint() } else { "" };
         match (effect, hint) {
             (Effect::Writes, _) => {
@@ -546,6 +547,18 @@ mod tests {
             ]
             .map(mysql),
         );
+    }
+
+    /// As with `autocommit=0`, where what comes behind the first statement belongs to the same transaction.
+    #[test]
+    fn a_read_that_begins_a_transaction_goes_to_the_writer() {
+        let mut plugin = start(r#"sticky_after_write = "2s""#);
+        let begins = || read().dialect(Dialect::Mysql).in_transaction();
+        check(&mut plugin, &RouteVerdict::Writer, [begins(), begins().hint("reader"), read()]);
+        let mut plugin = start("");
+        check(&mut plugin, &RouteVerdict::Writer, [begins()]);
+        assert!(plugin.last_verdict_is_cacheable());
+        check(&mut plugin, &RouteVerdict::Reader, [read()]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Ask, Hook, Know, SessionNames,
+    Ask, Hook, SessionNames,
     engine::Machine,
     generation::Generation,
     load::{self, LoadError, hex},
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     config::{FailureMode, Grants, OnFailure, PluginConfig},
     metrics::PluginMetrics,
-    protocol::{Dialect, PinReason},
+    protocol::{Dialect, Know, PinReason},
 };
 
 /// The target that plugins are built for.
@@ -264,7 +264,7 @@ fn cost(bench: &Bench, generation: &Generation, hook: Hook) -> Option<String> {
         "CREATE TABLE t (id int)",
         "BEGIN",
     ] {
-        let (digest, facts, hint) = (bench.know)(sql.as_bytes());
+        let (digest, facts, hint) = (bench.know)(Dialect::Postgresql, sql.as_bytes());
         let ask = Ask {
             names: &names,
             dialect: Dialect::Postgresql,

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::{
-    Chain, Know, LoadError, PluginHost, Plugins,
+    Chain, LoadError, PluginHost, Plugins,
     breaker::Breaker,
     generation::Generation,
     load::{self, hex},
@@ -514,7 +514,7 @@ impl Plugins {
             let trial = try_out(config)?;
             let own = trial.self_test()?;
             for (whose, text) in [("its own", Some(own.as_str())), ("the configured", vectors)] {
-                if let (Some(text), Some(know)) = (text.filter(|text| !text.trim().is_empty()), &self.know) {
+                if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
                     let failed = |why| LoadError::new("self-test", format!("{whose} test vectors: {why}"));
                     let vectors = vectors::parse(text).map_err(failed)?;
                     match &vectors.config {
@@ -523,9 +523,9 @@ impl Plugins {
                             let table =
                                 serde_json::to_string(table).map_err(|why| failed(why.to_string()))?;
                             let trial = try_out(&PluginConfig { config: table, ..config.clone() })?;
-                            self_test(whose, &vectors, &trial, host, know)?;
+                            self_test(whose, &vectors, &trial, host)?;
                         }
-                        None => self_test(whose, &vectors, &trial, host, know)?,
+                        None => self_test(whose, &vectors, &trial, host)?,
                     }
                 }
             }
@@ -588,15 +588,9 @@ fn files_of(config: &PluginConfig) -> Vec<PathBuf> {
     std::iter::once(config.wasm.clone()).chain(more).collect()
 }
 
-fn self_test(
-    whose: &str,
-    vectors: &Vectors,
-    trial: &Generation,
-    host: &PluginHost,
-    know: &Know,
-) -> Result<(), LoadError> {
+fn self_test(whose: &str, vectors: &Vectors, trial: &Generation, host: &PluginHost) -> Result<(), LoadError> {
     let failed = |why: String| LoadError::new("self-test", format!("{whose} test vectors: {why}"));
-    let results = vectors::run(vectors, trial, &host.names, know);
+    let results = vectors::run(vectors, trial, &host.names, host.know());
     let wrong: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
     match wrong.first() {
         None => Ok(()),

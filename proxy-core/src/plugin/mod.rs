@@ -58,7 +58,7 @@ pub(crate) use engine::MAX_MEMORY_BYTES;
 use crate::{
     config::{AuditConfig, PluginConfig, PluginsConfig},
     metrics::{PluginMetrics, PluginsMetrics},
-    protocol::{Dialect, Facts, Fault, FaultKind, PinReason},
+    protocol::{Dialect, Facts, Fault, FaultKind, Know, PinReason, know},
 };
 /// The hooks, by family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -213,6 +213,8 @@ pub struct PluginHost {
     lanes: usize,
     /// Made for the first plugin.
     machine: OnceLock<Result<Machine, String>>,
+    /// For test vectors, which may be of any dialect wherever a plugin is loaded. Made for the first.
+    know: OnceLock<Know>,
 }
 
 impl fmt::Debug for PluginHost {
@@ -240,6 +242,7 @@ impl PluginHost {
             event_queue: config.event_queue,
             lanes: workers.clamp(1, 64) + 1,
             machine: OnceLock::new(),
+            know: OnceLock::new(),
         }))
     }
 
@@ -250,6 +253,10 @@ impl PluginHost {
             .map_err(Clone::clone)
     }
 
+    fn know(&self) -> &Know {
+        self.know.get_or_init(know)
+    }
+
     /// Writes the audit records that are queued. After [`Plugins::shut_down`] of all proxies.
     pub async fn shut_down(&self) {
         if let Some(audit) = self.audit.clone() {
@@ -258,14 +265,10 @@ impl PluginHost {
     }
 }
 
-/// Knows a statement text as the proxy's protocol does: its digest, its facts and its hint.
-pub type Know = Arc<dyn Fn(&[u8]) -> (u128, Arc<Facts>, String) + Send + Sync>;
-
 /// The plugins of one proxy, in configuration order. Cheap to ask when nobody subscribed.
 pub struct Plugins {
     host: Option<Arc<PluginHost>>,
     proxy: Arc<str>,
-    know: Option<Know>,
     chain: ArcSwap<Chain>,
     /// [`Hook::bit`]s, [`REWRITES`], [`TEXT_IN_EVENTS`].
     asks: AtomicU32,
@@ -311,24 +314,23 @@ impl Plugins {
     /// No plugins, and none to come.
     #[must_use]
     pub fn none() -> Arc<Self> {
-        Arc::new(Self::empty(None, "", None))
+        Arc::new(Self::empty(None, ""))
     }
 
     /// Loads a proxy's plugins and keeps them up to date. Blocks while they are compiled. One that cannot be loaded is
     /// there as failed.
     #[must_use]
-    pub fn start(host: &Arc<PluginHost>, proxy: &str, configs: &[PluginConfig], know: Know) -> Arc<Self> {
-        let plugins = Arc::new(Self::empty(Some(host.clone()), proxy, Some(know)));
+    pub fn start(host: &Arc<PluginHost>, proxy: &str, configs: &[PluginConfig]) -> Arc<Self> {
+        let plugins = Arc::new(Self::empty(Some(host.clone()), proxy));
         plugins.manage(configs);
         plugins
     }
 
-    fn empty(host: Option<Arc<PluginHost>>, proxy: &str, know: Option<Know>) -> Self {
+    fn empty(host: Option<Arc<PluginHost>>, proxy: &str) -> Self {
         let queue = host.as_ref().map_or(0, |host| host.event_queue);
         Self {
             host,
             proxy: proxy.into(),
-            know,
             chain: ArcSwap::default(),
             asks: AtomicU32::new(0),
             generation: AtomicU64::new(0),
@@ -595,6 +597,7 @@ fn fault(rejection: wit::Rejection) -> Fault {
     };
     Fault {
         native_code: valid.then_some(code),
+        native_number: Some(rejection.code).filter(|number| *number != 0),
         hint: Some(clean(rejection.hint)).filter(|hint| !hint.is_empty()),
         ..Fault::error(FaultKind::PluginRejected, message)
     }

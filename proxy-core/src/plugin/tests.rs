@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     config::{AuditSink, FailureMode, Grants, OnFailure, WhenFull},
-    protocol::{Protocol as _, Role, postgres::Postgres},
+    protocol::Role,
 };
 
 const ALL: Grants = Grants { log: true, metrics: true, store: true, clock: true, audit: true };
@@ -58,13 +58,12 @@ fn host_with(audit: Option<&AuditConfig>, event_queue: usize) -> Host {
     let metrics = Arc::new(UserMetrics::default());
     let config = PluginsConfig { cache_directory: None, event_queue };
     let host = PluginHost::new(&config, audit, 1, metrics.clone()).unwrap();
-    let shared = Postgres::shared(10);
-    Host { host, metrics, know: Arc::new(move |text: &[u8]| Postgres::know(&shared, text)) }
+    Host { host, metrics, know: know() }
 }
 
 impl Host {
     fn start(&self, configs: &[PluginConfig]) -> Arc<Plugins> {
-        Plugins::start(&self.host, "p", configs, self.know.clone())
+        Plugins::start(&self.host, "p", configs)
     }
 }
 
@@ -75,7 +74,7 @@ fn query(host: &Host, plugins: &Plugins, sql: &str) -> (QueryVerdict, Vec<Decisi
 
 fn query_as(host: &Host, plugins: &Plugins, user: &str, sql: &str) -> (QueryVerdict, Vec<Decision>) {
     let names = plugins.names(1, user, "db", "default", "", "127.0.0.1");
-    let (digest, facts, hint) = (host.know)(sql.as_bytes());
+    let (digest, facts, hint) = (host.know)(Dialect::Postgresql, sql.as_bytes());
     let ask = Ask {
         names: &names,
         dialect: Dialect::Postgresql,
@@ -128,6 +127,19 @@ fn a_plugin_is_asked_what_it_subscribed_to_and_answers() {
 }
 
 #[test]
+fn a_rejection_keeps_the_codes_that_are_codes() {
+    let of = |sqlstate: &str, code| {
+        let text = String::new;
+        let rejection = wit::Rejection { sqlstate: sqlstate.to_owned(), code, message: text(), hint: text() };
+        let fault = fault(rejection);
+        (fault.native_code, fault.native_number)
+    };
+    assert_eq!(of("PN001", 3950), (Some("PN001".to_owned()), Some(3950)));
+    assert_eq!(of("", 0), (None, None));
+    assert_eq!(of("pn001", 1), (None, Some(1)));
+}
+
+#[test]
 fn a_rewrite_goes_on_behind_its_plugin() {
     let host = host();
     let first = config("versioned_v1", r#"{"answer": "rewrite"}"#);
@@ -137,7 +149,7 @@ fn a_rewrite_goes_on_behind_its_plugin() {
     let QueryVerdict::Rewrite { text, next } = query(&host, &plugins, "SELECT 1").0 else { panic!() };
     assert_eq!(text, "SELECT 'v1' AS version");
     let names = plugins.names(1, "app", "db", "default", "", "");
-    let (digest, facts, _) = (host.know)(text.as_bytes());
+    let (digest, facts, _) = (host.know)(Dialect::Postgresql, text.as_bytes());
     let ask = Ask {
         names: &names,
         dialect: Dialect::Postgresql,
@@ -395,7 +407,7 @@ async fn observers_are_told_in_order_and_a_full_queue_is_felt_or_counted() {
     let plugins = host.start(&[config("hostile", r#"{"do": "nothing", "hooks": ["on-events"]}"#)]);
     assert!(plugins.asks(Hook::Events));
     for n in 0..100 {
-        let (_, facts, _) = (host.know)(b"SELECT 1");
+        let (_, facts, _) = (host.know)(Dialect::Postgresql, b"SELECT 1");
         let completion = Completion {
             at_ms: 1,
             names: plugins.names(n, "app", "db", "default", "", ""),
@@ -440,11 +452,10 @@ async fn calls_go_on_while_files_change_and_memory_does_not_grow() {
     put(&built("versioned_v1"), &file);
     let metrics = Arc::new(UserMetrics::default());
     let plugins_config = PluginsConfig { cache_directory: Some(cache.clone()), event_queue: 16 };
-    let shared = Postgres::shared(10);
     let host = Host {
         host: PluginHost::new(&plugins_config, None, 2, metrics.clone()).unwrap(),
         metrics,
-        know: Arc::new(move |text: &[u8]| Postgres::know(&shared, text)),
+        know: know(),
     };
     let plugins = host.start(&[PluginConfig { wasm: file.clone(), ..config("versioned_v1", "{}") }]);
     let stop = std::sync::atomic::AtomicBool::new(false);

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::{
-    Ask, Know, SessionNames,
+    Ask, SessionNames,
     cache::Asked,
     generation::Generation,
     names::Names,
     slot::Verdict as _,
     wit::{PinVerdict, QueryVerdict, Rejection, RouteVerdict},
 };
-use crate::protocol::{Dialect, PinReason, mysql::classify};
+use crate::protocol::{Dialect, Know, PinReason};
 
 /// A file of vectors.
 #[derive(Debug, Deserialize)]
@@ -49,6 +49,7 @@ struct Vector {
     subject: String,
     expect: Expected,
     sqlstate: Option<String>,
+    code: Option<u16>,
     text: Option<String>,
     target: Option<String>,
     message_contains: Option<String>,
@@ -148,7 +149,10 @@ pub(super) fn parse(text: &str) -> Result<Vectors, String> {
         let only = |given: bool, of: Expected| given && vector.expect != of;
         if only(vector.text.is_some(), Expected::Rewrite)
             || only(vector.target.is_some(), Expected::Target)
-            || only(vector.sqlstate.is_some() || vector.message_contains.is_some(), Expected::Reject)
+            || only(
+                vector.sqlstate.is_some() || vector.code.is_some() || vector.message_contains.is_some(),
+                Expected::Reject,
+            )
         {
             return wrong("it says more than what it expects can have");
         }
@@ -187,14 +191,11 @@ struct Got {
 
 fn one(vector: &Vector, generation: &Generation, names: &Arc<Names>, know: &Know) -> Result<(), String> {
     let text = vector.sql.as_bytes();
-    let (dialect, (digest, facts, hint)) = match vector.dialect {
-        VectorDialect::Postgresql => (Dialect::Postgresql, know(text)),
-        VectorDialect::Mysql => {
-            let mode = classify::LexMode::default();
-            let known = classify::Classifier::new(1).facts(text, mode);
-            (Dialect::Mysql, (known.digest, known.facts, classify::hint(text, mode).to_owned()))
-        }
+    let dialect = match vector.dialect {
+        VectorDialect::Postgresql => Dialect::Postgresql,
+        VectorDialect::Mysql => Dialect::Mysql,
     };
+    let (digest, facts, hint) = know(dialect, text);
     let held = [&vector.user, &vector.database, &vector.endpoint, &vector.application, &vector.client]
         .map(|name| names.hold(name));
     let [user, database, endpoint, application, client] = [0, 1, 2, 3, 4].map(|at: usize| held[at].id());
@@ -269,6 +270,12 @@ fn check(vector: &Vector, got: &Got) -> Result<(), String> {
             return Err(format!("expected the {what} {expected:?}, got {:?}", found.unwrap_or_default()));
         }
     }
+    if let Some(expected) = vector.code {
+        let found = got.rejection.as_ref().map_or(0, |rejection| rejection.code);
+        if found != expected {
+            return Err(format!("expected the code {expected}, got {found}"));
+        }
+    }
     let message = got.rejection.as_ref().map_or("", |rejection| &rejection.message);
     match &vector.message_contains {
         Some(part) if !message.contains(part.as_str()) => {
@@ -321,6 +328,7 @@ mod tests {
             ("[[vector]]\nsql = 'x'\nhook = 'on-pin'\nreason = 'mood'\nexpect = 'pin'", "not known"),
             ("[[vector]]\nsql = 'x'\nreason = 'listen'\nexpect = 'pass'", "only on-pin"),
             ("[[vector]]\nsql = 'x'\nexpect = 'pass'\nsqlstate = '42501'", "says more"),
+            ("[[vector]]\nsql = 'x'\nexpect = 'pass'\ncode = 1227", "says more"),
             ("[[vector]]\nsql = 'x'\nexpect = 'pass'\ndialect = 'oracle'", "line 4"),
         ] {
             let error = parse(wrong).unwrap_err();

@@ -91,6 +91,19 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     const ROLE_QUERY: &'static str;
 }
 
+/// Knows a statement text as proxies of its dialect do: its digest, its facts and its hint.
+pub type Know = Arc<dyn Fn(Dialect, &[u8]) -> (u128, Arc<Facts>, String) + Send + Sync>;
+
+/// See [`Know`]; for trying out plugins, which are the same whatever proxies serve.
+#[must_use]
+pub fn know() -> Know {
+    let (postgres, mysql) = (postgres::Postgres::shared(1), mysql::MySql::shared(1));
+    Arc::new(move |dialect, text| match dialect {
+        Dialect::Postgresql => postgres::Postgres::know(&postgres, text),
+        Dialect::Mysql => mysql::MySql::know(&mysql, text),
+    })
+}
+
 /// What tells server connections apart that may not stand in for each other: user, and everything fixed at login.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct PoolKey {
@@ -579,10 +592,6 @@ pub trait Tracker<P: Protocol>: Send {
     fn on_server(&mut self, down: &mut Pipe, server: &mut P::Server) -> Result<ServerEvent, ProtocolError>;
     /// True when whatever the client runs next begins a transaction, without saying so.
     fn opens_transactions(&self) -> bool {
-        false
-    }
-    /// True once after a request that was answered here although a server connection was at hand: it needs none now.
-    fn take_answered_here(&mut self) -> bool {
         false
     }
     /// True when a message of the client has gone to the server in part only.

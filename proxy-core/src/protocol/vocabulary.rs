@@ -365,9 +365,11 @@ pub enum FaultKind {
     Cancelled,
     /// The server connection was lost.
     ServerLost,
+    /// It was lost in a transaction that nothing under way could have ended, so all of it was rolled back.
+    TransactionLost,
     /// The server refused our login, or sent what we could not follow.
     ServerRefused,
-    /// A policy plugin said no; its own code stands in [`Fault::native_code`].
+    /// A policy plugin said no; its own codes stand in [`Fault::native_code`] and [`Fault::native_number`].
     PluginRejected,
     /// A policy plugin failed, and its failures close.
     PluginFailed,
@@ -381,7 +383,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// All kinds, in declaration order.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::BorrowTimeout,
         Self::TlsRequired,
         Self::BadPassword,
@@ -397,6 +399,7 @@ impl FaultKind {
         Self::LifetimeOver,
         Self::Cancelled,
         Self::ServerLost,
+        Self::TransactionLost,
         Self::ServerRefused,
         Self::PluginRejected,
         Self::PluginFailed,
@@ -424,8 +427,10 @@ pub struct Fault {
     pub severity: Severity,
     /// For the client; without secrets.
     pub message: Cow<'static, str>,
-    /// The database's own code and text, passed on as they came.
+    /// An SQLSTATE in place of the kind's: the database's own, or a policy plugin's.
     pub native_code: Option<String>,
+    /// Likewise a number, for protocols whose errors have one beside the SQLSTATE.
+    pub native_number: Option<u16>,
     /// What the client could do instead.
     pub hint: Option<String>,
 }
@@ -433,10 +438,17 @@ pub struct Fault {
 impl Fault {
     /// A failed request.
     pub fn error(kind: FaultKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, severity: Severity::Error, message: message.into(), native_code: None, hint: None }
+        Self { severity: Severity::Error, ..Self::fatal(kind, message) }
     }
     /// The end of the connection.
     pub fn fatal(kind: FaultKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, severity: Severity::Fatal, message: message.into(), native_code: None, hint: None }
+        Self {
+            kind,
+            severity: Severity::Fatal,
+            message: message.into(),
+            native_code: None,
+            native_number: None,
+            hint: None,
+        }
     }
 }

@@ -174,12 +174,12 @@ struct Pending {
     in_transaction: bool,
     /// The connection they get is tainted.
     taints: bool,
-    /// What filter or policy lets go without a pin, even where only the server tells of it.
-    let_go: PinReasons,
     /// What they do to the settings that are replayed, in order.
     settings: Vec<Change>,
     /// They change settings in a way that is not followed.
     unsettles: bool,
+    /// What does not pin, be it that the server says so: filter or policy lets it go.
+    lets_go: PinReasons,
     /// Statements reported; a text of several is one.
     reported: u16,
     /// One of them begins or ends transactions, or may.
@@ -308,7 +308,7 @@ impl<P: Protocol> Session<P> {
                 ClientEvent::NeedAnswer => self.wants_answer = true,
                 ClientEvent::NeedBytes => {
                     self.wants_answer = false;
-                    if self.tracker.take_answered_here() || self.link.is_none() {
+                    if self.link.is_none() || self.has_nothing_under_way() {
                         self.answered_here(None);
                     }
                 }
@@ -372,11 +372,11 @@ impl<P: Protocol> Session<P> {
             Some(_) => PinReasons::only(PinReason::SessionVariable),
             None => PinReasons::NONE,
         };
-        let let_go = excluded.without(policy.pin).union(policy.ignore);
-        sets = sets.without(let_go).without(replayed);
-        if facts.kind == StatementKind::Session {
-            self.pending.let_go = self.pending.let_go.union(let_go);
+        let lets_go = excluded.without(policy.pin).union(policy.ignore);
+        if facts.kind == StatementKind::Session || !sets.intersection(lets_go).is_empty() {
+            self.pending.lets_go = self.pending.lets_go.union(lets_go);
         }
+        sets = sets.without(lets_go).without(policy.follow).without(replayed);
         sets = sets.union(statement.extra_pins);
         if smart && facts.needs_session_function && !P::KNOWS_WHAT_IS_LEFT {
             self.session_functions.store(true, Ordering::Relaxed);
@@ -534,12 +534,13 @@ impl<P: Protocol> Session<P> {
                     }
                     ServerEvent::NeedBytes => {}
                 }
+                if fed && self.wants_answer {
+                    // Some answer came; perhaps it is the one that the client's bytes wait for. Before the connection
+                    // is given back for want of work, or what was made ready for them would be made ready for ever.
+                    return Poll::Ready(Ok(Turn::Client));
+                }
                 if self.is_free() {
                     return Poll::Ready(Ok(Turn::Free));
-                }
-                if fed && self.wants_answer {
-                    // Some answer came; perhaps it is the one that the client's bytes wait for.
-                    return Poll::Ready(Ok(Turn::Client));
                 }
                 let Some(server) = &mut self.link else { continue };
                 if self.down.has_output()
@@ -630,6 +631,13 @@ impl<P: Protocol> Session<P> {
             && self.pins.is_empty()
             && self.pending.statements == 0
             && self.nothing_is_halfway()
+    }
+
+    /// True when nothing of the client's lies with the server, nor is on its way there or still to be looked at.
+    fn has_nothing_under_way(&self) -> bool {
+        self.link.as_ref().is_some_and(|c| c.state.is_quiet())
+            && self.nothing_is_halfway()
+            && self.up.unread().is_empty()
     }
 
     fn is_pinned(&self) -> bool {
@@ -724,15 +732,16 @@ impl<P: Protocol> Session<P> {
     /// it.
     fn take_over(&mut self, pending: &mut Pending, failed: bool) {
         let learned = self.tracker.take_learned();
-        let mut pins = learned.pins;
+        let gone = learned.pins.intersection(pending.lets_go);
+        let mut pins = learned.pins.without(gone);
         let smart = self.endpoint.proxy.settings().profile == Profile::Smart;
         if !smart {
             pins = pins.without(PinReasons::only(PinReason::SessionFunction));
         }
-        let kept = pins.without(pending.let_go);
-        pending.sets = pending.sets.union(kept);
+        pending.sets = pending.sets.union(pins);
         let Some(connection) = &mut self.link else { return };
-        connection.tainted |= kept != pins;
+        // What is let go must still not reach another client.
+        connection.tainted |= !gone.is_empty();
         if failed && P::TELLS_SETTINGS {
             // It tells nothing with an error, and a trigger or half of a `SET` may have run.
             connection.tainted |= pending
@@ -825,6 +834,11 @@ impl<P: Protocol> Session<P> {
             self.note_unpinned(now);
             debug!(client = self.handle.number, connection, "session unpinned");
         }
+    }
+
+    /// True when a transaction is open and nothing under way may end it: without its connection it is rolled back.
+    fn has_lost_transaction(&self) -> bool {
+        self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle) && !self.pending.moves_transaction
     }
 
     fn note_unpinned(&mut self, now: Instant) {
@@ -974,12 +988,24 @@ impl<P: Protocol> Session<P> {
         self.note_unpinned(now);
         self.handle.let_go();
         // Nothing may be written into the middle of a message, nor after the server's own last word.
+        let lost_transaction = self.has_lost_transaction();
+        let under_way = self.received.is_some();
+        let fault_of = |error: &SessionError| {
+            let mut fault = error.fault()?;
+            if fault.kind == FaultKind::ServerLost && lost_transaction {
+                fault.kind = FaultKind::TransactionLost;
+                fault.hint = Some("The transaction was rolled back.".to_owned());
+            } else if fault.kind == FaultKind::ServerLost && under_way {
+                fault.hint = Some("Whether what was under way took effect is not known.".to_owned());
+            }
+            Some(fault)
+        };
         let may_speak =
             self.link.as_ref().is_none_or(|c| !c.state.is_mid_message() && !c.state.has_told_error());
         if let Some(received) = self.received.take() {
             let fault = ended.as_ref().err().map(|error| {
                 // A client that is gone has its request cancelled.
-                error.fault().unwrap_or_else(|| Fault::error(FaultKind::Cancelled, "client went away"))
+                fault_of(error).unwrap_or_else(|| Fault::error(FaultKind::Cancelled, "client went away"))
             });
             self.observe(received, self.sent, now, fault.as_ref());
         }
@@ -1004,7 +1030,7 @@ impl<P: Protocol> Session<P> {
                 proxy = %self.endpoint.proxy.name, endpoint = %self.endpoint.name, user = %self.key.user,
                 client = self.handle.number, reason = %error, "client connection closed"
             );
-            if let Some(fault) = error.fault().filter(|_| may_speak) {
+            if let Some(fault) = fault_of(error).filter(|_| may_speak) {
                 P::write_fault(&fault, self.down.output());
                 let _ = self.flush_client().await;
             }

@@ -61,6 +61,8 @@ pub(super) struct PinPolicy {
     pub(super) pin: PinReasons,
     /// Leave them, and lose what they stand for.
     pub(super) ignore: PinReasons,
+    /// Leave them, since what they stand for is made again by what the server says of it.
+    pub(super) follow: PinReasons,
     /// Leave it, and run the statement again elsewhere: the variable and the statement.
     pub(super) replay: Option<(Box<str>, Box<str>)>,
 }
@@ -185,6 +187,12 @@ impl<P: Protocol> Session<P> {
                 continue;
             } else if of_variable && all(PinVerdict::Ignore) {
                 policy.ignore = policy.ignore.union(only);
+            } else if of_variable
+                && all(PinVerdict::Replay)
+                && P::TELLS_SETTINGS
+                && !facts.pins.contains(reason)
+            {
+                policy.follow = policy.follow.union(only);
             } else if of_variable
                 && all(PinVerdict::Replay)
                 && let Some(replay) = replay()

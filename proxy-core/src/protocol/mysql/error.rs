@@ -23,39 +23,39 @@ pub const fn number(kind: FaultKind) -> (u16, &'static str) {
         FaultKind::IdleTimeout => (4031, "HY000"),
         FaultKind::Cancelled => (1317, "70100"),
         FaultKind::PluginRejected => (1227, "42000"),
-        FaultKind::ServerLost
-        | FaultKind::ServerRefused
-        | FaultKind::PluginFailed
-        | FaultKind::StateLost
-        | FaultKind::Internal => (1105, "HY000"),
+        // What retry loops know as a transaction that was rolled back.
+        FaultKind::TransactionLost => (1213, "40001"),
+        // The class is that of a connection which is of no more use.
+        FaultKind::ServerLost => (1105, "08S01"),
+        FaultKind::ServerRefused | FaultKind::PluginFailed | FaultKind::StateLost | FaultKind::Internal => {
+            (1105, "HY000")
+        }
     }
 }
 
-/// `ER_HANDSHAKE_ERROR`, as [`Fault::native_code`].
-pub(super) const BAD_HANDSHAKE: &str = "1043/08S01";
+/// `ER_HANDSHAKE_ERROR`.
+pub(super) const BAD_HANDSHAKE: (u16, &str) = (1043, "08S01");
 /// `ER_NET_PACKETS_OUT_OF_ORDER`.
-pub(super) const OUT_OF_ORDER: &str = "1156/08S01";
+pub(super) const OUT_OF_ORDER: (u16, &str) = (1156, "08S01");
 /// `ER_NOT_SUPPORTED_AUTH_MODE`.
-pub(super) const OLD_CLIENT: &str = "1251/08004";
+pub(super) const OLD_CLIENT: (u16, &str) = (1251, "08004");
 
-/// A server's own error as [`Fault::native_code`]: `number/SQLSTATE`.
+/// In place of an error number, MariaDB's progress report: a client goes on waiting for the answer behind it. Source:
+/// MariaDB knowledge base, "Progress Reporting".
+const PROGRESS_REPORT: u16 = 0xFFFF;
+
+/// `fault` with a number and an SQLSTATE of its own.
 #[must_use]
-pub fn native_code(number: u16, sqlstate: &str) -> String {
-    format!("{number}/{sqlstate}")
+pub fn with_code(fault: Fault, (number, sqlstate): (u16, &str)) -> Fault {
+    Fault { native_code: Some(sqlstate.to_owned()), native_number: Some(number), ..fault }
 }
 
-/// Number and SQLSTATE that the client is sent. [`Fault::native_code`] is `number/SQLSTATE`, or, from a policy plugin,
-/// an SQLSTATE alone.
+/// Number and SQLSTATE that the client is sent.
 #[must_use]
 pub fn code(fault: &Fault) -> (u16, &str) {
-    let (usual, state) = number(fault.kind);
-    match fault.native_code.as_deref() {
-        None => (usual, state),
-        Some(native) => match native.split_once('/') {
-            Some((number, state)) => (number.parse().unwrap_or(usual), state),
-            None => (usual, native),
-        },
-    }
+    let (number, state) = number(fault.kind);
+    let own = fault.native_number.filter(|number| !matches!(*number, 0 | PROGRESS_REPORT));
+    (own.unwrap_or(number), fault.native_code.as_deref().unwrap_or(state))
 }
 
 /// What the client is told: the message, and the hint behind it, since an ERR packet has no place for one.
@@ -110,6 +110,37 @@ mod tests {
         assert_eq!(rows_of_the_manual(), ours);
     }
 
+    /// All pairs of a number and an SQLSTATE in literals of a source text.
+    fn codes_in(source: &str) -> BTreeSet<(String, String)> {
+        let dense: String = source.chars().filter(|c| !c.is_whitespace()).collect();
+        let parts: Vec<&str> = dense.split('"').collect();
+        let pairs = parts.windows(2).filter_map(|pair| {
+            let number = pair[0].strip_suffix(',')?.rsplit(|c: char| !c.is_ascii_digit()).next()?;
+            let is_state =
+                pair[1].len() == 5 && pair[1].bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+            (is_state && number.len() == 4).then(|| (number.to_owned(), pair[1].to_owned()))
+        });
+        pairs.collect()
+    }
+
+    #[test]
+    fn the_manual_has_every_error_of_a_command_answered_here() {
+        let rows = MANUAL
+            .lines()
+            .skip_while(|line| !line.starts_with("| number | SQLSTATE | message | when |"))
+            .skip(2)
+            .take_while(|line| line.starts_with('|'));
+        let told: BTreeSet<_> = rows
+            .map(|row| {
+                let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned());
+                (cells.nth(1).unwrap(), cells.next().unwrap())
+            })
+            .collect();
+        let ours = codes_in(include_str!("tracker.rs"));
+        assert!(ours.len() > 8, "{ours:?}");
+        assert_eq!(told, ours);
+    }
+
     #[test]
     fn an_error_carries_number_state_and_text() {
         let mut fault = Fault::fatal(FaultKind::TlsRequired, "no");
@@ -119,11 +150,16 @@ mod tests {
         out.clear();
         write_error(&fault, 0, Capabilities::NONE, &mut out);
         assert_eq!(out, b"\x05\0\0\0\xff\x57\x0cno");
-        for (native, want) in
-            [("1049/42000", (1049, "42000")), ("45000", (3159, "45000")), ("x/42000", (3159, "42000"))]
-        {
-            fault.native_code = Some(native.to_owned());
-            assert_eq!(code(&fault), want, "{native}");
+        for (number, state, want) in [
+            (Some(1049), Some("42000"), (1049, "42000")),
+            (None, Some("45000"), (3159, "45000")),
+            (Some(4025), None, (4025, "HY000")),
+            (Some(0), None, (3159, "HY000")),
+            (Some(0xFFFF), None, (3159, "HY000")),
+        ] {
+            fault.native_number = number;
+            fault.native_code = state.map(str::to_owned);
+            assert_eq!(code(&fault), want, "{number:?} {state:?}");
         }
         fault.hint = Some("use TLS".into());
         assert_eq!(text(&fault), "no (use TLS)");

@@ -15,7 +15,7 @@ use super::{
         self, Capabilities, Command, ERR, ErrPacket, Extended, HEADER_BYTES, Header, OkPacket, Reader,
         Status, put_lenenc_bytes, put_null_bytes, whole_packet, write_packet,
     },
-    error::{BAD_HANDSHAKE, OLD_CLIENT, OUT_OF_ORDER, native_code, write_error},
+    error::{BAD_HANDSHAKE, OLD_CLIENT, OUT_OF_ORDER, with_code, write_error},
     key::{self, pool_key},
     query::{Answer, Answered},
 };
@@ -158,6 +158,8 @@ pub struct MyClient {
     pub encrypted: bool,
     /// Told last, for the same.
     pub nonce: Nonce,
+    /// What it was told that its connection's id is.
+    pub id: u32,
 }
 
 /// A server's greeting. Shape: `10 | version: string<NUL> | connection id: u32 | nonce: 8 bytes | 0 |
@@ -384,6 +386,9 @@ pub struct MyAccept {
     /// Of the next packet, whoever sends it.
     seq: u8,
     state: AcceptState,
+    /// Where the client lands, if it follows its session.
+    schema: Vec<u8>,
+    id: u32,
 }
 
 #[derive(Debug)]
@@ -420,11 +425,13 @@ impl Accept<MySql> for MyAccept {
             require_tls: options.require_tls,
             force_full: arrival.force_full_authentication,
             peer: arrival.peer,
+            id: arrival.key.id,
             greeting: Some(Box::new((arrival.hello, arrival.key, arrival.method))),
             nonce: Nonce([0; NONCE_BYTES]),
             encrypted: false,
             seq: 0,
             state: AcceptState::Greeting,
+            schema: Vec::new(),
         }
     }
 
@@ -435,6 +442,9 @@ impl Accept<MySql> for MyAccept {
                 AcceptState::Response => return self.response(input),
                 AcceptState::Auth(response, auth, AuthStep::Done) => {
                     let response = std::mem::take(&mut **response);
+                    if response.capabilities.intersection(self.offer).contains(Capabilities::SESSION_TRACK) {
+                        self.schema.clone_from(&response.database);
+                    }
                     self.nonce = auth.nonce();
                     self.state = AcceptState::Over;
                     return Ok(AcceptStep::Login(self.login(response)));
@@ -501,7 +511,15 @@ impl Accept<MySql> for MyAccept {
 
     fn write_welcome(&mut self, greeting: &Greeting, _: CancelKey, out: &mut Vec<u8>) {
         let (status, _) = read_greeting(greeting);
-        self.seq = OkPacket { status, ..OkPacket::default() }.write(codec::OK, self.seq, WANTED, out);
+        let mut changes = Vec::new();
+        if !self.schema.is_empty() {
+            let mut entry = Vec::new();
+            put_lenenc_bytes(&mut entry, &self.schema);
+            changes.push(codec::track::SCHEMA);
+            put_lenenc_bytes(&mut changes, &entry);
+        }
+        let ok = OkPacket { status, session_state: &changes, ..OkPacket::default() };
+        self.seq = ok.write(codec::OK, self.seq, WANTED, out);
     }
 
     fn write_fault(&mut self, fault: &Fault, out: &mut Vec<u8>) {
@@ -535,11 +553,13 @@ impl MyAccept {
             require_tls: false,
             force_full: arrival.force_full_authentication,
             peer: arrival.peer,
+            id: client.id,
             greeting: None,
             nonce: client.nonce,
             encrypted: client.encrypted,
             seq: seq.wrapping_add(1),
             state: AcceptState::Credentials(Box::new(response), FirstSaid::MustBeAsked),
+            schema: Vec::new(),
         };
         Ok((accept, AcceptStep::NeedCredentials(user)))
     }
@@ -579,6 +599,7 @@ impl MyAccept {
         if !self.encrypted && asked.contains(Capabilities::SSL) {
             // Bytes behind the request were sent in clear and would be read as if they had come encrypted.
             if !may_ask || payload.len() != SSL_REQUEST_BYTES || have > header.total() {
+                self.took(header, input);
                 return Err(bad_handshake());
             }
             self.took(header, input);
@@ -622,12 +643,13 @@ impl MyAccept {
         let Some(header) = Header::read(bytes) else { return Ok(None) };
         if header.seq != self.seq {
             self.seq = header.seq.wrapping_add(1);
-            return Err(Fault {
-                native_code: Some(OUT_OF_ORDER.to_owned()),
-                ..Fault::fatal(FaultKind::ProtocolViolation, "Got packets out of order")
-            });
+            let fault = Fault::fatal(FaultKind::ProtocolViolation, "Got packets out of order");
+            return Err(with_code(fault, OUT_OF_ORDER));
         }
-        whole_packet(bytes, MAX_LOGIN_BYTES).map_err(|_| bad_handshake())
+        whole_packet(bytes, MAX_LOGIN_BYTES).map_err(|_| {
+            self.seq = header.seq.wrapping_add(1);
+            bad_handshake()
+        })
     }
 
     fn took(&mut self, header: Header, input: &mut Buffer) {
@@ -664,6 +686,7 @@ impl MyAccept {
                 compression,
                 encrypted: self.encrypted,
                 nonce: self.nonce,
+                id: self.id,
             },
         }
     }
@@ -681,14 +704,14 @@ impl MyAccept {
             AuthError::ClearWithoutTls => {
                 Fault::fatal(FaultKind::TlsRequired, "A cleartext password needs TLS.")
             }
-            AuthError::OldClient => Fault {
-                native_code: Some(OLD_CLIENT.to_owned()),
-                ..Fault::fatal(
+            AuthError::OldClient => with_code(
+                Fault::fatal(
                     FaultKind::NotSupported,
                     "Client does not support authentication protocol requested by server; consider upgrading \
                      MySQL client",
-                )
-            },
+                ),
+                OLD_CLIENT,
+            ),
             AuthError::Foreign | AuthError::Random => internal(),
         }
     }
@@ -699,10 +722,7 @@ fn user_name(response: &Response) -> String {
 }
 
 fn bad_handshake() -> Fault {
-    Fault {
-        native_code: Some(BAD_HANDSHAKE.to_owned()),
-        ..Fault::fatal(FaultKind::ProtocolViolation, "Bad handshake")
-    }
+    with_code(Fault::fatal(FaultKind::ProtocolViolation, "Bad handshake"), BAD_HANDSHAKE)
 }
 
 fn internal() -> Fault {
@@ -1053,8 +1073,8 @@ const BAD_SECRET: [u16; 2] = [1045, 1698];
 const TRY_AGAIN: [u16; 4] = [1040, 1053, 1203, 3032];
 
 fn refused(error: &ErrPacket) -> ConnectError {
-    let mut fault = Fault::fatal(FaultKind::ServerRefused, error.message.clone());
-    fault.native_code = Some(native_code(error.code, &error.sqlstate));
+    let fault = Fault::fatal(FaultKind::ServerRefused, error.message.clone());
+    let fault = with_code(fault, (error.code, &error.sqlstate));
     ConnectError::Refused {
         fault,
         bad_secret: BAD_SECRET.contains(&error.code),

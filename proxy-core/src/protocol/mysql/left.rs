@@ -90,6 +90,8 @@ pub(super) struct Nature {
     pub(super) finds: bool,
     /// It is one statement that uses tables, and so begins with empty diagnostics.
     pub(super) uses_tables: bool,
+    /// It may generate ids that no OK packet tells: it loads a file, makes a table from rows, or returns rows.
+    pub(super) hides_ids: bool,
     /// What it may give as an id itself; `None` for anything.
     pub(super) given_ids: Option<GivenIds>,
 }
@@ -132,7 +134,7 @@ impl Left {
             ids_are_asked.store(true, Ordering::Relaxed);
         }
         // With an id of its own it leaves what is there, which must not be another client's.
-        let leaves = nature.gives_ids() && ids_are_asked.load(Ordering::Relaxed);
+        let leaves = (nature.gives_ids() || nature.hides_ids) && ids_are_asked.load(Ordering::Relaxed);
         let sets = (wants_insert_id || nature.taints || nature.sets_insert_id || leaves) && !has_insert_id;
         match sets || (nature.taints && !self.has_lasting(server)) {
             // Setting it would be the last statement.
@@ -190,7 +192,8 @@ impl Left {
             unsettle(&mut own.diagnostics, &mut owners.diagnostics);
         }
         let told = std::mem::take(&mut self.told);
-        if nature.taints || (nature.sets_insert_id && !told) || (failed && nature.writes) {
+        if nature.taints || nature.hides_ids || (nature.sets_insert_id && !told) || (failed && nature.writes)
+        {
             self.inexact = true;
             unsettle(&mut own.insert_id, &mut owners.insert_id);
         }

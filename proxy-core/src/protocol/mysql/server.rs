@@ -22,9 +22,9 @@ use crate::buffer::Buffer;
 /// Longest packet that is held whole on the way from the server; rows and column definitions are not.
 pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
 
-/// Finds nothing and warns of nothing, so that `FOUND_ROWS()` and the diagnostics tell nobody of another's statements.
-/// Without a table it would leave the diagnostics as they are (MariaDB).
-pub(super) const FORGET: &[u8] = b"SELECT 1 FROM (SELECT 1) AS one LIMIT 0";
+/// Finds one row, as `FOUND_ROWS()` has it on a new connection, and warns of nothing, so that nobody is told of another's
+/// statements. Without a table it would leave the diagnostics as they are (MariaDB).
+pub(super) const FORGET: &[u8] = b"SELECT 1 FROM (SELECT 1) AS one";
 
 /// What a request is answered with.
 #[derive(Debug)]
@@ -119,6 +119,8 @@ pub struct MyServer {
     pub(super) owed_kept: bool,
     /// The next packet goes on with the payload of the last, which the client gets, or not.
     pub(super) continues: Option<bool>,
+    /// The client's next packet goes on with the piece of a file before it.
+    pub(super) infile_continues: bool,
     /// What the client's sequence numbers are ahead of the server's in this answer.
     pub(super) shift: u8,
     /// The server's last sequence number.
@@ -189,6 +191,7 @@ impl MyServer {
             owed: 0,
             owed_kept: true,
             continues: None,
+            infile_continues: false,
             shift: 0,
             seq: 0,
             prepared: LruCache::unbounded(),
@@ -216,6 +219,7 @@ impl MyServer {
 
     pub(super) fn pop(&mut self) -> Option<Expect> {
         self.stage = Stage::Start;
+        self.infile_continues = false;
         self.shift = 0;
         self.expected.pop_front()
     }

@@ -72,8 +72,6 @@ pub struct MyTracker {
     learned: Learned,
     /// The server said that something of the session has changed.
     state_changed: bool,
-    /// The last request was refused without asking the server.
-    answered_here: bool,
     /// `PREPARE` may have run, be it in code that no text shows.
     may_have_named: bool,
     /// The transaction was rolled back since policy refused a statement of it; the client has not ended it yet.
@@ -81,6 +79,8 @@ pub struct MyTracker {
     /// Of the statement under way: what the server will report of it is known from its text.
     explains: Explained,
     left: Left,
+    /// What the client has said it wants to be told.
+    asks: Asks,
     /// This statement could not be prepared where the session is served now.
     unprepared: Option<Box<(u64, ErrPacket)>>,
     /// The client's id of the statement that runs, where servers may leave out definitions.
@@ -129,6 +129,25 @@ struct Explained {
     covers: &'static [&'static str],
     /// What it is to session functions.
     nature: Nature,
+}
+
+/// Of changes of its session, what a client has asked for beyond what servers tell by default.
+#[derive(Debug, Default, Clone, Copy)]
+struct Asks {
+    variables: bool,
+    state: bool,
+    transactions: bool,
+}
+
+impl Asks {
+    fn note(&mut self, variable: &str) {
+        match variable {
+            "session_track_system_variables" => self.variables = true,
+            "session_track_state_change" => self.state = true,
+            "session_track_transaction_info" => self.transactions = true,
+            _ => {}
+        }
+    }
 }
 
 /// What `SET NAMES` and `SET CHARACTER SET` change, collation included, which servers do not all report.
@@ -228,8 +247,9 @@ impl MyTracker {
         header: Header,
         down: &mut Pipe,
     ) {
-        self.current = None;
-        self.answered_here = true;
+        if self.current.take().is_some_and(|current| current.admitted && !current.statement.prepares) {
+            self.note_outcome(Some(sqlstate.into()), 0);
+        }
         self.take_packet(up, header, false);
         codec::write_err(code, sqlstate, message, 1, self.agreed, down.output());
     }
@@ -246,6 +266,7 @@ impl MyTracker {
                 && facts.kind == StatementKind::Select
                 && !facts.digest_text.starts_with("show"),
             uses_tables: facts.statements == 1 && !facts.tables.is_empty() && !details.keeps_diagnostics,
+            hides_ids: matches!(facts.kind, StatementKind::Copy | StatementKind::Ddl),
             given_ids: if writes { classify::given_ids(text, self.mode) } else { None },
         }
     }
@@ -350,7 +371,7 @@ impl MyTracker {
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
-        if let Some((code, sqlstate, message)) = self.stopped(&facts, self.text(up)) {
+        if let Some((code, sqlstate, message)) = self.stopped(&facts) {
             self.aborted &= !facts.ends_transaction;
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
@@ -371,6 +392,14 @@ impl MyTracker {
         server.write_closes(up.output());
         self.explains = Explained { nature, ..self.explain(&facts, &details, self.text(up), server) };
         self.note_named(&facts, &details);
+        if details.reads_connection_id
+            && let Some(column) = classify::connection_id_column(self.text(up), self.mode)
+            && let Some(current) = &mut self.current
+        {
+            // What KILL takes here, which is not the server's own number.
+            let front = format!("SELECT {} AS ", self.client.id);
+            current.text = Text::Rewritten([front.as_bytes(), &column].concat());
+        }
         let moves = facts.moves_transaction;
         match self.current.take().map(|current| current.text) {
             Some(Text::Rewritten(text)) => {
@@ -391,12 +420,12 @@ impl MyTracker {
     }
 
     /// After a refused statement nothing runs until the client has ended the transaction. Why this does not, if so.
-    fn stopped(&self, facts: &Facts, text: &[u8]) -> Option<(u16, &'static str, &'static str)> {
+    fn stopped(&self, facts: &Facts) -> Option<(u16, &'static str, &'static str)> {
         if !self.aborted {
             return None;
         }
-        let is_rollback =
-            text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"));
+        let word = facts.digest_text.get(..8);
+        let is_rollback = word.is_some_and(|word| word.eq_ignore_ascii_case("rollback"));
         if facts.ends_transaction {
             return (!is_rollback).then_some((
                 1213,
@@ -590,10 +619,12 @@ impl MyTracker {
         let Some(server) = server else {
             return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
         };
-        if let Some((code, sqlstate, message)) = self.stopped(&facts, &statement.text) {
+        if let Some((code, sqlstate, message)) = self.stopped(&facts) {
+            self.aborted &= !facts.ends_transaction;
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
+        self.aborted = false;
         let nature = self.nature(&facts, &details, &statement.text);
         if !self.make_askable(&nature, shared, up, server) {
             self.fail_lost(up, header, down);
@@ -724,7 +755,7 @@ impl MyTracker {
         server: Option<&mut MyServer>,
         down: &mut Pipe,
     ) -> Option<ClientEvent> {
-        let (_, prepared) = match self.named(up, header) {
+        let (client_id, prepared) = match self.named(up, header) {
             Ok(Some(named)) => named,
             Ok(None) => {
                 self.unknown("mysqld_stmt_fetch", up, header, down);
@@ -743,7 +774,10 @@ impl MyTracker {
                 server.expect(Reply::Rows, false, false);
                 self.forward_named(header, up, there.id, Command::StmtFetch);
             }
-            None => self.fail(1421, "HY000", "The statement has no open cursor", up, header, down),
+            None => {
+                let message = format!("The statement ({client_id}) has no open cursor");
+                self.fail(1421, "HY000", &message, up, header, down);
+            }
         }
         None
     }
@@ -844,8 +878,10 @@ impl MyTracker {
         let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
         self.current = None;
+        self.asks = Asks::default();
         self.statements.clear();
         self.left.forget();
+        self.aborted = false;
         self.take_packet(up, header, false);
         let schema = server.current_schema.clone();
         let answers = server.write_reset(up.output());
@@ -853,8 +889,12 @@ impl MyTracker {
         for _ in 0..answers {
             server.expect(Reply::Results, true, true);
         }
-        let back = if schema.is_empty() { Command::Ping } else { Command::InitDb };
-        write_command(up.output(), back, if schema.is_empty() { &[] } else { &schema });
+        if !schema.is_empty() {
+            write_command(up.output(), Command::InitDb, &schema);
+            server.expect(Reply::Results, true, true);
+        }
+        // Its answer is the client's: nothing has changed that it would be told.
+        write_command(up.output(), Command::Ping, &[]);
         server.expect(Reply::Results, false, true);
         self.learned.changes.push(StateChange::ResetAll);
         self.explains = Explained { state: true, ..Explained::default() };
@@ -917,6 +957,7 @@ impl MyTracker {
                 if UNTRACKED.contains(&&*name) || self.explains.covers.contains(&&*name) {
                     return;
                 }
+                self.asks.note(&name);
                 if OURS.contains(&(&*name, value)) {
                     return;
                 }
@@ -984,7 +1025,9 @@ impl MyTracker {
     /// Column definitions are through: what older clients expect there.
     fn end_columns(&self, down: &mut Pipe, server: &mut MyServer, kept: bool) {
         if kept && self.legacy() && server.agreed.contains(Capabilities::DEPRECATE_EOF) {
-            let eof = EofPacket { warnings: 0, status: self.status.without(Status::SESSION_STATE_CHANGED) };
+            // Of an earlier statement's cursor nothing may be said: the client would expect no rows.
+            let left_out = Status::SESSION_STATE_CHANGED | Status::CURSOR_EXISTS | Status::LAST_ROW_SENT;
+            let eof = EofPacket { warnings: 0, status: self.status.without(left_out) };
             eof.write(server.seq.wrapping_add(server.shift), self.agreed, down.output());
             server.shift = server.shift.wrapping_add(1);
         }
@@ -1093,7 +1136,8 @@ impl MyTracker {
                 Ok(None)
             }
             (Stage::Start, _) if first == codec::LOCAL_INFILE => {
-                if !kept {
+                // Nobody sends files who has not said so at the login.
+                if !kept || !server.agreed.contains(Capabilities::LOCAL_FILES) {
                     return Err(ProtocolError::Unexpected('\u{fb}'));
                 }
                 self.relay(down, server, header, kept);
@@ -1102,6 +1146,10 @@ impl MyTracker {
             }
             (Stage::Start, Some(Reply::Results)) if !matches!(first, codec::OK | codec::EOF) => {
                 let result = ResultHeader::read(body)?;
+                if kept {
+                    // RETURNING
+                    self.explains.nature.hides_ids |= self.explains.nature.writes;
+                }
                 self.definitions.clear();
                 server.stage = server.after_header(result);
                 let left_out = match self.running {
@@ -1283,7 +1331,7 @@ impl MyTracker {
             };
             let hides = end.status.contains(Status::SESSION_STATE_CHANGED);
             let told = if hides && self.agreed.contains(Capabilities::SESSION_TRACK) {
-                usual_changes(&changes)
+                told_changes(&changes, self.asks)
             } else {
                 Vec::new()
             };
@@ -1360,13 +1408,13 @@ const USUAL: [&[u8]; 5] = [
     b"time_zone",
 ];
 
-/// See [`USUAL`]; the database too.
-fn usual_changes(changes: &[SessionChange<'_>]) -> Vec<u8> {
+/// See [`USUAL`]; the database too, and what the client asks for.
+fn told_changes(changes: &[SessionChange<'_>], asks: Asks) -> Vec<u8> {
     let mut told = Vec::new();
     for change in changes {
         let mut entry = Vec::new();
         let kind = match change {
-            SessionChange::Variable { name, value } if USUAL.contains(name) => {
+            SessionChange::Variable { name, value } if asks.variables || USUAL.contains(name) => {
                 put_lenenc_bytes(&mut entry, name);
                 put_lenenc_bytes(&mut entry, value);
                 codec::track::SYSTEM_VARIABLES
@@ -1374,6 +1422,18 @@ fn usual_changes(changes: &[SessionChange<'_>]) -> Vec<u8> {
             SessionChange::Schema(name) => {
                 put_lenenc_bytes(&mut entry, name);
                 codec::track::SCHEMA
+            }
+            SessionChange::State(changed) if asks.state => {
+                put_lenenc_bytes(&mut entry, changed);
+                codec::track::STATE_CHANGE
+            }
+            SessionChange::Characteristics(statements) if asks.transactions => {
+                put_lenenc_bytes(&mut entry, statements);
+                codec::track::TRANSACTION_CHARACTERISTICS
+            }
+            SessionChange::Transaction(state) if asks.transactions => {
+                put_lenenc_bytes(&mut entry, state);
+                codec::track::TRANSACTION_STATE
             }
             _ => continue,
         };
@@ -1435,11 +1495,11 @@ impl Tracker<MySql> for MyTracker {
             rows: 0,
             learned: Learned::default(),
             state_changed: false,
-            answered_here: false,
             may_have_named: false,
             aborted: false,
             explains: Explained::default(),
             left: Left::default(),
+            asks: Asks::default(),
             unprepared: None,
             running: None,
             definitions: Vec::new(),
@@ -1473,9 +1533,11 @@ impl Tracker<MySql> for MyTracker {
                 if server.stage == Stage::Infile {
                     // The client counts on from what it has seen.
                     up.patch(3, header.seq.wrapping_sub(server.shift));
-                    if header.len == 0 {
+                    // An empty packet behind one of the longest goes on with that.
+                    if header.len == 0 && !server.infile_continues {
                         server.stage = Stage::Start;
                     }
+                    server.infile_continues = header.continues();
                     self.continues = false;
                     self.take(up, header.total(), true);
                     continue;
@@ -1530,13 +1592,22 @@ impl Tracker<MySql> for MyTracker {
                 }
                 Some(Command::ChangeUser) => Some(ClientEvent::LogIn),
                 Some(Command::ResetConnection) => self.reset_connection(header, up, server),
+                Some(
+                    Command::Sleep
+                    | Command::CreateDb
+                    | Command::DropDb
+                    | Command::Connect
+                    | Command::Time
+                    | Command::DelayedInsert
+                    | Command::ConnectOut,
+                )
+                | None => {
+                    self.fail(1047, "08S01", "Unknown command", up, header, down);
+                    None
+                }
                 Some(command) => {
                     let message = format!("{} is not supported by this proxy", command.name());
                     self.fail(1235, "42000", &message, up, header, down);
-                    None
-                }
-                None => {
-                    self.fail(1047, "08S01", "Unknown command", up, header, down);
                     None
                 }
             };
@@ -1650,14 +1721,26 @@ impl Tracker<MySql> for MyTracker {
 
     fn killed(&mut self, outcome: Killed, up: &mut Pipe, down: &mut Pipe) {
         let Some(header) = Header::read(up.unread()) else { return };
+        let id = match up.unread().get(HEADER_BYTES) {
+            Some(command) if *command == Command::ProcessKill as u8 => Self::packet(up, header)
+                .get(1..)
+                .and_then(|bytes| bytes.first_chunk())
+                .map(|bytes| u64::from(u32::from_le_bytes(*bytes))),
+            _ => classify::kill_target(self.text(up), self.mode).map(|(_, id)| id),
+        };
+        let id = id.unwrap_or_default();
         match outcome {
             Killed::Done => {
                 self.current = None;
                 self.take_packet(up, header, false);
                 self.ok(down, 1);
             }
-            Killed::Unknown => self.fail(1094, "HY000", "Unknown thread id", up, header, down),
-            Killed::NotOwner => self.fail(1095, "HY000", "You are not owner of thread", up, header, down),
+            Killed::Unknown => {
+                self.fail(1094, "HY000", &format!("Unknown thread id: {id}"), up, header, down);
+            }
+            Killed::NotOwner => {
+                self.fail(1095, "HY000", &format!("You are not owner of thread {id}"), up, header, down);
+            }
         }
     }
 
@@ -1763,10 +1846,6 @@ impl Tracker<MySql> for MyTracker {
 
     fn opens_transactions(&self) -> bool {
         !self.status.contains(Status::AUTOCOMMIT)
-    }
-
-    fn take_answered_here(&mut self) -> bool {
-        std::mem::take(&mut self.answered_here)
     }
 
     fn is_mid_message(&self) -> bool {

@@ -19,7 +19,7 @@ pub const fn sqlstate(kind: FaultKind) -> &'static str {
         FaultKind::ShuttingDown | FaultKind::LifetimeOver => "57P01",
         FaultKind::IdleTimeout => "57P05",
         FaultKind::Cancelled => "57014",
-        FaultKind::ServerLost | FaultKind::ServerRefused => "08006",
+        FaultKind::ServerLost | FaultKind::TransactionLost | FaultKind::ServerRefused => "08006",
         FaultKind::PluginRejected => "42501",
         FaultKind::PluginFailed => "58000",
         FaultKind::NoTarget => "08000",

@@ -211,6 +211,26 @@ pub fn kill_target(text: &[u8], mode: LexMode) -> Option<(Kill, u64)> {
     Some((kill, std::str::from_utf8(digits).ok()?.parse().ok()?))
 }
 
+/// What the column of a text is called that is `SELECT CONNECTION_ID()` and no more, quoted where the text gives it no
+/// name of its own.
+#[must_use]
+pub fn connection_id_column(text: &[u8], mode: LexMode) -> Option<Vec<u8>> {
+    let tokens = tokens(text, mode)?;
+    let [[select, function, open, close, alias @ ..]] = &facts::split(&tokens)[..] else { return None };
+    let call = [select.word(), function.word()] == ["select", "connection_id"];
+    let called = text.get(function.start..close.end)?;
+    if !call || text.get(open.start..open.end)? != b"(" || text.get(close.start..close.end)? != b")" {
+        return None;
+    }
+    match alias {
+        [] if !called.contains(&b'`') => Some([b"`", called, b"`"].concat()),
+        [word, name] if word.word() == "as" && matches!(name.kind, Kind::Word | Kind::QuotedName) => {
+            text.get(name.start..name.end).map(<[u8]>::to_vec)
+        }
+        _ => None,
+    }
+}
+
 /// The name in a `USE` that is the text's only statement, as the client spelt it and without quotes. Names of schemas
 /// may differ in nothing but their letters' case, which digests do not show.
 #[must_use]

@@ -137,6 +137,7 @@ fn new_server(capabilities: Capabilities, extended: Extended) -> MyServer {
 fn tracker(capabilities: Capabilities) -> MyTracker {
     let key = PoolKey { user: "u".into(), parameters: Box::default() };
     let client = MyClient {
+        id: 7,
         capabilities,
         extended: Extended::NONE,
         compression: Compression::None,
@@ -484,7 +485,7 @@ fn a_connection_is_not_quiet_while_a_statement_has_something_on_it() {
 #[test]
 fn what_no_client_may_send_ends_the_session_or_is_refused() {
     for (bytes, told) in [
-        (packets(&[(0, b"\x0f")]), r"1:\xff\xd3\x04#42000COM_TIME is not supported by this proxy"),
+        (packets(&[(0, b"\x0f")]), r"1:\xff\x17\x04#08S01Unknown command"),
         (
             packets(&[(0, b"\x12\0\0\0\0")]),
             r"1:\xff\xd3\x04#42000COM_BINLOG_DUMP is not supported by this proxy",
