@@ -602,7 +602,7 @@ impl<P: Protocol> Session<P> {
         let id = connection.state.key().id;
         let mut pending = std::mem::take(&mut self.pending);
         self.settle_settings(&mut pending, failed, nothing_ran);
-        self.take_over(&mut pending, failed);
+        self.take_over(&mut pending, failed && !nothing_ran);
         self.settle_pins(pending, failed, nothing_ran, now, id);
         match received {
             Some(received) => self.observe(received, sent, now, None),

@@ -12,11 +12,14 @@ use super::{
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// Whose the answers of a server connection are; 0 for nobody's.
+/// Of which statement the answers of a server connection tell, by the number that each that changes one is given; 0 is
+/// nobody's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Owners {
-    /// `FOUND_ROWS()`, diagnostics.
-    last: u64,
+    /// Of the last that used a table or had something to say: others leave the diagnostics as they are (MariaDB).
+    diagnostics: u64,
+    /// Of the last query: other statements leave `FOUND_ROWS()` as it is.
+    found_rows: u64,
     row_count: u64,
     insert_id: u64,
 }
@@ -24,32 +27,39 @@ pub(super) struct Owners {
 impl Owners {
     const UNKNOWN: u64 = u64::MAX;
 
-    /// A statement of our own has run.
+    /// A statement or a command of our own has run, or one that is no statement: it counts no rows.
     pub(super) fn note_own(&mut self) {
-        self.last = 0;
-        self.row_count = 0;
-    }
-
-    /// A command that is no statement has run: it counts no rows.
-    pub(super) fn note_command(&mut self) {
         self.row_count = 0;
     }
 }
 
 /// What one client's statements have left.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Left {
-    /// In [`Owners`].
-    client: u64,
-    /// A statement has run.
-    ran: bool,
+    /// Where the answers are this client's own.
+    own: Owners,
     insert_id: u64,
-    /// `insert_id` is what `LAST_INSERT_ID()` gives, and not only what the last OK packet said.
-    exact: bool,
+    /// `insert_id` is not what `LAST_INSERT_ID()` gives, but only what the last OK packet said.
+    inexact: bool,
     /// The OK packet of the statement under way had an id.
     told: bool,
     /// What the client has asked for so far.
     asked: SessionFunctions,
+}
+
+/// A statement has changed an answer.
+fn settle(own: &mut u64, owner: &mut u64) {
+    *own = NEXT.fetch_add(1, Ordering::Relaxed);
+    *owner = *own;
+}
+
+/// A statement may have changed an answer, or have left that of whoever was there before.
+fn unsettle(own: &mut u64, owner: &mut u64) {
+    let is_own = own == owner;
+    settle(own, owner);
+    if !is_own {
+        *owner = Owners::UNKNOWN;
+    }
 }
 
 /// How a statement that asks can be run.
@@ -76,6 +86,10 @@ pub(super) struct Nature {
     pub(super) several: bool,
     /// It writes, so that if it fails what `LAST_INSERT_ID()` gives is anything.
     pub(super) writes: bool,
+    /// It is one query, and sets what `FOUND_ROWS()` gives.
+    pub(super) finds: bool,
+    /// It is one statement that uses tables, and so begins with empty diagnostics.
+    pub(super) uses_tables: bool,
     /// It may generate ids that no OK packet tells: it loads a file, makes a table from rows, or returns rows.
     pub(super) hides_ids: bool,
     /// What it may give as an id itself; `None` for anything.
@@ -90,32 +104,30 @@ impl Nature {
 }
 
 impl Left {
-    pub(super) fn new() -> Self {
-        let client = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { client, ran: false, insert_id: 0, exact: true, told: false, asked: SessionFunctions::NONE }
-    }
-
     /// How a statement of this nature can run on `server`. `ids_are_asked`: any client of this proxy has asked for
     /// `LAST_INSERT_ID()`.
-    pub(super) fn ask(&mut self, nature: &Nature, ids_are_asked: &AtomicBool, server: &mut MyServer) -> Ask {
-        let owners = server.owners;
+    pub(super) fn ask(&mut self, nature: &Nature, ids_are_asked: &AtomicBool, server: &MyServer) -> Ask {
+        let (own, owners) = (self.own, server.owners);
         self.asked = self.asked.union(nature.asks);
-        let wants_insert_id = nature.asks.contains(SessionFunctions::LAST_INSERT_ID);
-        let wants_last = !nature.asks.without(SessionFunctions::LAST_INSERT_ID).is_empty();
-        // Before its first statement a client may ask what nobody has left.
-        let own = if self.ran { self.client } else { 0 };
-        let counts = !nature.asks.contains(SessionFunctions::ROW_COUNT) || owners.row_count == own;
-        let has_last = owners.last == own && counts;
-        let has_insert_id =
-            owners.insert_id == self.client || (owners.insert_id == 0 && self.insert_id == 0 && self.exact);
-        if has_insert_id {
-            server.owners.insert_id = self.client;
-        }
-        if nature.several && (wants_last || wants_insert_id) && !(has_last && has_insert_id) {
-            // It is likely to ask what itself has done. What it should not is told of nobody.
+        let wants = |function| nature.asks.contains(function);
+        let wants_insert_id = wants(SessionFunctions::LAST_INSERT_ID);
+        let others = nature.asks.without(SessionFunctions::LAST_INSERT_ID);
+        let lasting = SessionFunctions::FOUND_ROWS.union(SessionFunctions::DIAGNOSTICS);
+        let has_found = !wants(SessionFunctions::FOUND_ROWS) || owners.found_rows == own.found_rows;
+        let has_diagnostics = !wants(SessionFunctions::DIAGNOSTICS) || owners.diagnostics == own.diagnostics;
+        let has_last = others.without(lasting).is_empty() || owners.row_count == own.row_count;
+        let has_others = has_found && has_diagnostics && has_last;
+        let has_insert_id = owners.insert_id == own.insert_id;
+        let asks = !nature.asks.is_empty();
+        // It is likely to ask what itself has done. What it should not is told of nobody.
+        let asks_itself = nature.several && asks && !(has_others && has_insert_id);
+        // It has left nothing, and finds nothing; but sequences and transactions forget nothing.
+        let forgettable = lasting.union(SessionFunctions::ROW_COUNT);
+        let is_first = own.row_count == 0 && !has_others && others.without(forgettable).is_empty();
+        if asks_itself || is_first {
             return Ask::Set(self.insert_id);
         }
-        if (wants_last && !has_last) || (wants_insert_id && !has_insert_id && !self.exact) {
+        if !has_others || (wants_insert_id && !has_insert_id && self.inexact) {
             return Ask::Lost;
         }
         if wants_insert_id {
@@ -123,17 +135,25 @@ impl Left {
         }
         // With an id of its own it leaves what is there, which must not be another client's.
         let leaves = (nature.gives_ids() || nature.hides_ids) && ids_are_asked.load(Ordering::Relaxed);
-        match (wants_insert_id || nature.taints || nature.sets_insert_id || leaves) && !has_insert_id {
+        let sets = (wants_insert_id || nature.taints || nature.sets_insert_id || leaves) && !has_insert_id;
+        match sets || (nature.taints && !self.has_lasting(server)) {
             // Setting it would be the last statement.
-            true if wants_last => Ask::Lost,
+            true if !others.is_empty() => Ask::Lost,
             true => Ask::Set(self.insert_id),
             false => Ask::AsItIs,
         }
     }
 
-    /// `LAST_INSERT_ID()` was set on `server`.
+    /// True when what lasts longer than a statement, on `server`, is this client's own or nobody's.
+    pub(super) fn has_lasting(&self, server: &MyServer) -> bool {
+        let (own, owners) = (self.own, server.owners);
+        owners.found_rows == own.found_rows && owners.diagnostics == own.diagnostics
+    }
+
+    /// `LAST_INSERT_ID()` was set on `server`, and the rest forgotten if any of it was another's.
     pub(super) fn was_set(&self, server: &mut MyServer) {
-        server.owners = Owners { last: 0, row_count: 0, insert_id: self.client };
+        let kept = if self.has_lasting(server) { server.owners } else { Owners::default() };
+        server.owners = Owners { row_count: 0, insert_id: self.own.insert_id, ..kept };
     }
 
     /// A result has come, with the id in its OK packet. An id that the statement has given itself stands there too, and
@@ -141,13 +161,11 @@ impl Left {
     pub(super) fn note_result(&mut self, id: u64, nature: &Nature, server: &mut MyServer) {
         if id != 0 {
             let given = nature.given_ids.as_ref();
-            self.exact = given.is_some_and(|given| !given.may_be(id, self.insert_id));
+            self.inexact = given.is_none_or(|given| given.may_be(id, self.insert_id));
             self.insert_id = id;
             self.told = true;
-            match self.exact {
-                true => server.owners.insert_id = self.client,
-                false => self.unsettle_insert_id(server),
-            }
+            let change = if self.inexact { unsettle } else { settle };
+            change(&mut self.own.insert_id, &mut server.owners.insert_id);
         }
     }
 
@@ -160,32 +178,36 @@ impl Left {
         warnings: bool,
         server: &mut MyServer,
     ) -> bool {
-        self.ran = true;
-        server.owners.last = self.client;
-        server.owners.row_count = self.client;
+        let (own, owners) = (&mut self.own, &mut server.owners);
+        settle(&mut own.row_count, &mut owners.row_count);
+        let hidden = nature.taints || nature.several;
+        if nature.finds && !failed {
+            settle(&mut own.found_rows, &mut owners.found_rows);
+        } else if nature.finds || hidden {
+            unsettle(&mut own.found_rows, &mut owners.found_rows);
+        }
+        if failed || warnings || nature.uses_tables {
+            settle(&mut own.diagnostics, &mut owners.diagnostics);
+        } else if hidden {
+            unsettle(&mut own.diagnostics, &mut owners.diagnostics);
+        }
         let told = std::mem::take(&mut self.told);
         if nature.taints || nature.hides_ids || (nature.sets_insert_id && !told) || (failed && nature.writes)
         {
-            self.exact = false;
-            self.unsettle_insert_id(server);
+            self.inexact = true;
+            unsettle(&mut own.insert_id, &mut owners.insert_id);
         }
         let asked = |function| self.asked.contains(function);
         // What sets an id is likely to be followed by what asks for it.
-        (nature.sets_insert_id && !self.exact)
+        (nature.sets_insert_id && self.inexact)
             || (asked(SessionFunctions::DIAGNOSTICS) && (failed || warnings))
-            || (asked(SessionFunctions::LAST_INSERT_ID) && !self.exact && nature.writes)
+            || (asked(SessionFunctions::LAST_INSERT_ID) && self.inexact && nature.writes)
             || (asked(SessionFunctions::ROW_COUNT) && nature.writes)
-    }
-
-    /// `LAST_INSERT_ID()` may be something new on `server`, or what it was: another client's, if it was that.
-    fn unsettle_insert_id(&self, server: &mut MyServer) {
-        if server.owners.insert_id != self.client {
-            server.owners.insert_id = Owners::UNKNOWN;
-        }
+            || (asked(SessionFunctions::FOUND_ROWS) && nature.finds)
     }
 
     /// The client's session is as after login.
     pub(super) fn forget(&mut self) {
-        *self = Self::new();
+        *self = Self::default();
     }
 }

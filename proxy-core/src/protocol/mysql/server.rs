@@ -22,8 +22,9 @@ use crate::buffer::Buffer;
 /// Longest packet that is held whole on the way from the server; rows and column definitions are not.
 pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
 
-/// Finds one row, as `FOUND_ROWS()` has it on a new connection, so that nobody is told what another has found.
-pub(super) const FORGET_FOUND_ROWS: &[u8] = b"SELECT 1";
+/// Finds one row, as `FOUND_ROWS()` has it on a new connection, and warns of nothing, so that nobody is told of another's
+/// statements. Without a table it would leave the diagnostics as they are (MariaDB).
+pub(super) const FORGET: &[u8] = b"SELECT 1 FROM (SELECT 1) AS one";
 
 /// What a request is answered with.
 #[derive(Debug)]
@@ -293,8 +294,8 @@ impl MyServer {
         self.characteristics = false;
         let mut answers = 2;
         write_command(out, Command::ResetConnection, &[]);
-        // It leaves `FOUND_ROWS()` as it was (MariaDB).
-        write_query(FORGET_FOUND_ROWS, self.agreed, out);
+        // It leaves these as they were (MariaDB).
+        write_query(FORGET, self.agreed, out);
         if !self.rearm.is_empty() {
             write_query(self.rearm.as_bytes(), self.agreed, out);
             answers += 1;

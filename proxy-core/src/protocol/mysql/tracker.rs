@@ -15,7 +15,7 @@ use super::{
         StatementKind, Tracker, Tx, Upcoming, Watch,
     },
     MySql, Shared,
-    classify::{self, Assignment, Details, LexMode, Scope},
+    classify::{self, Assignment, Details, LexMode, NamedStatement, NamedVerb, Scope},
     codec::{
         self, Capabilities, Command, EofPacket, ErrPacket, HEADER_BYTES, Header, OkPacket, Reader,
         SessionChange, Status, put_lenenc_bytes,
@@ -26,8 +26,7 @@ use super::{
     parameters::{self, Front},
     query::{ResultHeader, write_query},
     server::{
-        Definitions, FORGET_FOUND_ROWS, MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command,
-        write_front,
+        Definitions, FORGET, MAX_HELD_BYTES, MyServer, OnServer, Reply, Stage, write_command, write_front,
     },
     statement::{Prepared, Statement, Types},
 };
@@ -73,6 +72,8 @@ pub struct MyTracker {
     learned: Learned,
     /// The server said that something of the session has changed.
     state_changed: bool,
+    /// `PREPARE` may have run, be it in code that no text shows.
+    may_have_named: bool,
     /// The transaction was rolled back since policy refused a statement of it; the client has not ended it yet.
     aborted: bool,
     /// Of the statement under way: what the server will report of it is known from its text.
@@ -171,6 +172,9 @@ const UNTRACKED: &[&str] = &["last_gtid", "warning_count", "error_count", "rand_
 const MOMENTARY: &[&str] =
     &["timestamp", "insert_id", "last_insert_id", "identity", "pseudo_thread_id", "gtid_seq_no"];
 
+/// ER_UNKNOWN_STMT_HANDLER.
+const UNKNOWN_STATEMENT: u16 = 1243;
+
 /// What is set on every connection, so that who sets it too changes nothing.
 const OURS: &[(&str, &str)] = &[
     ("session_track_schema", "ON"),
@@ -258,6 +262,10 @@ impl MyTracker {
             sets_insert_id: details.sets_last_insert_id,
             several: facts.statements != 1,
             writes,
+            finds: facts.statements == 1
+                && facts.kind == StatementKind::Select
+                && !facts.digest_text.starts_with("show"),
+            uses_tables: facts.statements == 1 && !facts.tables.is_empty() && !details.keeps_diagnostics,
             hides_ids: matches!(facts.kind, StatementKind::Copy | StatementKind::Ddl),
             given_ids: if writes { classify::given_ids(text, self.mode) } else { None },
         }
@@ -275,8 +283,8 @@ impl MyTracker {
             Ask::AsItIs => true,
             Ask::Lost => false,
             Ask::Set(id) => {
-                if nature.several {
-                    write_query(FORGET_FOUND_ROWS, server.agreed, up.output());
+                if !self.left.has_lasting(server) {
+                    write_query(FORGET, server.agreed, up.output());
                     server.expect(Reply::Results, true, false);
                 }
                 write_query(format!("SET last_insert_id = {id}").as_bytes(), server.agreed, up.output());
@@ -285,6 +293,14 @@ impl MyTracker {
                 true
             }
         }
+    }
+
+    /// Whether this may be what gives a prepared statement a name.
+    fn note_named(&mut self, facts: &Facts, details: &Details) {
+        let names = |one: &NamedStatement| !matches!(one.verb, NamedVerb::Execute | NamedVerb::Deallocate);
+        self.may_have_named |= facts.statements != 1
+            || matches!(facts.kind, StatementKind::Routine | StatementKind::Unknown)
+            || details.named_statements.iter().any(names);
     }
 
     fn fail_lost(&mut self, up: &mut Pipe, header: Header, down: &mut Pipe) {
@@ -375,6 +391,7 @@ impl MyTracker {
         }
         server.write_closes(up.output());
         self.explains = Explained { nature, ..self.explain(&facts, &details, self.text(up), server) };
+        self.note_named(&facts, &details);
         if details.reads_connection_id
             && let Some(column) = classify::connection_id_column(self.text(up), self.mode)
             && let Some(current) = &mut self.current
@@ -676,6 +693,7 @@ impl MyTracker {
             server.cursors.push(there.id);
         }
         self.explains = Explained { nature, ..self.explain(&facts, &details, &statement.text, server) };
+        self.note_named(&facts, &details);
         self.current = None;
         server.running = there.id;
         server.long_data.retain(|id| *id != there.id);
@@ -1044,9 +1062,15 @@ impl MyTracker {
             }
             self.running = None;
             self.note_outcome(Some(error.sqlstate.into()), 0);
+            // There is nothing that `EXECUTE` could have run.
+            let nothing_ran = error.code == UNKNOWN_STATEMENT && !self.may_have_named;
+            if nothing_ran {
+                self.explains.taints = false;
+                self.explains.nature.taints = false;
+            }
             self.note_left(true, false, server);
             self.settle(true);
-            return Ok(Some(ServerEvent::Answered { failed: true, nothing_ran: false }));
+            return Ok(Some(ServerEvent::Answered { failed: true, nothing_ran }));
         }
         match (server.stage, server.head().map(|head| &head.reply)) {
             (_, Some(Reply::Line)) => {
@@ -1344,11 +1368,7 @@ impl MyTracker {
     fn over(&mut self, server: &mut MyServer, kept: bool, end: &OkPacket<'_>) -> Option<ServerEvent> {
         let head = server.pop();
         if !kept {
-            if matches!(head.map(|head| head.reply), Some(Reply::Command)) {
-                server.owners.note_command();
-            } else {
-                server.owners.note_own();
-            }
+            server.owners.note_own();
             return None;
         }
         let fetched = matches!(head.map(|head| head.reply), Some(Reply::Rows));
@@ -1475,9 +1495,10 @@ impl Tracker<MySql> for MyTracker {
             rows: 0,
             learned: Learned::default(),
             state_changed: false,
+            may_have_named: false,
             aborted: false,
             explains: Explained::default(),
-            left: Left::new(),
+            left: Left::default(),
             asks: Asks::default(),
             unprepared: None,
             running: None,
