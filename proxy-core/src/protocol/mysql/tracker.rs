@@ -137,6 +137,21 @@ impl Asks {
 const CHARACTER_SET: &[&str] =
     &["character_set_client", "character_set_connection", "character_set_results", "collation_connection"];
 
+/// What a status says of the result that it ends and of no other. An older client that is told of a cursor again expects
+/// no rows.
+const OF_ONE_RESULT: Status = Status(
+    Status::MORE_RESULTS.0
+        | Status::NO_GOOD_INDEX.0
+        | Status::NO_INDEX.0
+        | Status::CURSOR_EXISTS.0
+        | Status::LAST_ROW_SENT.0
+        | Status::DB_DROPPED.0
+        | Status::METADATA_CHANGED.0
+        | Status::QUERY_WAS_SLOW.0
+        | Status::PS_OUT_PARAMS.0
+        | Status::SESSION_STATE_CHANGED.0,
+);
+
 /// What a session changes without anybody having to make it again.
 const UNTRACKED: &[&str] = &["last_gtid", "warning_count", "error_count", "rand_seed1", "rand_seed2"];
 
@@ -189,6 +204,8 @@ impl MyTracker {
         reply: Reply,
         moves_transaction: bool,
     ) {
+        // Its answer says nothing of any cursor.
+        server.running = 0;
         server.expect(reply, false, moves_transaction);
         self.take_packet(up, header, true);
     }
@@ -294,6 +311,7 @@ impl MyTracker {
             Some(Text::Rewritten(text)) => {
                 self.take_packet(up, header, false);
                 write_command(up.output(), Command::Query, &text);
+                server.running = 0;
                 server.expect(Reply::Results, false, moves);
             }
             _ => self.pass_command(up, header, server, Reply::Results, moves),
@@ -421,6 +439,7 @@ impl MyTracker {
             Some(text) => {
                 self.take_packet(up, header, false);
                 write_command(up.output(), Command::StmtPrepare, &text);
+                server.running = 0;
                 server.expect(Reply::Prepared(statement), false, false);
             }
             None => self.pass_command(up, header, server, Reply::Prepared(statement), false),
@@ -445,8 +464,8 @@ impl MyTracker {
     }
 
     fn unknown(&mut self, command: &str, up: &mut Pipe, header: Header, down: &mut Pipe) {
-        let id = up.unread().get(HEADER_BYTES + 1..).and_then(|bytes| bytes.first_chunk());
-        let id = id.map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let id = up.unread().get(HEADER_BYTES + 1..HEADER_BYTES + header.len.min(5));
+        let id = id.and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes));
         let message = format!("Unknown prepared statement handler ({id}) given to {command}");
         self.fail(1243, "HY000", &message, up, header, down);
     }
@@ -528,7 +547,8 @@ impl MyTracker {
         let flags = body.get(5).copied().unwrap_or_default();
         let mut insert = Box::default();
         let mut typed = there.typed;
-        if prepared.parameters > 0 {
+        // One that is too short for its parameters is refused by the server, which learns no types from it.
+        if prepared.parameters > 0 && body.len() >= front {
             let brings_types = match bulk {
                 true => flags & BULK_TYPES != 0,
                 false => body.get(front - 1) == Some(&1),
@@ -541,7 +561,7 @@ impl MyTracker {
                 typed = true;
             } else if !there.typed {
                 insert = prepared.types;
-                typed = true;
+                typed = !insert.is_empty();
             }
         }
         if !insert.is_empty() && header.len + insert.len() >= codec::MAX_PAYLOAD {
@@ -643,7 +663,7 @@ impl MyTracker {
         // A cursor keeps its connection, so there is none where there is no connection.
         let there = server.and_then(|server| {
             let there = server.prepared.get(&prepared.statement.id).copied()?;
-            Some((server, there))
+            server.cursors.contains(&there.id).then_some((server, there))
         });
         match there {
             Some((server, there)) => {
@@ -682,6 +702,7 @@ impl MyTracker {
             Some((server, there)) => {
                 server.long_data.retain(|id| *id != there.id);
                 server.cursors.retain(|id| *id != there.id);
+                server.running = there.id;
                 server.expect(Reply::Results, false, false);
                 self.forward_named(header, up, there.id, Command::StmtReset);
             }
@@ -891,9 +912,7 @@ impl MyTracker {
     /// Column definitions are through: what older clients expect there.
     fn end_columns(&self, down: &mut Pipe, server: &mut MyServer, kept: bool) {
         if kept && self.legacy() && server.agreed.contains(Capabilities::DEPRECATE_EOF) {
-            // Of an earlier statement's cursor nothing may be said: the client would expect no rows.
-            let left_out = Status::SESSION_STATE_CHANGED | Status::CURSOR_EXISTS | Status::LAST_ROW_SENT;
-            let eof = EofPacket { warnings: 0, status: self.status.without(left_out) };
+            let eof = EofPacket { warnings: 0, status: self.status };
             eof.write(server.seq.wrapping_add(server.shift), self.agreed, down.output());
             server.shift = server.shift.wrapping_add(1);
         }
@@ -913,7 +932,9 @@ impl MyTracker {
         if first == codec::ERR {
             let error = ErrPacket::read(body)?;
             self.relay(down, server, header, kept);
-            server.end_cursor();
+            if kept {
+                server.end_cursor();
+            }
             let head = server.pop();
             server.note_error(head.as_ref().is_none_or(|head| head.moves_transaction));
             if !kept {
@@ -982,12 +1003,19 @@ impl MyTracker {
             }
             (Stage::ColumnsEnd, _) => {
                 let EofPacket { status, .. } = EofPacket::read(body, server.agreed)?;
-                self.pass_eof(down, server, header, kept);
                 // With a cursor there are no rows, and no further end.
                 if status.contains(Status::CURSOR_EXISTS) {
+                    let end = OkPacket { status, ..OkPacket::default() };
+                    if kept && !self.legacy() {
+                        down.skip(header.total());
+                        self.write_end(&end, header.seq.wrapping_add(server.shift), down.output());
+                    } else {
+                        self.relay(down, server, header, kept);
+                    }
                     server.note_status(status);
-                    return Ok(self.over(server, kept, &OkPacket { status, ..OkPacket::default() }));
+                    return Ok(self.over(server, kept, &end));
                 }
+                self.pass_eof(down, server, header, kept);
                 server.stage = Stage::Rows;
                 Ok(None)
             }
@@ -1085,7 +1113,7 @@ impl MyTracker {
             for change in &changes {
                 self.learn(change);
             }
-            self.status = end.status.without(Status::SESSION_STATE_CHANGED | Status::MORE_RESULTS);
+            self.status = end.status.without(OF_ONE_RESULT);
             self.mode = server.mode;
             if end.last_insert_id != 0 {
                 self.last_insert_id = end.last_insert_id;
@@ -1296,12 +1324,11 @@ impl Tracker<MySql> for MyTracker {
             if header.seq != 0 {
                 return Err(ProtocolError::Unexpected(char::from(header.seq)));
             }
-            let Some(&byte) = up.unread().get(HEADER_BYTES) else {
-                if header.len == 0 {
-                    return Err(ProtocolError::Malformed("command"));
-                }
-                return Ok(ClientEvent::NeedBytes);
-            };
+            // What follows an empty packet is not a part of it.
+            if header.len == 0 {
+                return Err(ProtocolError::Malformed("command"));
+            }
+            let Some(&byte) = up.unread().get(HEADER_BYTES) else { return Ok(ClientEvent::NeedBytes) };
             let server = server.as_deref_mut();
             let event = match Command::from_byte(byte) {
                 Some(Command::Quit) => Some(ClientEvent::Quit),
@@ -1518,12 +1545,10 @@ impl Tracker<MySql> for MyTracker {
             }
             let Some(head) = server.head() else { return Err(ProtocolError::Malformed("unasked")) };
             let kept = !head.ours;
-            let Some(&first) = down.unread().get(HEADER_BYTES) else {
-                if header.len > 0 {
-                    return Ok(ServerEvent::NeedBytes);
-                }
+            if header.len == 0 {
                 return Err(ProtocolError::Malformed("answer"));
-            };
+            }
+            let Some(&first) = down.unread().get(HEADER_BYTES) else { return Ok(ServerEvent::NeedBytes) };
             // Rows and definitions need no more than their first byte.
             let is_end = match first {
                 codec::ERR => true,
