@@ -232,7 +232,10 @@ async fn prepared_statements_are_answered_as_by_the_server() {
             client.fetch(select.id, 2).await.1.unwrap();
         }
         client.note("another statement while it is open");
+        client.query("SELECT 'between'").await;
+        client.fetch(select.id, 1).await.1.unwrap();
         client.execute(plain.id, 0, &[]).await;
+        client.simple(command::STMT_RESET, &insert.id.to_le_bytes()).await.unwrap();
         client.fetch(select.id, 100).await.1.unwrap();
         client.note("past its end");
         fetch_in_vain(client, select.id).await;
