@@ -1213,7 +1213,8 @@ fn told_changes(changes: &[SessionChange<'_>], asks: Asks) -> Vec<u8> {
                 codec::track::SCHEMA
             }
             SessionChange::State(changed) if asks.state => {
-                put_lenenc_bytes(&mut entry, changed);
+                // With no length of its own before it, as servers have it.
+                entry.extend_from_slice(changed);
                 codec::track::STATE_CHANGE
             }
             SessionChange::Characteristics(statements) if asks.transactions => {
