@@ -23,13 +23,20 @@ const FLAGS: [(&str, u64); 6] = [
     ("MariaDB's own", capability::NEW | capability::MARIADB_BULK | capability::MARIADB_EXTENDED_METADATA),
 ];
 
-/// The same script on a connection of one's own and through a pool of one, for clients of each kind: every payload
-/// must be the same. Sequence numbers are looked at by the raw client.
+/// The same script on a connection of one's own, through a pool of one, and through a proxy in front of a proxy, for
+/// clients of each kind: every payload must be the same. Sequence numbers are looked at by the raw client.
 async fn same_as_direct(extra: u64, script: impl AsyncFn(&mut RawMySql)) {
+    same_as_direct_for(&FLAGS, extra, script).await;
+}
+
+async fn same_as_direct_for(kinds: &[(&str, u64)], extra: u64, script: impl AsyncFn(&mut RawMySql)) {
     let (db, proxy) = pool_of(1).await;
-    for (kind, flags) in FLAGS {
+    // What the outer one asks of each session pins a connection of the inner one.
+    let inner = Proxy::in_front_of(&db).start().await;
+    let outer = Proxy::in_front_of(inner.as_target(&db)).max_connections(1).start().await;
+    for (kind, flags) in kinds {
         let mut heard = Vec::new();
-        for address in [db.address(), proxy.address()] {
+        for address in [db.address(), proxy.address(), outer.address()] {
             let mut client = RawMySql::connect_with(&address, flags | extra).await;
             client
                 .ok("CREATE OR REPLACE TABLE w (id int AUTO_INCREMENT PRIMARY KEY, v varchar(50) UNIQUE)")
@@ -39,15 +46,16 @@ async fn same_as_direct(extra: u64, script: impl AsyncFn(&mut RawMySql)) {
             let welcome = format!("{:?}", client.welcome);
             heard.push([vec![welcome], client.recorded()].concat());
         }
-        let [direct, through] = heard.as_slice() else { unreachable!("two") };
-        let mut label = "";
-        for (direct, through) in direct.iter().zip(through) {
-            if direct.starts_with("---") {
-                label = direct;
+        for (through, place) in heard[1..].iter().zip(["through the proxy", "through two"]) {
+            let mut label = "";
+            for (direct, through) in heard[0].iter().zip(through) {
+                if direct.starts_with("---") {
+                    label = direct;
+                }
+                assert_eq!(direct, through, "{kind} {label} (direct, {place})");
             }
-            assert_eq!(direct, through, "{kind} {label} (direct, through the proxy)");
+            assert_eq!(heard[0].len(), through.len(), "{kind}, {place}: {:#?}", through.last());
         }
-        assert_eq!(direct.len(), through.len(), "{kind} {:#?}", through.last());
     }
 }
 
@@ -370,7 +378,7 @@ async fn local_files_are_loaded_as_by_the_server() {
 /// A piece of exactly the longest payload is followed by an empty packet that does not end the file.
 #[tokio::test]
 async fn a_piece_of_a_local_file_may_be_as_long_as_a_packet() {
-    same_as_direct(capability::LOCAL_FILES, async |client| {
+    same_as_direct_for(&FLAGS[..2], capability::LOCAL_FILES, async |client| {
         client.command(command::QUERY, b"LOAD DATA LOCAL INFILE 'f' INTO TABLE w LINES TERMINATED BY '|' (@line) SET v = length(@line)").await;
         client.read_reply().await;
         let long = vec![b'x'; 0xff_ffff];
@@ -792,7 +800,7 @@ async fn parameters_of_40_mb_pass_without_being_held() {
 #[tokio::test]
 async fn payloads_around_the_longest_packet_pass() {
     const LONGEST: usize = 0xff_ffff;
-    same_as_direct(0, async |client| {
+    same_as_direct_for(&FLAGS[..2], 0, async |client| {
         for length in [LONGEST - 1, LONGEST, LONGEST + 1, 2 * LONGEST] {
             client.note(&format!("a query of {length}"));
             let front = "SELECT length('')";
