@@ -158,7 +158,7 @@ impl Neighbour {
         Self { stop, rounds, task }
     }
 
-    async fn is_content(self) {
+    async fn stays_content(self) {
         let before = self.rounds.load(Ordering::Relaxed);
         until("the neighbour goes on", async || {
             self.task.is_finished() || self.rounds.load(Ordering::Relaxed) > before + 1
@@ -227,7 +227,7 @@ async fn malformed_packets_from_clients() {
     }
     println!("{CASES} malformed packets of clients: {errors} answered with an error, {others} otherwise");
     assert!(errors > CASES / 10, "{errors}");
-    neighbour.is_content().await;
+    neighbour.stays_content().await;
     all_is_well(&db, &proxy, 2).await;
 }
 
@@ -260,7 +260,7 @@ async fn malformed_logins() {
         errors += u32::from(said.get(4) == Some(&0xff));
     }
     assert!(errors > CASES / 4, "{errors}");
-    neighbour.is_content().await;
+    neighbour.stays_content().await;
     all_is_well(&db, &proxy, 2).await;
 }
 
@@ -411,7 +411,7 @@ async fn malformed_packets_from_the_server() {
     }
     println!("{CASES} malformed packets of the server: {told} clients were told something");
     assert!(told > CASES / 4, "only {told} were told");
-    neighbour.is_content().await;
+    neighbour.stays_content().await;
     all_is_well(&db, &proxy, 2).await;
 }
 

@@ -163,7 +163,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     }
     for at in 0..4_u8 {
         let bytes = Random::new(at.into()).bytes(48);
-        seeds.push((format!("random_{at}"), [&[CHANGED | 4 * at, at, 8], bytes.as_slice()].concat()));
+        seeds.push((format!("random_{at}"), [&[CHANGED | (4 * at), at, 8], bytes.as_slice()].concat()));
     }
     seeds
 }
