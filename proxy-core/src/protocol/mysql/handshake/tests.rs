@@ -599,12 +599,12 @@ fn what_is_no_response_is_refused() {
     assert_eq!(send(TLS, &packet(1, &ssl)), "StartTls");
     assert_eq!(send(PLAIN, RESPONSE_41), "NeedCredentials(\"pam\")");
     // More behind it, not offered, and of another length.
-    assert_eq!(send(TLS, &[packet(1, &ssl), b"x".to_vec()].concat()), "1 1043 08S01 Bad handshake");
-    assert_eq!(send(PLAIN, &packet(1, &ssl)), "1 1043 08S01 Bad handshake");
-    assert_eq!(send(TLS, &packet(1, &[&ssl[..], b"app\0"].concat())), "1 1043 08S01 Bad handshake");
+    assert_eq!(send(TLS, &[packet(1, &ssl), b"x".to_vec()].concat()), bad);
+    assert_eq!(send(PLAIN, &packet(1, &ssl)), bad);
+    assert_eq!(send(TLS, &packet(1, &[&ssl[..], b"app\0"].concat())), bad);
     assert_eq!(send(PLAIN, &packet(1, b"")), bad);
     assert_eq!(send(PLAIN, &packet(1, &[0; 31])), bad);
-    assert_eq!(send(PLAIN, b"\xff\xff\xff\x01"), "1 1043 08S01 Bad handshake");
+    assert_eq!(send(PLAIN, b"\xff\xff\xff\x01"), bad);
     assert_eq!(send(PLAIN, b"\x01\0\0\x02x"), "3 1156 08S01 Got packets out of order");
     assert_eq!(send(PLAIN, b"GET / HTTP/1.1\r\n"), "33 1156 08S01 Got packets out of order");
     for cut in 0..RESPONSE_41.len() {
@@ -746,6 +746,16 @@ fn a_change_of_user_is_a_login_with_the_nonce_told_before() {
     assert_eq!(key::collation(&login.key), 255);
     accept.write_welcome(&Greeting::default(), CancelKey { id: 77, secret: 1 }, &mut out);
     assert_eq!(out, b"\x07\0\0\x03\0\0\0\x02\0\0\0");
+    // One that follows its session is told where it has landed.
+    let follows = MyClient { capabilities: client.capabilities | Capabilities::SESSION_TRACK, ..client };
+    let (mut accept, _) = MyAccept::change_user(&arrival, follows, 45, request, 0).unwrap();
+    out.clear();
+    accept.credentials(MysqlNativePassword, Some(secret("hunter2")), mock(), &mut out).unwrap();
+    input.extend(&answer);
+    assert!(matches!(accept.advance(&mut input, &mut out), Ok(AcceptStep::Login(_))));
+    out.clear();
+    accept.write_welcome(&Greeting::default(), CancelKey { id: 77, secret: 1 }, &mut out);
+    assert_eq!(out, b"\x10\0\0\x03\0\0\0\x02\x40\0\0\0\x07\x01\x05\x04shop");
 
     let read = |payload: &[u8]| MyAccept::change_user(&arrival, client, 45, payload, 0).is_ok();
     for cut in 0..request.len() {
