@@ -523,12 +523,13 @@ impl<P: Protocol> Session<P> {
                     }
                     ServerEvent::NeedBytes => {}
                 }
+                if fed && self.wants_answer {
+                    // Some answer came; perhaps it is the one that the client's bytes wait for. If so they are what this
+                    // connection was borrowed for, and it is not free yet.
+                    return Poll::Ready(Ok(Turn::Client));
+                }
                 if self.is_free() {
                     return Poll::Ready(Ok(Turn::Free));
-                }
-                if fed && self.wants_answer {
-                    // Some answer came; perhaps it is the one that the client's bytes wait for.
-                    return Poll::Ready(Ok(Turn::Client));
                 }
                 let Some(server) = &mut self.link else { continue };
                 if self.down.has_output()
