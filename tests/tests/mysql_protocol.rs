@@ -1,11 +1,17 @@
 //! MySQL's protocol, command by command, as a connection of one's own would speak it.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use pinion_tests::{
-    MariaDb, Proxy, RawMySql, Server, foreign,
+    Address, MariaDb, Proxy, RawMySql, Server, foreign,
     raw_mysql::{Login, Reply, Rows, capability, command, status},
     until,
 };
+use tokio::task::JoinHandle;
 
 async fn pool_of(n: u32) -> (MariaDb, Proxy) {
     let db = Server::mariadb().start().await;
@@ -23,19 +29,40 @@ const FLAGS: [(&str, u64); 6] = [
     ("MariaDB's own", capability::NEW | capability::MARIADB_BULK | capability::MARIADB_EXTENDED_METADATA),
 ];
 
-/// The same script on a connection of one's own, through a pool of one, and through a proxy in front of a proxy, for
-/// clients of each kind: every payload must be the same. Sequence numbers are looked at by the raw client.
+/// Another client of the same pool, until it is told to stop: what it holds for a moment others have to do without.
+fn neighbour(address: Address, flags: u64, stop: Arc<AtomicBool>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut client = RawMySql::connect_with(&address, flags).await;
+        let prepared = client.prepare("SELECT ?").await.unwrap();
+        for n in 0_u32.. {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            client.ok("BEGIN").await;
+            let n = n.to_string();
+            let replies = client.execute(prepared.id, 0, &[Some(&n)]).await;
+            let [Reply::Rows(rows)] = replies.as_slice() else { panic!("{replies:?}") };
+            assert_eq!(rows.values(), [[Some(n)]]);
+            client.ok("COMMIT").await;
+        }
+    })
+}
+
+/// The same script on a connection of one's own, through a pool of two that others use, and through a proxy in front of
+/// a proxy, for clients of each kind: every payload must be the same. Sequence numbers are looked at by the raw client.
 async fn same_as_direct(extra: u64, script: impl AsyncFn(&mut RawMySql)) {
     same_as_direct_for(&FLAGS, extra, script).await;
 }
 
 async fn same_as_direct_for(kinds: &[(&str, u64)], extra: u64, script: impl AsyncFn(&mut RawMySql)) {
-    let (db, proxy) = pool_of(1).await;
+    let (db, proxy) = pool_of(2).await;
     // What the outer one asks of each session pins a connection of the inner one.
     let inner = Proxy::in_front_of(&db).start().await;
     let outer = Proxy::in_front_of(inner.as_target(&db)).max_connections(1).start().await;
     for (kind, flags) in kinds {
         let mut heard = Vec::new();
+        let stop = Arc::new(AtomicBool::new(false));
+        let neighbours = [(); 2].map(|()| neighbour(proxy.address(), flags | extra, Arc::clone(&stop)));
         for address in [db.address(), proxy.address(), outer.address()] {
             let mut client = RawMySql::connect_with(&address, flags | extra).await;
             client
@@ -45,6 +72,10 @@ async fn same_as_direct_for(kinds: &[(&str, u64)], extra: u64, script: impl Asyn
             script(&mut client).await;
             let welcome = format!("{:?}", client.welcome);
             heard.push([vec![welcome], client.recorded()].concat());
+        }
+        stop.store(true, Ordering::Relaxed);
+        for neighbour in neighbours {
+            neighbour.await.unwrap();
         }
         for (through, place) in heard[1..].iter().zip(["through the proxy", "through two"]) {
             let mut label = "";
@@ -234,6 +265,15 @@ async fn prepared_statements_are_answered_as_by_the_server() {
         client.simple(command::STMT_RESET, &insert.id.to_le_bytes()).await.ok();
         queries(client, &["SELECT v FROM w ORDER BY id"]).await;
 
+        if client.capabilities & capability::MARIADB_BULK != 0 {
+            client.note("in bulk");
+            // Types follow; of each value a byte that says whether it is NULL.
+            let front = [insert.id.to_le_bytes().as_slice(), &[0x80, 0, 0xfd, 0]].concat();
+            for rows in [b"\0\x01x\0\x01y".as_slice(), b"\x01\0\x01z", b"\0\x01x"] {
+                client.command(command::STMT_BULK_EXECUTE, &[front.as_slice(), rows].concat()).await;
+                client.read_replies().await;
+            }
+        }
         client.note("cursor");
         client.execute(select.id, 1, &[Some("zzz")]).await;
         for _ in 0..2 {
@@ -294,6 +334,25 @@ async fn prepared_statements_are_answered_as_by_the_server() {
 async fn fetch_in_vain(client: &mut RawMySql, id: u32) {
     let error = client.fetch(id, 1).await.1.unwrap_err();
     client.record_instead(format!("{} {}", error.code, error.message.replace(&format!("({id})"), "(ID)")));
+}
+
+/// What is made to be forgotten before a request runs must not be all that runs, again and again.
+#[tokio::test]
+async fn a_statement_is_prepared_where_sessions_ask_for_their_last_id() {
+    let (_db, proxy) = pool_of(1).await;
+    let (mut a, mut b) = (proxy.raw_mysql().await, proxy.raw_mysql().await);
+    for _ in 0..2 {
+        for client in [&mut a, &mut b] {
+            client.ok("INSERT INTO t (v) VALUES ('x')").await;
+            client.scalar("SELECT LAST_INSERT_ID()").await;
+            client.simple(command::RESET_CONNECTION, &[]).await.unwrap();
+        }
+        for client in [&mut a, &mut b] {
+            let prepared = client.prepare("SELECT length(?)").await.unwrap();
+            client.send_long_data(prepared.id, 0, b"long").await;
+            client.simple(command::STMT_RESET, &prepared.id.to_le_bytes()).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]
