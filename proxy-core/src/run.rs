@@ -15,7 +15,7 @@ use std::{
 use axum::http::StatusCode;
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal as Unix, SignalKind, signal},
     task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
@@ -209,6 +209,8 @@ impl Control for Fleet {
 
 /// Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. SIGHUP reads the configuration again.
 pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<(), RunError> {
+    // Before anybody is told that it runs: until then a signal ends the process.
+    let signals = Signals::listen()?;
     let recorder = Arc::new(metrics::install().map_err(|e| RunError::System(e.to_string()))?);
     let process = ProcessMetrics::new();
     let (accepting, stop_accepting) = shutdown::signal();
@@ -262,7 +264,7 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "pinion is ready");
 
-    wait_for_stop(&path, config, &fleet, &process, &level, &accepting).await?;
+    wait_for_stop(signals, &path, config, &fleet, &process, &level, &accepting).await;
 
     // Sessions have ended: what they told observers goes to plugins, and what those recorded to the audit sink.
     for proxy in &fleet.proxies {
@@ -337,19 +339,35 @@ async fn housekeeping(fleet: Arc<Fleet>, recorder: Arc<Recorder>) {
     }
 }
 
+/// The signals that the process listens to.
+struct Signals {
+    terminate: Unix,
+    interrupt: Unix,
+    hangup: Unix,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, RunError> {
+        let one =
+            |kind| signal(kind).map_err(|e| RunError::System(format!("cannot listen for signals: {e}")));
+        Ok(Self {
+            terminate: one(SignalKind::terminate())?,
+            interrupt: one(SignalKind::interrupt())?,
+            hangup: one(SignalKind::hangup())?,
+        })
+    }
+}
+
 async fn wait_for_stop(
+    signals: Signals,
     path: &Path,
     mut config: Config,
     fleet: &Fleet,
     process: &ProcessMetrics,
     level: &LevelHandle,
     accepting: &Giver,
-) -> Result<(), RunError> {
-    let listen_for =
-        |kind| signal(kind).map_err(|e| RunError::System(format!("cannot listen for signals: {e}")));
-    let mut terminate = listen_for(SignalKind::terminate())?;
-    let mut interrupt = listen_for(SignalKind::interrupt())?;
-    let mut hangup = listen_for(SignalKind::hangup())?;
+) {
+    let Signals { mut terminate, mut interrupt, mut hangup } = signals;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -386,7 +404,6 @@ async fn wait_for_stop(
         proxy.close();
     }
     info!(drained, "stopped");
-    Ok(())
 }
 
 async fn all_gone(fleet: &Fleet) {

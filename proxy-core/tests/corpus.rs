@@ -131,6 +131,21 @@ fn mysql_connect() {
 }
 
 #[test]
+fn mysql_client_messages() {
+    check("mysql_client_messages", 2000);
+}
+
+#[test]
+fn mysql_server_messages() {
+    check("mysql_server_messages", 2000);
+}
+
+#[test]
+fn mysql_classify() {
+    check("mysql_classify", 2000);
+}
+
+#[test]
 fn classify() {
     check("classify", 1000);
 }

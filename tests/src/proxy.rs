@@ -113,6 +113,12 @@ impl Proxy {
         }
     }
 
+    /// This proxy as a server that another one may stand in front of; `server` is what is behind it.
+    #[must_use]
+    pub fn as_target(&self, server: impl Into<Target>) -> Target {
+        Target { name: format!("127.0.0.1:{}", self.port), ca: self.ca.clone(), ..server.into() }
+    }
+
     /// Where `app` finds its database through another endpoint.
     #[must_use]
     pub fn address_of(&self, endpoint: &str) -> Address {
@@ -210,7 +216,8 @@ impl Proxy {
 
     /// Status and JSON that the admin API answers; see [`ProxyBuilder::admin`].
     pub async fn admin(&self, method: &str, path: &str) -> (u16, serde_json::Value) {
-        let socket = UnixStream::connect(self.dir.path().join("admin.sock")).await.unwrap();
+        let socket = self.dir.path().join("admin.sock");
+        let socket = poll("the admin API listens", async || UnixStream::connect(&socket).await.ok()).await;
         let (status, body) = request(socket, method, path, "").await.expect("the admin API answers");
         (status, serde_json::from_str(&body).unwrap_or_else(|e| panic!("{body}: {e}")))
     }

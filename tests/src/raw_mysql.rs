@@ -143,6 +143,8 @@ pub mod command {
     pub const STMT_FETCH: u8 = 0x1c;
     /// Puts the session back as it was after login.
     pub const RESET_CONNECTION: u8 = 0x1f;
+    /// MariaDB: executes once for each row of parameters.
+    pub const STMT_BULK_EXECUTE: u8 = 0xfa;
 }
 
 /// Longest payload of one packet; a longer one goes on in the next.

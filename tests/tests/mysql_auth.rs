@@ -8,7 +8,7 @@ use std::{
 };
 
 use pinion_tests::{
-    Address, Ca, Engine, MariaDb, MySqlClient, Proxy, ProxyBuilder, RawMySql, Server, Target, foreign, poll,
+    Address, Ca, MySqlClient, Proxy, ProxyBuilder, RawMySql, Server, Target, foreign, poll,
     raw_mysql::{Login, MySqlError, capability},
     until,
 };
@@ -255,16 +255,6 @@ impl Tap {
     }
 }
 
-/// A proxy that stands for a server, as another proxy takes it.
-fn as_target(proxy: &Proxy, port: u16, db: &MariaDb) -> Target {
-    Target {
-        engine: Engine::MySql,
-        name: format!("127.0.0.1:{port}"),
-        capacity: db.max_connections(),
-        ca: proxy.address().ca,
-    }
-}
-
 /// Two clients share what the outer proxy has, and each is the user that it is.
 async fn serves(proxy: &Proxy) {
     let (a, b) = (proxy.mysql().await, proxy.mysql_as("app2").await);
@@ -291,7 +281,7 @@ async fn the_server_may_ask_for_caching_sha2_in_each_of_its_ways() {
         inner = if tls { inner.tls() } else { inner };
         let inner = inner.start().await;
         let tap = Tap::on(inner.address().port).await;
-        let target = as_target(&inner, tap.port, &db);
+        let target = Target { name: format!("127.0.0.1:{}", tap.port), ..inner.as_target(&db) };
         let mode = if tls { "verify-full" } else { "disabled" };
         let outer =
             Proxy::in_front_of(target.clone()).max_connections(3).target_tls(mode, target).start().await;
@@ -315,10 +305,8 @@ async fn a_secret_that_the_server_refuses_is_an_error_for_the_client() {
     for full in [false, true] {
         let setting = format!("force_full_authentication = {full}");
         let inner = patient(Proxy::in_front_of(&db).client_auth(SHA2).proxy_setting(&setting)).start().await;
-        let outer = Proxy::in_front_of(as_target(&inner, inner.address().port, &db))
-            .auth("app2", "not-the-servers", NATIVE)
-            .start()
-            .await;
+        let outer =
+            Proxy::in_front_of(inner.as_target(&db)).auth("app2", "not-the-servers", NATIVE).start().await;
         let address = outer.address().user("app2", "not-the-servers");
         let (_, result) = login(&address, None).await;
         let error = result.unwrap_err();
@@ -335,7 +323,7 @@ async fn serves_one(proxy: &Proxy) {
 async fn the_server_may_ask_for_a_cleartext_password_over_tls() {
     let db = Server::mariadb().start().await;
     let inner = Proxy::in_front_of(&db).tls().client_auth(CLEAR).start().await;
-    let target = as_target(&inner, inner.address().port, &db);
+    let target = inner.as_target(&db);
     let outer = Proxy::in_front_of(target.clone()).target_tls("verify-full", target).start().await;
     serves(&outer).await;
 }
@@ -418,7 +406,7 @@ async fn a_server_of_another_authority_or_name_is_not_used() {
     }
     // Of the right authority, for another name: seen by `verify-full` alone.
     let inner = Proxy::in_front_of(&db).tls().start().await;
-    let target = as_target(&inner, inner.address().port, &db);
+    let target = inner.as_target(&db);
     target.ca.as_ref().unwrap().issue_for(&["elsewhere.invalid"], inner.dir());
     let address = inner.address();
     until("the other certificate is shown", async || MySqlClient::connect(&address).await.is_err()).await;

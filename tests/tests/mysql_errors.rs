@@ -224,9 +224,9 @@ async fn cancelled_while_it_waits() {
     assert_eq!(b.scalar("SELECT count(*) FROM t WHERE v = 'never'").await, "0");
 }
 
-/// Row `ServerLost`.
+/// Row `TransactionLost`.
 #[tokio::test]
-async fn server_lost() {
+async fn transaction_lost() {
     let bench = bench(|b| b).await;
     let mut client = bench.proxy.raw_mysql().await;
     client.ok("BEGIN").await;
@@ -244,7 +244,8 @@ async fn server_lost() {
     let Reply::Failed(error) = client.read_reply().await else { panic!("an error") };
     // The server's own last words are passed on where it had any.
     if error.code != 1927 {
-        is(&error, 1105, "HY000", "The connection to the database server was lost.");
+        let message = "The connection to the database server was lost. (The transaction was rolled back.)";
+        is(&error, 1213, "40001", message);
     }
 }
 

@@ -1,11 +1,17 @@
 //! MySQL's protocol, command by command, as a connection of one's own would speak it.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use pinion_tests::{
-    MariaDb, Proxy, RawMySql, Server, foreign,
+    Address, MariaDb, Proxy, RawMySql, Server, foreign,
     raw_mysql::{Login, Reply, Rows, capability, command, status},
     until,
 };
+use tokio::task::JoinHandle;
 
 async fn pool_of(n: u32) -> (MariaDb, Proxy) {
     let db = Server::mariadb().start().await;
@@ -23,13 +29,41 @@ const FLAGS: [(&str, u64); 6] = [
     ("MariaDB's own", capability::NEW | capability::MARIADB_BULK | capability::MARIADB_EXTENDED_METADATA),
 ];
 
-/// The same script on a connection of one's own and through a pool of one, for clients of each kind: every payload
-/// must be the same. Sequence numbers are looked at by the raw client.
+/// Another client of the same pool, until it is told to stop: what it holds for a moment others have to do without.
+fn neighbour(address: Address, flags: u64, stop: Arc<AtomicBool>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut client = RawMySql::connect_with(&address, flags).await;
+        let prepared = client.prepare("SELECT ?").await.unwrap();
+        for n in 0_u32.. {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            client.ok("BEGIN").await;
+            let n = n.to_string();
+            let replies = client.execute(prepared.id, 0, &[Some(&n)]).await;
+            let [Reply::Rows(rows)] = replies.as_slice() else { panic!("{replies:?}") };
+            assert_eq!(rows.values(), [[Some(n)]]);
+            client.ok("COMMIT").await;
+        }
+    })
+}
+
+/// The same script on a connection of one's own, through a pool of two that others use, and through a proxy in front of
+/// a proxy, for clients of each kind: every payload must be the same. Sequence numbers are looked at by the raw client.
 async fn same_as_direct(extra: u64, script: impl AsyncFn(&mut RawMySql)) {
-    let (db, proxy) = pool_of(1).await;
-    for (kind, flags) in FLAGS {
+    same_as_direct_for(&FLAGS, extra, script).await;
+}
+
+async fn same_as_direct_for(kinds: &[(&str, u64)], extra: u64, script: impl AsyncFn(&mut RawMySql)) {
+    let (db, proxy) = pool_of(2).await;
+    // What the outer one asks of each session pins a connection of the inner one.
+    let inner = Proxy::in_front_of(&db).start().await;
+    let outer = Proxy::in_front_of(inner.as_target(&db)).max_connections(1).start().await;
+    for (kind, flags) in kinds {
         let mut heard = Vec::new();
-        for address in [db.address(), proxy.address()] {
+        let stop = Arc::new(AtomicBool::new(false));
+        let neighbours = [(); 2].map(|()| neighbour(proxy.address(), flags | extra, Arc::clone(&stop)));
+        for address in [db.address(), proxy.address(), outer.address()] {
             let mut client = RawMySql::connect_with(&address, flags | extra).await;
             client
                 .ok("CREATE OR REPLACE TABLE w (id int AUTO_INCREMENT PRIMARY KEY, v varchar(50) UNIQUE)")
@@ -39,15 +73,20 @@ async fn same_as_direct(extra: u64, script: impl AsyncFn(&mut RawMySql)) {
             let welcome = format!("{:?}", client.welcome);
             heard.push([vec![welcome], client.recorded()].concat());
         }
-        let [direct, through] = heard.as_slice() else { unreachable!("two") };
-        let mut label = "";
-        for (direct, through) in direct.iter().zip(through) {
-            if direct.starts_with("---") {
-                label = direct;
-            }
-            assert_eq!(direct, through, "{kind} {label} (direct, through the proxy)");
+        stop.store(true, Ordering::Relaxed);
+        for neighbour in neighbours {
+            neighbour.await.unwrap();
         }
-        assert_eq!(direct.len(), through.len(), "{kind} {:#?}", through.last());
+        for (through, place) in heard[1..].iter().zip(["through the proxy", "through two"]) {
+            let mut label = "";
+            for (direct, through) in heard[0].iter().zip(through) {
+                if direct.starts_with("---") {
+                    label = direct;
+                }
+                assert_eq!(direct, through, "{kind} {label} (direct, {place})");
+            }
+            assert_eq!(heard[0].len(), through.len(), "{kind}, {place}: {:#?}", through.last());
+        }
     }
 }
 
@@ -226,13 +265,25 @@ async fn prepared_statements_are_answered_as_by_the_server() {
         client.simple(command::STMT_RESET, &insert.id.to_le_bytes()).await.ok();
         queries(client, &["SELECT v FROM w ORDER BY id"]).await;
 
+        if client.capabilities & capability::MARIADB_BULK != 0 {
+            client.note("in bulk");
+            // Types follow; of each value a byte that says whether it is NULL.
+            let front = [insert.id.to_le_bytes().as_slice(), &[0x80, 0, 0xfd, 0]].concat();
+            for rows in [b"\0\x01x\0\x01y".as_slice(), b"\x01\0\x01z", b"\0\x01x"] {
+                client.command(command::STMT_BULK_EXECUTE, &[front.as_slice(), rows].concat()).await;
+                client.read_replies().await;
+            }
+        }
         client.note("cursor");
         client.execute(select.id, 1, &[Some("zzz")]).await;
         for _ in 0..2 {
             client.fetch(select.id, 2).await.1.unwrap();
         }
         client.note("another statement while it is open");
+        client.query("SELECT 'between'").await;
+        client.fetch(select.id, 1).await.1.unwrap();
         client.execute(plain.id, 0, &[]).await;
+        client.simple(command::STMT_RESET, &insert.id.to_le_bytes()).await.unwrap();
         client.fetch(select.id, 100).await.1.unwrap();
         client.note("past its end");
         fetch_in_vain(client, select.id).await;
@@ -283,6 +334,25 @@ async fn prepared_statements_are_answered_as_by_the_server() {
 async fn fetch_in_vain(client: &mut RawMySql, id: u32) {
     let error = client.fetch(id, 1).await.1.unwrap_err();
     client.record_instead(format!("{} {}", error.code, error.message.replace(&format!("({id})"), "(ID)")));
+}
+
+/// What is made to be forgotten before a request runs must not be all that runs, again and again.
+#[tokio::test]
+async fn a_statement_is_prepared_where_sessions_ask_for_their_last_id() {
+    let (_db, proxy) = pool_of(1).await;
+    let (mut a, mut b) = (proxy.raw_mysql().await, proxy.raw_mysql().await);
+    for _ in 0..2 {
+        for client in [&mut a, &mut b] {
+            client.ok("INSERT INTO t (v) VALUES ('x')").await;
+            client.scalar("SELECT LAST_INSERT_ID()").await;
+            client.simple(command::RESET_CONNECTION, &[]).await.unwrap();
+        }
+        for client in [&mut a, &mut b] {
+            let prepared = client.prepare("SELECT length(?)").await.unwrap();
+            client.send_long_data(prepared.id, 0, b"long").await;
+            client.simple(command::STMT_RESET, &prepared.id.to_le_bytes()).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]
@@ -367,7 +437,7 @@ async fn local_files_are_loaded_as_by_the_server() {
 /// A piece of exactly the longest payload is followed by an empty packet that does not end the file.
 #[tokio::test]
 async fn a_piece_of_a_local_file_may_be_as_long_as_a_packet() {
-    same_as_direct(capability::LOCAL_FILES, async |client| {
+    same_as_direct_for(&FLAGS[..2], capability::LOCAL_FILES, async |client| {
         client.command(command::QUERY, b"LOAD DATA LOCAL INFILE 'f' INTO TABLE w LINES TERMINATED BY '|' (@line) SET v = length(@line)").await;
         client.read_reply().await;
         let long = vec![b'x'; 0xff_ffff];
@@ -789,7 +859,7 @@ async fn parameters_of_40_mb_pass_without_being_held() {
 #[tokio::test]
 async fn payloads_around_the_longest_packet_pass() {
     const LONGEST: usize = 0xff_ffff;
-    same_as_direct(0, async |client| {
+    same_as_direct_for(&FLAGS[..2], 0, async |client| {
         for length in [LONGEST - 1, LONGEST, LONGEST + 1, 2 * LONGEST] {
             client.note(&format!("a query of {length}"));
             let front = "SELECT length('')";

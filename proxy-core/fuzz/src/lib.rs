@@ -8,7 +8,12 @@ pub mod client_messages;
 pub mod connect;
 pub mod fake;
 pub mod mysql_accept;
+pub mod mysql_classify;
+pub mod mysql_client_messages;
 pub mod mysql_connect;
+pub mod mysql_fake;
+pub mod mysql_server_messages;
+pub mod mysql_world;
 pub mod scram;
 pub mod server_messages;
 pub mod startup;
@@ -26,7 +31,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "startup", run: startup::run, seeds: startup::seeds },
     Target { name: "connect", run: connect::run, seeds: connect::seeds },
     Target { name: "scram", run: scram::run, seeds: scram::seeds },
@@ -34,5 +39,16 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "server_messages", run: server_messages::run, seeds: server_messages::seeds },
     Target { name: "mysql_accept", run: mysql_accept::run, seeds: mysql_accept::seeds },
     Target { name: "mysql_connect", run: mysql_connect::run, seeds: mysql_connect::seeds },
+    Target {
+        name: "mysql_client_messages",
+        run: mysql_client_messages::run,
+        seeds: mysql_client_messages::seeds,
+    },
+    Target {
+        name: "mysql_server_messages",
+        run: mysql_server_messages::run,
+        seeds: mysql_server_messages::seeds,
+    },
+    Target { name: "mysql_classify", run: mysql_classify::run, seeds: mysql_classify::seeds },
     Target { name: "classify", run: classify::run, seeds: classify::seeds },
 ];

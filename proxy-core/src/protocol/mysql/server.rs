@@ -134,7 +134,7 @@ pub struct MyServer {
     pub(super) long_data: Vec<u32>,
     /// Cursors that have more rows.
     pub(super) cursors: Vec<u32>,
-    /// The server's id of the statement that runs, or whose rows are fetched.
+    /// The server's id of the prepared statement that runs, or whose rows are fetched; 0, which is no id, for none.
     pub(super) running: u32,
     /// Several statements in one text are allowed.
     pub(super) multi_statements: bool,
@@ -274,9 +274,16 @@ impl MyServer {
             self.stale.push(before.id);
         }
         while self.prepared.len() > self.max_prepared.max(1) {
-            if let Some((_, evicted)) = self.prepared.pop_lru() {
-                self.stale.push(evicted.id);
-            }
+            // One with a cursor or with long data would lose them.
+            let unused =
+                |there: &OnServer| !self.cursors.contains(&there.id) && !self.long_data.contains(&there.id);
+            let oldest = self.prepared.iter().rev().find(|(_, there)| unused(there)).map(|(key, _)| *key);
+            let Some(evicted) =
+                oldest.filter(|key| *key != statement.id).and_then(|key| self.prepared.pop(&key))
+            else {
+                break;
+            };
+            self.stale.push(evicted.id);
         }
     }
 

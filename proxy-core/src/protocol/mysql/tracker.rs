@@ -165,6 +165,21 @@ fn too_long(first: u8) -> ProtocolError {
     ProtocolError::BadLength { tag: char::from(first), len: i32::MAX }
 }
 
+/// What a status says of the result that it ends and of no other. An older client that is told of a cursor again expects
+/// no rows.
+const OF_ONE_RESULT: Status = Status(
+    Status::MORE_RESULTS.0
+        | Status::NO_GOOD_INDEX.0
+        | Status::NO_INDEX.0
+        | Status::CURSOR_EXISTS.0
+        | Status::LAST_ROW_SENT.0
+        | Status::DB_DROPPED.0
+        | Status::METADATA_CHANGED.0
+        | Status::QUERY_WAS_SLOW.0
+        | Status::PS_OUT_PARAMS.0
+        | Status::SESSION_STATE_CHANGED.0,
+);
+
 /// What a session changes without anybody having to make it again.
 const UNTRACKED: &[&str] = &["last_gtid", "warning_count", "error_count", "rand_seed1", "rand_seed2"];
 
@@ -228,6 +243,8 @@ impl MyTracker {
         reply: Reply,
         moves_transaction: bool,
     ) {
+        // Its answer says nothing of any cursor.
+        server.running = 0;
         server.expect(reply, false, moves_transaction);
         self.take_packet(up, header, true);
     }
@@ -412,6 +429,7 @@ impl MyTracker {
                     packet.extend_from_slice(&front);
                     packet.extend_from_slice(&text);
                 });
+                server.running = 0;
                 server.expect(Reply::Results, false, moves);
             }
             _ => self.pass_command(up, header, server, Reply::Results, moves),
@@ -547,6 +565,7 @@ impl MyTracker {
             Some(text) => {
                 self.take_packet(up, header, false);
                 write_command(up.output(), Command::StmtPrepare, &text);
+                server.running = 0;
                 server.expect(Reply::Prepared(statement), false, false);
             }
             None => self.pass_command(up, header, server, Reply::Prepared(statement), false),
@@ -571,8 +590,8 @@ impl MyTracker {
     }
 
     fn unknown(&mut self, command: &str, up: &mut Pipe, header: Header, down: &mut Pipe) {
-        let id = up.unread().get(HEADER_BYTES + 1..).and_then(|bytes| bytes.first_chunk());
-        let id = id.map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let id = up.unread().get(HEADER_BYTES + 1..HEADER_BYTES + header.len.min(5));
+        let id = id.and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes));
         let message = format!("Unknown prepared statement handler ({id}) given to {command}");
         self.fail(1243, "HY000", &message, up, header, down);
     }
@@ -766,7 +785,7 @@ impl MyTracker {
         // A cursor keeps its connection, so there is none where there is no connection.
         let there = server.and_then(|server| {
             let there = server.prepared.get(&prepared.statement.id).cloned()?;
-            Some((server, there))
+            server.cursors.contains(&there.id).then_some((server, there))
         });
         match there {
             Some((server, there)) => {
@@ -805,6 +824,7 @@ impl MyTracker {
             Some((server, there)) => {
                 server.long_data.retain(|id| *id != there.id);
                 server.cursors.retain(|id| *id != there.id);
+                server.running = there.id;
                 server.expect(Reply::Results, false, false);
                 self.forward_named(header, up, there.id, Command::StmtReset);
             }
@@ -1025,9 +1045,7 @@ impl MyTracker {
     /// Column definitions are through: what older clients expect there.
     fn end_columns(&self, down: &mut Pipe, server: &mut MyServer, kept: bool) {
         if kept && self.legacy() && server.agreed.contains(Capabilities::DEPRECATE_EOF) {
-            // Of an earlier statement's cursor nothing may be said: the client would expect no rows.
-            let left_out = Status::SESSION_STATE_CHANGED | Status::CURSOR_EXISTS | Status::LAST_ROW_SENT;
-            let eof = EofPacket { warnings: 0, status: self.status.without(left_out) };
+            let eof = EofPacket { warnings: 0, status: self.status };
             eof.write(server.seq.wrapping_add(server.shift), self.agreed, down.output());
             server.shift = server.shift.wrapping_add(1);
         }
@@ -1046,7 +1064,9 @@ impl MyTracker {
         if first == codec::ERR {
             let error = ErrPacket::read(body)?;
             self.relay(down, server, header, kept);
-            server.end_cursor();
+            if kept {
+                server.end_cursor();
+            }
             let head = server.pop();
             server.note_error(head.as_ref().is_none_or(|head| head.moves_transaction));
             if !kept {
@@ -1126,12 +1146,19 @@ impl MyTracker {
             }
             (Stage::ColumnsEnd, _) => {
                 let EofPacket { status, .. } = EofPacket::read(body, server.agreed)?;
-                self.pass_eof(down, server, header, kept);
                 // With a cursor there are no rows, and no further end.
                 if status.contains(Status::CURSOR_EXISTS) {
+                    let end = OkPacket { status, ..OkPacket::default() };
+                    if kept && !self.legacy() {
+                        down.skip(header.total());
+                        self.write_end(&end, header.seq.wrapping_add(server.shift), down.output());
+                    } else {
+                        self.relay(down, server, header, kept);
+                    }
                     server.note_status(status);
-                    return Ok(self.over(server, kept, &OkPacket { status, ..OkPacket::default() }));
+                    return Ok(self.over(server, kept, &end));
                 }
+                self.pass_eof(down, server, header, kept);
                 server.stage = Stage::Rows;
                 Ok(None)
             }
@@ -1314,7 +1341,7 @@ impl MyTracker {
             for change in &changes {
                 self.learn(change);
             }
-            self.status = end.status.without(Status::SESSION_STATE_CHANGED | Status::MORE_RESULTS);
+            self.status = end.status.without(OF_ONE_RESULT);
             self.mode = server.mode;
             let id = end.last_insert_id;
             self.left.note_result(id, &self.explains.nature, server);
@@ -1424,7 +1451,8 @@ fn told_changes(changes: &[SessionChange<'_>], asks: Asks) -> Vec<u8> {
                 codec::track::SCHEMA
             }
             SessionChange::State(changed) if asks.state => {
-                put_lenenc_bytes(&mut entry, changed);
+                // With no length of its own before it, as servers have it.
+                entry.extend_from_slice(changed);
                 codec::track::STATE_CHANGE
             }
             SessionChange::Characteristics(statements) if asks.transactions => {
@@ -1549,12 +1577,11 @@ impl Tracker<MySql> for MyTracker {
             if header.seq != 0 {
                 return Err(ProtocolError::Unexpected(char::from(header.seq)));
             }
-            let Some(&byte) = up.unread().get(HEADER_BYTES) else {
-                if header.len == 0 {
-                    return Err(ProtocolError::Malformed("command"));
-                }
-                return Ok(ClientEvent::NeedBytes);
-            };
+            // What follows an empty packet is not a part of it.
+            if header.len == 0 {
+                return Err(ProtocolError::Malformed("command"));
+            }
+            let Some(&byte) = up.unread().get(HEADER_BYTES) else { return Ok(ClientEvent::NeedBytes) };
             let server = server.as_deref_mut();
             let event = match Command::from_byte(byte) {
                 Some(Command::Quit) => Some(ClientEvent::Quit),
@@ -1771,12 +1798,10 @@ impl Tracker<MySql> for MyTracker {
             }
             let Some(head) = server.head() else { return Err(ProtocolError::Malformed("unasked")) };
             let kept = !head.ours;
-            let Some(&first) = down.unread().get(HEADER_BYTES) else {
-                if header.len > 0 {
-                    return Ok(ServerEvent::NeedBytes);
-                }
+            if header.len == 0 {
                 return Err(ProtocolError::Malformed("answer"));
-            };
+            }
+            let Some(&first) = down.unread().get(HEADER_BYTES) else { return Ok(ServerEvent::NeedBytes) };
             // Rows and definitions need no more than their first byte.
             let is_end = match first {
                 codec::ERR => true,

@@ -1024,6 +1024,7 @@ fn read_all(classifier: &Classifier, text: &[u8], mode: LexMode) {
     let _ = user_variable_assignments(text, mode);
     let _ = kill_target(text, mode);
     let _ = used_schema(text, mode);
+    let _ = connection_id_column(text, mode);
     let _ = xa_transaction(text, mode);
     let _ = hint(text, mode);
 }
@@ -1432,6 +1433,25 @@ fn targets_are_read_from_the_text() {
         ("select 5", None),
     ] {
         assert_eq!(kill(text), expected, "{text}");
+    }
+    let column =
+        |text: &str| connection_id_column(text.as_bytes(), UTF8).map(|name| String::from_utf8(name).unwrap());
+    for (text, expected) in [
+        ("SELECT CONNECTION_ID()", Some("`CONNECTION_ID()`")),
+        ("select connection_id ( ) ;", Some("`connection_id ( )`")),
+        ("/* who? */ SELECT Connection_Id() AS me", Some("me")),
+        ("SELECT CONNECTION_ID() AS `a``b`", Some("`a``b`")),
+        ("SELECT CONNECTION_ID(/*`*/)", None),
+        ("SELECT CONNECTION_ID() me", None),
+        ("SELECT CONNECTION_ID() AS 'me'", None),
+        ("SELECT CONNECTION_ID() + 1", None),
+        ("SELECT CONNECTION_ID(1)", None),
+        ("SELECT a.CONNECTION_ID()", None),
+        ("SELECT CONNECTION_ID(), 1", None),
+        ("SELECT CONNECTION_ID() FROM t", None),
+        ("SELECT CONNECTION_ID(); SELECT 1", None),
+    ] {
+        assert_eq!(column(text).as_deref(), expected, "{text}");
     }
     let schema = |text: &str| used_schema(text.as_bytes(), UTF8).map(|name| String::from_utf8(name).unwrap());
     assert_eq!(schema("USE App;").as_deref(), Some("App"));

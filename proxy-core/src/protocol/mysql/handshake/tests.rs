@@ -746,6 +746,16 @@ fn a_change_of_user_is_a_login_with_the_nonce_told_before() {
     assert_eq!(key::collation(&login.key), 255);
     accept.write_welcome(&Greeting::default(), CancelKey { id: 77, secret: 1 }, &mut out);
     assert_eq!(out, b"\x07\0\0\x03\0\0\0\x02\0\0\0");
+    // One that follows its session is told where it has landed.
+    let follows = MyClient { capabilities: client.capabilities | Capabilities::SESSION_TRACK, ..client };
+    let (mut accept, _) = MyAccept::change_user(&arrival, follows, 45, request, 0).unwrap();
+    out.clear();
+    accept.credentials(MysqlNativePassword, Some(secret("hunter2")), mock(), &mut out).unwrap();
+    input.extend(&answer);
+    assert!(matches!(accept.advance(&mut input, &mut out), Ok(AcceptStep::Login(_))));
+    out.clear();
+    accept.write_welcome(&Greeting::default(), CancelKey { id: 77, secret: 1 }, &mut out);
+    assert_eq!(out, b"\x10\0\0\x03\0\0\0\x02\x40\0\0\0\x07\x01\x05\x04shop");
 
     let read = |payload: &[u8]| MyAccept::change_user(&arrival, client, 45, payload, 0).is_ok();
     for cut in 0..request.len() {
