@@ -26,6 +26,8 @@ pub(super) struct Owners {
 
 impl Owners {
     const UNKNOWN: u64 = u64::MAX;
+    /// With the number of an id that nobody knows: another was set in its place.
+    const STAND_IN: u64 = 1 << 63;
 
     /// A statement or a command of our own has run, or one that is no statement: it counts no rows.
     pub(super) fn note_own(&mut self) {
@@ -118,9 +120,10 @@ impl Left {
         let has_last = others.without(lasting).is_empty() || owners.row_count == own.row_count;
         let has_others = has_found && has_diagnostics && has_last;
         let has_insert_id = owners.insert_id == own.insert_id;
+        let was_set = has_insert_id || owners.insert_id == own.insert_id | Owners::STAND_IN;
         let asks = !nature.asks.is_empty();
         // It is likely to ask what itself has done. What it should not is told of nobody.
-        let asks_itself = nature.several && asks && !(has_others && has_insert_id);
+        let asks_itself = nature.several && asks && !(has_others && was_set);
         // It has left nothing, and finds nothing; but sequences and transactions forget nothing.
         let forgettable = lasting.union(SessionFunctions::ROW_COUNT);
         let is_first = own.row_count == 0 && !has_others && others.without(forgettable).is_empty();
@@ -135,7 +138,7 @@ impl Left {
         }
         // With an id of its own it leaves what is there, which must not be another client's.
         let leaves = (nature.gives_ids() || nature.hides_ids) && ids_are_asked.load(Ordering::Relaxed);
-        let sets = (wants_insert_id || nature.taints || nature.sets_insert_id || leaves) && !has_insert_id;
+        let sets = (wants_insert_id || nature.taints || nature.sets_insert_id || leaves) && !was_set;
         match sets || (nature.taints && !self.has_lasting(server)) {
             // Setting it would be the last statement.
             true if !others.is_empty() => Ask::Lost,
@@ -153,7 +156,9 @@ impl Left {
     /// `LAST_INSERT_ID()` was set on `server`, and the rest forgotten if any of it was another's.
     pub(super) fn was_set(&self, server: &mut MyServer) {
         let kept = if self.has_lasting(server) { server.owners } else { Owners::default() };
-        server.owners = Owners { row_count: 0, insert_id: self.own.insert_id, ..kept };
+        // What was set in place of an id that nobody knows is not the answer.
+        let insert_id = self.own.insert_id | if self.inexact { Owners::STAND_IN } else { 0 };
+        server.owners = Owners { row_count: 0, insert_id, ..kept };
     }
 
     /// A result has come, with the id in its OK packet. An id that the statement has given itself stands there too, and
