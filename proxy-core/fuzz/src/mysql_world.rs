@@ -332,7 +332,7 @@ impl Server {
         let mut input = Buffer::default();
         input.extend(&self.fake.take());
         let absorbed = self.state.absorb(&mut input).expect("a good answer to a reset");
-        assert_eq!(absorbed, Absorbed::Done { row: Vec::new(), error: None });
+        assert!(matches!(absorbed, Absorbed::Done { error: None, .. }), "{absorbed:?}");
         assert!(input.is_empty(), "more answers than were asked for");
         self.tainted = false;
     }

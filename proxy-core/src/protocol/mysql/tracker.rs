@@ -664,7 +664,7 @@ impl MyTracker {
             return Ok(Some(ClientEvent::NeedBytes));
         }
         let Some(front) = front else {
-            self.fail_malformed(up, header, down);
+            self.fail(1210, "HY000", "Incorrect arguments to mysqld_stmt_execute", up, header, down);
             return Ok(None);
         };
         if let Some(unprepared) = self.unprepared.take_if(|unprepared| unprepared.0 == statement.id) {
