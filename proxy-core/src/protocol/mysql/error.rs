@@ -136,7 +136,11 @@ mod tests {
                 (cells.nth(1).unwrap(), cells.next().unwrap())
             })
             .collect();
-        let ours = codes_in(include_str!("tracker.rs"));
+        let ours = codes_in(concat!(
+            include_str!("tracker.rs"),
+            include_str!("tracker/commands.rs"),
+            include_str!("tracker/prepared.rs")
+        ));
         assert!(ours.len() > 8, "{ours:?}");
         assert_eq!(told, ours);
     }

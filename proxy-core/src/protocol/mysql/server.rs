@@ -104,6 +104,8 @@ pub struct MyServer {
     pub(super) tracks: bool,
     /// Whose statement it ran last, and the like.
     pub(super) owners: Owners,
+    /// Who has run statements since it was as after login.
+    visitors: Visitors,
     /// As last reported.
     pub(super) status: Status,
     /// How it reads text.
@@ -147,6 +149,14 @@ pub struct MyServer {
     retire: bool,
 }
 
+/// See [`MyServer::visit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Visitors {
+    Nobody,
+    Only(u64),
+    Several,
+}
+
 #[derive(Debug, Default)]
 struct Absorbing {
     row: Option<Vec<String>>,
@@ -182,6 +192,7 @@ impl MyServer {
             caches_metadata: login.extended.contains(Extended::CACHE_METADATA),
             tracks: login.tracks,
             owners: Owners::default(),
+            visitors: Visitors::Nobody,
             status: login.status,
             mode: LexMode::from_variables(sql_mode, client),
             doubtful: false,
@@ -298,6 +309,7 @@ impl MyServer {
     pub(super) fn write_reset(&mut self, out: &mut Vec<u8>) -> u32 {
         self.forget_statements();
         self.owners = Owners::default();
+        self.visitors = Visitors::Nobody;
         self.characteristics = false;
         let mut answers = 2;
         write_command(out, Command::ResetConnection, &[]);
@@ -331,6 +343,16 @@ impl MyServer {
             (false, true) => Stage::FirstRow,
             (false, false) => Stage::ColumnsEnd,
         }
+    }
+
+    /// Client `number` runs a statement. True when others have been here before it.
+    pub(super) fn visit(&mut self, number: u64) -> bool {
+        self.visitors = match self.visitors {
+            Visitors::Nobody => Visitors::Only(number),
+            Visitors::Only(one) if one == number => Visitors::Only(one),
+            Visitors::Only(_) | Visitors::Several => Visitors::Several,
+        };
+        self.visitors == Visitors::Several
     }
 
     /// Something of ours went wrong here.

@@ -36,6 +36,8 @@ pub struct Details {
     pub reads_connection_id: bool,
     /// May change what prepared statements were prepared against: DDL, and whatever runs code.
     pub may_change_schema: bool,
+    /// Names user variables; which, is read by [`user_variables`](super::user_variables).
+    pub names_user_variables: bool,
     /// Has an executable comment in it.
     pub has_executable_comment: bool,
 }
@@ -47,7 +49,7 @@ impl Details {
     /// Of a text that nobody understands.
     #[must_use]
     pub fn unknown() -> Self {
-        Self { may_change_schema: true, ..Self::default() }
+        Self { may_change_schema: true, names_user_variables: true, ..Self::default() }
     }
 }
 

@@ -338,6 +338,7 @@ fn either(one: (Facts, Details), other: (Facts, Details)) -> Option<(Facts, Deta
         sets_last_insert_id: one_details.sets_last_insert_id || other_details.sets_last_insert_id,
         reads_connection_id: one_details.reads_connection_id || other_details.reads_connection_id,
         may_change_schema: one_details.may_change_schema || other_details.may_change_schema,
+        names_user_variables: one_details.names_user_variables || other_details.names_user_variables,
         has_executable_comment: true,
     };
     Some((facts, details))
@@ -393,8 +394,12 @@ fn of_reading(tokens: &[Tok<'_>], has_executable_comment: bool) -> Option<(Facts
         ends_transaction: !statements.is_empty(),
         ..empty()
     };
-    let mut details =
-        Details { has_executable_comment, keeps_diagnostics: !statements.is_empty(), ..Details::default() };
+    let mut details = Details {
+        has_executable_comment,
+        keeps_diagnostics: !statements.is_empty(),
+        names_user_variables: tokens.iter().any(|token| token.kind == Kind::UserVariable),
+        ..Details::default()
+    };
     let alone = statements.len() == 1;
     let mut assigns_user_variables = false;
     let mut rereads = false;

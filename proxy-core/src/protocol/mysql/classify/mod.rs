@@ -200,6 +200,17 @@ pub fn character_set_assignment(text: &[u8], mode: LexMode) -> Option<Vec<u8>> {
     Some([item.assignment.name.to_uppercase().as_bytes(), b" ", bytes].concat())
 }
 
+/// The user variables that `text` names, in lower case, each once. Empty for a text that cannot be cut into words.
+#[must_use]
+pub fn user_variables(text: &[u8], mode: LexMode) -> Vec<String> {
+    let tokens = tokens(text, mode).unwrap_or_default();
+    let named = tokens.into_iter().filter(|token| token.kind == Kind::UserVariable && !token.name.is_empty());
+    let mut names: Vec<String> = named.map(|token| token.name.to_lowercase()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
 /// Whom a `KILL` in `text` is about, by the number that stands in it; `None` when that is anything but a number, or
 /// when there is more than one statement.
 #[must_use]

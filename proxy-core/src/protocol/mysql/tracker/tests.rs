@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::protocol::{
-    Compression, Protocol, ServerState,
+    Compression, Protocol, ServerState, StateChange,
     mysql::{
         auth::{NONCE_BYTES, Nonce},
         codec::Extended,
@@ -435,6 +435,28 @@ fn definitions_left_out_by_a_server_that_told_them_to_another_are_put_in() {
             assert_eq!(t.server(&answer(&[b"\x01\0", b"\0\0a", END])), shown(&told));
         });
     }
+}
+
+#[test]
+fn a_user_variable_of_others_is_unset_before_it_is_read() {
+    at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+        t.client(&query("SELECT 1"));
+        t.server(&answer(&[DONE]));
+        // The next client of this connection.
+        t.tracker = tracker(NEW);
+        assert_eq!(
+            t.client(&query("SELECT @a, @B")),
+            r"0:\x03SET @`a` = NULL, @`b` = NULL 0:\x03SELECT @a, @B"
+        );
+        assert_eq!(t.server(&packets(&[(1, DONE), (1, DONE)])), shown(&answer(&[DONE])));
+        assert_eq!(t.client(&query("SELECT @a")), r"0:\x03SELECT @a");
+        t.server(&answer(&[DONE]));
+        // What it has set itself is made wherever it is served.
+        t.client(&query("SET @c = 1"));
+        t.server(&answer(&[DONE]));
+        t.tracker.attach(&t.server);
+        assert_eq!(t.client(&query("SELECT @c")), r"0:\x03SELECT @c");
+    });
 }
 
 #[test]
