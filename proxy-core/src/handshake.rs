@@ -427,8 +427,18 @@ impl<P: Protocol> Guest<P> {
         let began = Instant::now();
         let Some(client) = &mut self.stream else { return Err(Ended::Silent) };
         let route = &Route::Endpoint;
-        let mut borrower =
-            Borrower { endpoint, handle, key, places, route, client, up, prefer_own: false, settings: None };
+        let mut borrower = Borrower {
+            endpoint,
+            handle,
+            key,
+            places,
+            route,
+            client,
+            up,
+            prefer_own: false,
+            bare: false,
+            settings: None,
+        };
         let first = match borrower.place() {
             Ok(place) => {
                 if let Some(greeting) = targets[place.target].pool.greeting(place.pool) {

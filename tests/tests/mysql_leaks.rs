@@ -271,6 +271,32 @@ async fn modes_that_change_within_a_text_beside_one_who_has_them_too() {
     }
 }
 
+/// No server reports this form, and no text shows it.
+#[tokio::test]
+async fn a_user_variable_that_a_trigger_has_set() {
+    let bench = bench().await;
+    let direct = bench.db.direct().await;
+    direct.execute("CREATE TABLE traps (n int)").await;
+    direct.execute("CREATE TRIGGER trap BEFORE INSERT ON traps FOR EACH ROW SELECT NEW.n INTO @leak").await;
+    let (mut a, mut b) = (bench.client().await, bench.client().await);
+    for ask in ["", "BEGIN", "BEGIN"] {
+        a.ok("INSERT INTO traps VALUES (7)").await;
+        if !ask.is_empty() {
+            b.ok(ask).await;
+        }
+        assert_eq!(b.rows("SELECT @leak, @LEAK + 1").await, [[None, None]], "{ask}");
+        let prepared = b.prepare("SELECT @leak").await.unwrap();
+        let [Reply::Rows(rows)] = &b.execute(prepared.id, 0, &[]).await[..] else { panic!("rows") };
+        assert_eq!(rows.values(), [[None]], "{ask}, prepared");
+        b.ok("ROLLBACK").await;
+        // Its own stays.
+        b.ok("SET @leak = 'own'").await;
+        a.ok("INSERT INTO traps VALUES (8)").await;
+        assert_eq!(b.scalar("SELECT @leak").await, "own");
+        b.simple(command::RESET_CONNECTION, &[]).await.unwrap();
+    }
+}
+
 /// One client's constants are made again on another connection in whatever mode it has by then.
 #[tokio::test]
 async fn constants_mean_the_same_wherever_they_are_made_again() {

@@ -21,6 +21,7 @@ mod setup;
 mod sysbench;
 mod temporary;
 mod test;
+mod twin;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,9 @@ cargo xtask COMMAND
   mysql8 [--mysqld PATH] [ARGS…]
                   run the tests with a real MySQL 8: the one given, else the system's, else one that apt can fetch,
                   unpacked to target/mysql8; where there is none, say why they are skipped. ARGS go to `cargo test`
+  twin [--seed N] [--minutes N] [ENGINE]
+                  run scripts straight to a server and through Pinion, and compare every reply; default seed 1,
+                  30 minutes for each engine. ENGINE is mariadb or postgresql; default both
   plugins         build every plugin to target/plugins/*.wasm, and those for tests to target/plugins/fixtures
   setup           only install what is missing
   bench [OPTIONS] compare Pinion, PgBouncer and a direct connection; for MySQL Pinion, HAProxy and a direct one
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Some("demo") => demo::run(arguments),
         Some("test") => test::run(arguments),
         Some("mysql8") => mysql8::run(arguments),
+        Some("twin") => twin::run(arguments),
         Some("plugins") => plugins::run(arguments),
         Some("setup") => setup::run(arguments),
         Some("bench") => bench::run(arguments),

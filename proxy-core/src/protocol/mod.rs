@@ -594,6 +594,9 @@ pub trait Tracker<P: Protocol>: Send {
     fn opens_transactions(&self) -> bool {
         false
     }
+    /// True when the statement at the front may read what code that no text shows has left on a connection for others,
+    /// so that only one will do that no other client has used since it was reset.
+    fn reads_leftovers(&self, up: &Pipe) -> bool;
     /// True when a message of the client has gone to the server in part only.
     fn is_mid_message(&self) -> bool;
     /// Pins that come from the login itself.

@@ -22,7 +22,7 @@ use crate::{
     buffer::Pipe,
     metrics::ResetCause,
     pool::{Acquired, Grant, PoolId, Pooled, Slot},
-    protocol::{ConnectError, Fault, FaultKind, PoolKey, Protocol},
+    protocol::{ConnectError, Fault, FaultKind, PoolKey, Protocol, Tracker as _},
     proxy::{CANCEL, Endpoint, STOP, SessionHandle},
     router::{NoTarget, Route},
     server::{ServerConnection, ServerError},
@@ -47,6 +47,8 @@ pub(crate) struct Borrower<'a, P: Protocol> {
     pub(crate) up: &'a mut Pipe,
     /// An idle connection that this client used last is better than the most recent one.
     pub(crate) prefer_own: bool,
+    /// Whoever else has used it since its last reset may have left what this client would read.
+    pub(crate) bare: bool,
     /// What the connection must wear.
     pub(crate) settings: Option<&'a Arc<Settings>>,
 }
@@ -58,6 +60,7 @@ impl<P: Protocol> Session<P> {
         now: Instant,
     ) -> Result<Result<Box<ServerConnection<P>>, Fault>, SessionError> {
         let prefer_own = self.forget_on_borrow || self.session_functions.load(Ordering::Relaxed);
+        let bare = self.tracker.reads_leftovers(&self.up);
         let mut borrower = Borrower {
             endpoint: &self.endpoint,
             handle: &self.handle,
@@ -67,6 +70,7 @@ impl<P: Protocol> Session<P> {
             client: &mut self.client,
             up: &mut self.up,
             prefer_own,
+            bare,
             settings: self.settings.as_ref().filter(|_| !self.undressed),
         };
         let first = match borrower.place() {
@@ -121,6 +125,7 @@ impl<'a, P: Protocol> Borrower<'a, P> {
     fn needs_reset(&self, connection: &ServerConnection<P>) -> bool {
         let bare = matches!(connection.worn, Worn::Nothing);
         (connection.tainted && connection.is_foreign_to(self.handle.number))
+            || (self.bare && connection.has_foreign_sequences(self.handle.number))
             || (!bare && !connection.worn.fits(self.settings))
     }
 

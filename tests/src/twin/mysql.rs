@@ -449,7 +449,13 @@ impl Engine for MariaDb {
                     raw.close_statement(before.id).await;
                 }
                 match raw.prepare(text).await {
-                    Ok(prepared) => {
+                    Ok(mut prepared) => {
+                        for column in
+                            prepared.columns.iter_mut().filter(|column| column.name.starts_with('@'))
+                        {
+                            // One that was unset has another than one that was never set.
+                            column.length = 0;
+                        }
                         let line = format!("{:?} {:?}", prepared.parameters, prepared.columns);
                         client.prepared[*slot] = Some(prepared);
                         line
@@ -474,8 +480,10 @@ impl Engine for MariaDb {
             }
             Action::Fetch(slot, rows) => match client.prepared[*slot].is_some() {
                 true => {
-                    let (rows, end) = raw.fetch(id(*slot), *rows).await;
-                    format!("{rows:?} {end:?}")
+                    let id = id(*slot);
+                    let (rows, end) = raw.fetch(id, *rows).await;
+                    // Each server counts its own.
+                    format!("{rows:?} {end:?}").replace(&format!("({id})"), "(#)")
                 }
                 false => String::new(),
             },

@@ -580,6 +580,14 @@ impl Tracker<MySql> for MyTracker {
         !self.status.contains(Status::AUTOCOMMIT)
     }
 
+    fn reads_leftovers(&self, up: &Pipe) -> bool {
+        let Some(current) = &self.current else { return false };
+        current.details.names_user_variables
+            && self
+                .named_variables(&current.statement.facts, &current.details, self.text(up))
+                .may_be_others(&self.variables)
+    }
+
     fn is_mid_message(&self) -> bool {
         self.owed > 0 || self.continues
     }

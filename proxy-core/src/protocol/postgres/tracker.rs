@@ -529,6 +529,11 @@ impl Tracker<Postgres> for PgTracker {
         }
     }
 
+    fn reads_leftovers(&self, _up: &Pipe) -> bool {
+        // No variable has a value that a client has not given it by name.
+        false
+    }
+
     fn is_mid_message(&self) -> bool {
         self.owed > 0 && self.owed_kept
     }

@@ -257,7 +257,9 @@ impl MyTracker {
         let explains = std::mem::take(&mut self.explains);
         let changed = std::mem::take(&mut self.state_changed);
         let surprise = changed && (explains.taints || !explains.state);
-        if surprise || explains.unsettles || (failed && explains.taints) {
+        let unknown = surprise || explains.unsettles || (failed && explains.taints);
+        self.variables.settle(failed, unknown);
+        if unknown {
             self.learned.pins.insert(PinReason::SessionVariable);
         }
         if !failed {

@@ -31,22 +31,48 @@ pub(super) struct Variables {
     made: BTreeSet<Box<str>>,
     /// Named on the connection that it has now.
     met: BTreeSet<Box<str>>,
+    /// Of these, those that the statement under way gives values for the first time.
+    given: Vec<String>,
+    /// The session keeps this connection, and which variables it has set there is not known.
+    unknown: bool,
+}
+
+/// User variables in a statement.
+#[derive(Debug)]
+pub(super) struct Named {
+    names: Vec<String>,
+    /// All it does is give them values.
+    are_given: bool,
+}
+
+impl Named {
+    /// True when others may have left values that the statement would see.
+    pub(super) fn may_be_others(&self, variables: &Variables) -> bool {
+        !self.are_given && self.names.iter().any(|name| !variables.made.contains(&**name))
+    }
 }
 
 impl Variables {
     pub(super) fn new() -> Self {
-        Self { number: NEXT.fetch_add(1, Ordering::Relaxed), made: BTreeSet::new(), met: BTreeSet::new() }
+        Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            made: BTreeSet::new(),
+            met: BTreeSet::new(),
+            given: Vec::new(),
+            unknown: false,
+        }
     }
 
     /// Another connection serves the session from now on.
     pub(super) fn forget_met(&mut self) {
+        self.unknown = false;
         self.met.clear();
     }
 
     /// The session is as after login.
     pub(super) fn forget(&mut self) {
         self.made.clear();
-        self.met.clear();
+        self.forget_met();
     }
 
     /// `name`, in lower case, is made wherever the session is served.
@@ -56,29 +82,47 @@ impl Variables {
         }
     }
 
+    /// The statement under way is over. `unknown`: it may have set any variable.
+    pub(super) fn settle(&mut self, failed: bool, unknown: bool) {
+        self.unknown |= unknown;
+        for name in std::mem::take(&mut self.given) {
+            if failed {
+                // It may have no value of this session yet.
+                self.met.remove(&*name);
+            }
+        }
+    }
+
     /// True when `name` may be another's; asked once a connection.
     fn is_new(&mut self, name: &str) -> bool {
-        !self.made.contains(name) && self.met.insert(name.into())
+        !self.unknown && !self.made.contains(name) && self.met.insert(name.into())
     }
 }
 
 impl MyTracker {
-    /// The user variables that a statement names, unless all it does is give them values.
-    pub(super) fn named_variables(&self, facts: &Facts, details: &Details, text: &[u8]) -> Vec<String> {
+    /// The user variables that a statement names.
+    pub(super) fn named_variables(&self, facts: &Facts, details: &Details, text: &[u8]) -> Named {
         let gives = |one: &Assignment| one.scope == Scope::User && one.value_is_constant;
         let is_set =
             facts.statements == 1 && facts.kind == StatementKind::Session && !details.sets.is_empty();
-        let only_gives = is_set && !details.sets_more && details.sets.iter().all(gives);
-        match details.names_user_variables && !only_gives {
-            true => classify::user_variables(text, self.mode),
-            false => Vec::new(),
+        Named {
+            names: match details.names_user_variables {
+                true => classify::user_variables(text, self.mode),
+                false => Vec::new(),
+            },
+            are_given: is_set && !details.sets_more && details.sets.iter().all(gives),
         }
     }
 
-    /// A statement that names these is about to run: those that others may have left on `server` are unset.
-    pub(super) fn unset_variables(&mut self, named: Vec<String>, up: &mut Pipe, server: &mut MyServer) {
+    /// A statement that names these is about to run: those that others may have left on `server` are unset. Outside of a
+    /// transaction there are none, see `reads_leftovers`.
+    pub(super) fn unset_variables(&mut self, named: Named, up: &mut Pipe, server: &mut MyServer) {
         let others = server.visit(self.variables.number);
-        let new: Vec<String> = named.into_iter().filter(|name| self.variables.is_new(name)).collect();
+        let new: Vec<String> = named.names.into_iter().filter(|name| self.variables.is_new(name)).collect();
+        if named.are_given {
+            self.variables.given = new;
+            return;
+        }
         if !others || new.is_empty() {
             return;
         }
