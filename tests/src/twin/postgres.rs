@@ -196,6 +196,7 @@ impl Engine for Postgres {
                     "SELECT nothing FROM nowhere WHERE a = $1",
                 ]);
                 let parts = vec![
+                    Part::Close(name.to_owned()),
                     Part::Parse(name.to_owned(), text.to_owned()),
                     Part::Describe(name.to_owned()),
                     Part::Bind(name.to_owned(), vec![random.below(9).to_string()]),

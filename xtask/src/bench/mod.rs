@@ -78,10 +78,16 @@ struct Sample {
     seen: Seen,
 }
 
+/// A program that an option names; processes are started in directories of their own.
+fn program(arguments: &mut Arguments, option: &str) -> Result<Option<PathBuf>> {
+    let Some(given) = arguments.value::<PathBuf>(option)? else { return Ok(None) };
+    given.canonicalize().map(Some).context(format!("{option} {}", given.display()))
+}
+
 /// Measures all that `arguments` ask for, prints the report and writes it to `target/bench/report.md`.
 pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
-    let pgbouncer = arguments.value("--pgbouncer")?;
-    let binary = arguments.value("--pinion")?;
+    let pgbouncer = program(&mut arguments, "--pgbouncer")?;
+    let binary = program(&mut arguments, "--pinion")?;
     let plan = Plan::from(&mut arguments)?;
     arguments.end()?;
     interrupt::catch()?;
