@@ -37,8 +37,8 @@ pub enum Action {
     ChangeUser,
     /// Goodbye, and a new login.
     Reconnect,
-    /// The socket closes without a word, then a new login.
-    Vanish,
+    /// The socket closes without a word; once the server has noticed, and let go of this lock, a new login.
+    Vanish(String),
 }
 
 impl From<String> for Action {
@@ -392,7 +392,7 @@ impl Engine for MariaDb {
                 0 => ("reset", vec![Action::Reset, Self::read(random)]),
                 1 => ("change of user", vec![Action::ChangeUser, Self::read(random)]),
                 2 => ("reconnect", vec![Action::Reconnect, Self::read(random)]),
-                _ => ("vanish", vec![Action::Vanish, Self::read(random)]),
+                _ => ("vanish", vec![Action::Vanish("{t}".to_owned()), Self::read(random)]),
             },
             _ => {
                 let text = random.pick(&[
@@ -412,7 +412,8 @@ impl Engine for MariaDb {
             if let Action::Query(text)
             | Action::Load(text, _)
             | Action::Prepare(_, text)
-            | Action::InitDb(text) = action
+            | Action::InitDb(text)
+            | Action::Vanish(text) = action
             {
                 *text = text.replace("{t}", &t);
             }
@@ -516,8 +517,14 @@ impl Engine for MariaDb {
                 *client = Self::connect(address).await;
                 String::new()
             }
-            Action::Vanish => {
+            Action::Vanish(lock) => {
                 *client = Self::connect(address).await;
+                let free = format!("SELECT IS_FREE_LOCK('{lock}')");
+                crate::until("the lock of who has vanished is free", async || {
+                    client.raw.scalar(&free).await == "1"
+                })
+                .await;
+                Self::leave(std::mem::replace(client, Self::connect(address).await)).await;
                 String::new()
             }
         }

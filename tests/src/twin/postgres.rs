@@ -332,7 +332,6 @@ impl Engine for Postgres {
                     "SELECT * FROM nowhere",
                     "SELECT 1/0",
                     "SET no_such_variable = 1",
-                    "ALTER TABLE {t} ADD COLUMN IF NOT EXISTS c int",
                     "SELECT",
                     "",
                 ]);
