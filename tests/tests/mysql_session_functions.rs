@@ -2,7 +2,8 @@
 //! use every connection of the pool between any two statements; the answers must be those of a connection of one's own.
 #![allow(clippy::unwrap_used)]
 
-use pinion_tests::{MariaDb, MySqlClient, Proxy, Server, server_error, until};
+use pinion_tests::raw_mysql::Reply;
+use pinion_tests::{MariaDb, MySqlClient, Proxy, RawMySql, Server, server_error, until};
 
 const CONNECTIONS: u32 = 2;
 
@@ -192,6 +193,30 @@ async fn wrong_m_01_diagnostics_are_ones_own() {
         &["SHOW WARNINGS"],
     ] {
         same(&bench, script, false).await;
+    }
+}
+
+/// To prepare a statement empties the diagnostics of its connection, or leaves an error there.
+#[tokio::test]
+async fn wrong_m_01_statements_that_others_prepare_leave_no_diagnostics() {
+    let db = Server::mariadb().start().await;
+    let proxy = Proxy::in_front_of(&db).max_connections(1).start().await;
+    let mut asking = RawMySql::connect(&proxy.address()).await;
+    let mut preparing = RawMySql::connect(&proxy.address()).await;
+    asking.ok("CREATE TABLE prepared_by_others (a INT)").await;
+
+    asking.rows("SELECT a FROM prepared_by_others").await;
+    preparing.prepare("SELECT nothing FROM prepared_by_others").await.unwrap_err();
+    for reply in asking.query("SHOW WARNINGS").await {
+        assert!(!format!("{reply:?}").contains("nothing"), "{reply:?}");
+    }
+
+    asking.rows("SELECT 1/0").await;
+    preparing.prepare("SELECT a FROM prepared_by_others").await.unwrap();
+    match &asking.query("SHOW WARNINGS").await[..] {
+        [Reply::Rows(rows)] => assert!(format!("{:?}", rows.texts()).contains("Division"), "{rows:?}"),
+        [Reply::Failed(error)] => assert_eq!(error.code, 1105, "{error:?}"),
+        replies => panic!("{replies:?}"),
     }
 }
 

@@ -33,6 +33,19 @@ impl Owners {
     pub(super) fn note_own(&mut self) {
         self.row_count = 0;
     }
+
+    /// Something of our own has run that may have emptied the diagnostics, or left some.
+    pub(super) fn note_own_diagnostics(&mut self) {
+        self.note_own();
+        self.diagnostics = Self::UNKNOWN;
+    }
+
+    /// A statement of our own is over. Diagnostics that are nobody's stay so unless it had something to say.
+    pub(super) fn note_absorbed(&mut self, has_diagnostics: bool) {
+        if has_diagnostics || self.diagnostics != 0 {
+            self.note_own_diagnostics();
+        }
+    }
 }
 
 /// What one client's statements have left.
@@ -209,6 +222,12 @@ impl Left {
             || (asked(SessionFunctions::LAST_INSERT_ID) && self.inexact && nature.writes)
             || (asked(SessionFunctions::ROW_COUNT) && nature.writes)
             || (asked(SessionFunctions::FOUND_ROWS) && nature.finds)
+    }
+
+    /// A statement of the client's was prepared, which empties the diagnostics if it uses tables, and may leave some.
+    pub(super) fn note_prepared(&mut self, server: &mut MyServer) {
+        unsettle(&mut self.own.diagnostics, &mut server.owners.diagnostics);
+        unsettle(&mut self.own.row_count, &mut server.owners.row_count);
     }
 
     /// The client's session is as after login.

@@ -484,6 +484,7 @@ impl MyServer {
             (_, codec::ERR) => {
                 let error = ErrPacket::read(body)?;
                 self.absorbing.error.get_or_insert_with(|| format!("{} {}", error.code, error.message));
+                self.owners.note_absorbed(true);
                 self.note_error(true);
                 false
             }
@@ -524,7 +525,8 @@ impl MyServer {
     }
 
     fn absorb_end(&mut self, body: &[u8]) -> Result<bool, ProtocolError> {
-        let status = self.read_end(body, |_| {})?.status;
+        let OkPacket { status, warnings, .. } = self.read_end(body, |_| {})?;
+        self.owners.note_absorbed(warnings > 0);
         self.stage = Stage::Start;
         Ok(status.contains(Status::MORE_RESULTS))
     }

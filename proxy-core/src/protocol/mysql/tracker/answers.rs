@@ -98,6 +98,7 @@ impl MyTracker {
             let head = server.pop();
             server.note_error(head.as_ref().is_none_or(|head| head.moves_transaction));
             if !kept {
+                server.owners.note_own_diagnostics();
                 match head.map(|head| head.reply) {
                     // The client will be told in place of what it wants to run.
                     Some(Reply::Prepared(statement)) => {
@@ -283,8 +284,9 @@ impl MyTracker {
             return None;
         }
         let head = server.pop();
-        if !kept {
-            server.owners.note_own();
+        match kept {
+            true => self.left.note_prepared(server),
+            false => server.owners.note_own_diagnostics(),
         }
         if server.caches_metadata
             && let Some(Reply::Prepared(statement)) = head.map(|head| head.reply)

@@ -203,7 +203,9 @@ impl MyTracker {
         server.write_closes(up.output());
         self.current = None;
         let unsettles = is_untold(&facts, server);
-        self.explains = Explained { state: true, unsettles, ..Explained::default() };
+        // Some of them empty the diagnostics.
+        let nature = Nature { several: true, ..Nature::default() };
+        self.explains = Explained { state: true, unsettles, nature, ..Explained::default() };
         self.pass_command(up, header, server, reply, facts.moves_transaction);
         None
     }
