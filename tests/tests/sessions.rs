@@ -36,7 +36,7 @@ async fn each_session_says_what_it_does_and_why_it_is_pinned() {
     assert_eq!(pinned["endpoint"], "default");
     assert_eq!(pinned["target"], *pg.name());
     assert_eq!(pinned["pin"]["reasons"], serde_json::json!(["temporary-table"]));
-    assert_eq!(pinned["pin"]["text"], "CREATE TEMP TABLE cart (id int)");
+    assert_eq!(pinned["pin"]["text"], "create temp table cart (id int)");
     assert_eq!(pinned["pin"]["plugin"], Value::Null);
     assert!(pinned["pin"]["for_seconds"].as_f64().unwrap() >= 0.0);
     assert_eq!(list[1]["pin"], Value::Null);
@@ -47,7 +47,7 @@ async fn each_session_says_what_it_does_and_why_it_is_pinned() {
     let config = proxy.dir().join("pinion.toml");
     let (status, table) = run_pinion(&["sessions", "--config", config.to_str().unwrap()]);
     assert!(status.success(), "{table}");
-    assert!(table.contains("temporary-table: CREATE TEMP TABLE cart (id int)"), "{table}");
+    assert!(table.contains("temporary-table: create temp table cart (id int)"), "{table}");
     assert_eq!(table.lines().count(), 4, "{table}");
 
     // What ends the pin ends the note of it.
