@@ -32,6 +32,7 @@ use tokio::{
 use crate::metrics::Recorder;
 
 pub mod api;
+pub mod client;
 
 /// Connections served at once; more wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 32;

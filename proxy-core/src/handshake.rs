@@ -21,7 +21,7 @@ use crate::{
         Accept, AcceptOptions, AcceptStep, Arrival, CancelKey, Compression, Fault, FaultKind, Greeting,
         Login, PoolKey, Protocol, ServerState, Severity, Tracker,
     },
-    proxy::{Endpoint, Proxy, SessionHandle},
+    proxy::{Endpoint, Proxy, SessionHandle, Who},
     router::Route,
     session::{Returning, Session, SessionError, borrow::Borrower, place::Places},
     stream::{Stream, tune},
@@ -400,6 +400,13 @@ impl<P: Protocol> Guest<P> {
             &application,
             &client,
         );
+        handle.belongs_to(Who {
+            user: key.user.clone(),
+            database: P::database(&key).into(),
+            application,
+            endpoint: endpoint.name.as_str().into(),
+            address: client.into(),
+        });
         Ok(Session::new(
             endpoint.clone(),
             handle,

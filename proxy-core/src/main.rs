@@ -7,6 +7,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use pinion::{
+    admin::client,
     config::{Config, LogConfig, LogFormat},
     logging,
     plugin::cli,
@@ -40,6 +41,12 @@ struct Flags {
 enum Command {
     /// Checks the configuration and opens nothing.
     Check,
+    /// Lists the clients of the Pinion that runs with this configuration: what each does, and why it is pinned.
+    Sessions {
+        /// As the admin API gives them.
+        #[arg(long)]
+        json: bool,
+    },
     /// Makes, builds and tries out policy plugins.
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -100,8 +107,25 @@ fn main() -> ExitCode {
             println!("{}: no fault found", path.display());
             ExitCode::SUCCESS
         }
+        Some(Command::Sessions { json }) => sessions(&config, json),
         Some(Command::Plugin(_)) | None => start(path, config),
     }
+}
+
+fn sessions(config: &Config, json: bool) -> ExitCode {
+    let Some(admin) = &config.admin else {
+        eprintln!("the configuration has no [admin], so nobody can be asked");
+        return ExitCode::FAILURE;
+    };
+    match client::get(admin, "/sessions") {
+        Ok(answer) if json => println!("{answer}"),
+        Ok(answer) => print!("{}", client::sessions_table(&answer)),
+        Err(why) => {
+            eprintln!("{why}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// A plugin command. What a plugin logs is shown.

@@ -22,7 +22,7 @@ use crate::{
     config::{AuthConfig, ClientAuthType, ProxyConfig, SecretSource, TargetRole},
     metrics::{CancelOutcome, EndpointMetrics, ProxyMetrics},
     plugin::{PluginHost, Plugins},
-    protocol::{CancelKey, Hello as _, Kill, Killed, MockKey, Protocol, Role},
+    protocol::{CancelKey, Facts, Hello as _, Kill, Killed, MockKey, PinReason, PinReasons, Protocol, Role},
     router::{self, NoTarget, Route},
     secrets::{SecretError, SecretHandle},
     session::{
@@ -318,7 +318,7 @@ impl<P: Protocol> Proxy<P> {
     /// Does to another session of `user` what a kill says.
     pub async fn kill(&self, kill: Kill, user: &str) -> Killed {
         let Some(handle) = self.sessions.lock().get(&kill.id).cloned() else { return Killed::Unknown };
-        if **handle.user.lock().unwrap_or_else(PoisonError::into_inner) != *user {
+        if *lock(&handle.who).user != *user {
             return Killed::NotOwner;
         }
         if !kill.query_only {
@@ -368,6 +368,20 @@ impl<P: Protocol> Proxy<P> {
                 handle.signal(CHECK);
             }
         });
+    }
+
+    /// Every client that has logged in, see [`SessionHandle::describe`].
+    pub fn describe_sessions(&self) -> Vec<serde_json::Value> {
+        let now = Instant::now();
+        let targets: Vec<&str> = self.targets.iter().map(|target| &*target.name).collect();
+        let mut sessions = Vec::new();
+        self.sessions.for_each(|handle| {
+            if !lock(&handle.who).user.is_empty() {
+                sessions.push((handle.number, handle.describe(&self.name, now, &targets)));
+            }
+        });
+        sessions.sort_unstable_by_key(|(number, _)| *number);
+        sessions.into_iter().map(|(_, session)| session).collect()
     }
 
     /// Sets the gauges that are read rather than counted.
@@ -483,7 +497,39 @@ pub struct SessionHandle {
     waker: AtomicWaker,
     request: Mutex<Request>,
     /// Whose session it is, once logged in.
-    user: Mutex<Box<str>>,
+    who: Mutex<Who>,
+    /// Why it keeps its server connection, while it does.
+    pin: Mutex<Option<Box<PinNote>>>,
+}
+
+/// Whose a session is. Empty before the login.
+#[derive(Debug, Default)]
+pub struct Who {
+    /// Database user.
+    pub user: Box<str>,
+    /// Database.
+    pub database: Box<str>,
+    /// What the client calls itself.
+    pub application: Box<str>,
+    /// Endpoint it came by.
+    pub endpoint: Box<str>,
+    /// Where it comes from, without the port.
+    pub address: Box<str>,
+}
+
+/// Why a session is pinned.
+#[derive(Debug)]
+pub struct PinNote {
+    /// All reasons.
+    pub reasons: PinReasons,
+    /// Since the first of them.
+    pub since: Instant,
+    /// Of the statement that brought the last reason.
+    pub digest: u128,
+    /// What is known of it; `None` for a command.
+    pub facts: Option<Arc<Facts>>,
+    /// The plugin that decided it, if one did.
+    pub plugin: Option<Arc<str>>,
 }
 
 /// Where a session's request is, as far as a cancel must know.
@@ -581,9 +627,52 @@ impl SessionHandle {
         }
     }
 
-    /// It is this user's.
-    pub fn belongs_to(&self, user: &str) {
-        *self.user.lock().unwrap_or_else(PoisonError::into_inner) = user.into();
+    /// It is theirs.
+    pub fn belongs_to(&self, who: Who) {
+        *lock(&self.who) = who;
+    }
+
+    /// Why it is pinned now, if it is.
+    pub fn note_pin(&self, note: Option<Box<PinNote>>) {
+        *lock(&self.pin) = note;
+    }
+
+    /// For the admin API. Shape: see `docs/admin.md`, "GET /sessions".
+    pub fn describe(&self, proxy: &str, now: Instant, targets: &[impl AsRef<str>]) -> serde_json::Value {
+        let ago = |since: Instant| now.saturating_duration_since(since).as_secs_f64();
+        let target = self.target().and_then(|target| targets.get(target)).map(AsRef::as_ref);
+        let state = match (&*self.request(), self.activity()) {
+            (Request::Waiting, _) => "WAITING",
+            (Request::None, _) => "IDLE",
+            (Request::Held(_), Activity::Pinned) => "PINNED",
+            (Request::Held(_), Activity::InTransaction) => "IN_TRANSACTION",
+            (Request::Held(_), Activity::Other) => "ACTIVE",
+        };
+        let pin = lock(&self.pin).as_ref().map(|pin| {
+            serde_json::json!({
+                "reasons": pin.reasons.iter().map(PinReason::name).collect::<Vec<_>>(),
+                "for_seconds": ago(pin.since),
+                "digest": format!("{:032x}", pin.digest),
+                "text": pin.facts.as_ref().map(|facts| facts.digest_text.as_str()),
+                "plugin": pin.plugin.as_deref(),
+            })
+        });
+        let who = lock(&self.who);
+        serde_json::json!({
+            "proxy": proxy,
+            "endpoint": who.endpoint,
+            "id": self.key.id,
+            "client": self.number,
+            "user": who.user,
+            "database": who.database,
+            "application": who.application,
+            "address": who.address,
+            "connected_seconds": ago(self.since),
+            "state": state,
+            "quiet_seconds": self.idle_for(now).as_secs_f64(),
+            "target": target,
+            "pin": pin,
+        })
     }
 
     /// Begins a cancel while the request cannot move on.
@@ -599,8 +688,12 @@ impl SessionHandle {
     }
 
     fn request(&self) -> MutexGuard<'_, Request> {
-        self.request.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.request)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All sessions of one proxy.
@@ -647,7 +740,8 @@ impl Sessions {
                 activity: AtomicU8::new(0),
                 waker: AtomicWaker::new(),
                 request: Mutex::default(),
-                user: Mutex::default(),
+                who: Mutex::default(),
+                pin: Mutex::default(),
             });
             by_id.insert(key.id, handle.clone());
             return Some(handle);

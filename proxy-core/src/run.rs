@@ -73,6 +73,7 @@ trait Running: Send + Sync {
     fn trouble(&self) -> Option<String>;
     fn before_scrape(&self);
     fn targets(&self) -> Vec<serde_json::Value>;
+    fn sessions(&self) -> Vec<serde_json::Value>;
     fn every_second(&self, now: Instant);
     fn signal_all(&self, signal: u8);
     fn clients(&self) -> usize;
@@ -111,6 +112,10 @@ impl<P: Protocol> Running for Served<P> {
 
     fn targets(&self) -> Vec<serde_json::Value> {
         self.proxy.targets.iter().map(|target| target.describe(&self.proxy.name)).collect()
+    }
+
+    fn sessions(&self) -> Vec<serde_json::Value> {
+        self.proxy.describe_sessions()
     }
 
     fn every_second(&self, now: Instant) {
@@ -171,6 +176,10 @@ impl Readiness for Fleet {
 impl Control for Fleet {
     fn targets(&self) -> Vec<serde_json::Value> {
         self.proxies.iter().flat_map(|proxy| proxy.targets()).collect()
+    }
+
+    fn sessions(&self) -> Vec<serde_json::Value> {
+        self.proxies.iter().flat_map(|proxy| proxy.sessions()).collect()
     }
 
     fn plugins(&self) -> Vec<serde_json::Value> {

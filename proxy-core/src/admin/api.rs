@@ -36,6 +36,8 @@ const BACKLOG: i32 = 128;
 pub trait Control: Send + Sync {
     /// Every target of every proxy, see [`crate::target::Target::describe`].
     fn targets(&self) -> Vec<Value>;
+    /// Every client of every proxy, see [`crate::proxy::SessionHandle::describe`].
+    fn sessions(&self) -> Vec<Value>;
     /// Every plugin of every proxy, see [`crate::plugin::PluginStatus`].
     fn plugins(&self) -> Vec<Value>;
     /// Loads the plugins of that name anew; the answer says what came of it, by proxy.
@@ -121,6 +123,7 @@ impl Listener {
 fn router(control: Arc<dyn Control>, token: Option<Token>) -> Router {
     Router::new()
         .route("/targets", get(targets))
+        .route("/sessions", get(sessions))
         .route("/plugins", get(plugins))
         .route("/plugins/{name}/reload", post(reload_plugin))
         .method_not_allowed_fallback(method_not_allowed)
@@ -131,6 +134,10 @@ fn router(control: Arc<dyn Control>, token: Option<Token>) -> Router {
 
 async fn targets(State(control): State<Arc<dyn Control>>) -> Response {
     answer(StatusCode::OK, &json!({ "targets": control.targets() }))
+}
+
+async fn sessions(State(control): State<Arc<dyn Control>>) -> Response {
+    answer(StatusCode::OK, &json!({ "sessions": control.sessions() }))
 }
 
 async fn plugins(State(control): State<Arc<dyn Control>>) -> Response {
@@ -265,6 +272,10 @@ mod tests {
     impl Control for Fake {
         fn targets(&self) -> Vec<Value> {
             vec![json!({ "name": "db1:5432" })]
+        }
+
+        fn sessions(&self) -> Vec<Value> {
+            vec![json!({ "client": 7 })]
         }
 
         fn plugins(&self) -> Vec<Value> {

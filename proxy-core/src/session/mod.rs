@@ -26,7 +26,7 @@ use crate::{
         ClientEvent, Facts, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError,
         ServerEvent, ServerState, Severity, StateChange, Statement, StatementKind, Tracker, Tx,
     },
-    proxy::{Activity, CHECK, DRAIN, Endpoint, STOP, SessionHandle},
+    proxy::{Activity, CHECK, DRAIN, Endpoint, PinNote, STOP, SessionHandle},
     router::Route,
     server::{ServerConnection, give_back_after},
     state::{Settings, Worn},
@@ -180,6 +180,8 @@ struct Pending {
     unsettles: bool,
     /// What does not pin, be it that the server says so: filter or policy lets it go.
     lets_go: PinReasons,
+    /// The plugin by whose word one of them pins.
+    plugin: Option<Arc<str>>,
     /// Statements reported; a text of several is one.
     reported: u16,
     /// One of them begins or ends transactions, or may.
@@ -234,7 +236,6 @@ impl<P: Protocol> Session<P> {
         session_functions: Arc<AtomicBool>,
         names: SessionNames,
     ) -> Self {
-        handle.belongs_to(&key.user);
         let pins = tracker.standing_pins();
         Self {
             endpoint,
@@ -368,6 +369,10 @@ impl<P: Protocol> Session<P> {
             sets = sets.without(function);
         }
         let policy = self.ask_pins(statement, sets, decisions)?;
+        if !policy.pin.is_empty() {
+            let by = decisions.iter().rfind(|decision| decision.verdict == "pin");
+            self.pending.plugin = by.map(|decision| decision.plugin.clone());
+        }
         let replayed = match &policy.replay {
             Some(_) => PinReasons::only(PinReason::SessionVariable),
             None => PinReasons::NONE,
@@ -825,6 +830,15 @@ impl<P: Protocol> Session<P> {
         }
         if before.is_empty() && !self.pins.is_empty() {
             self.pinned_since = Some(now);
+        }
+        if !new.is_empty() {
+            self.handle.note_pin(Some(Box::new(PinNote {
+                reasons: self.pins,
+                since: self.pinned_since.unwrap_or(now),
+                digest: pending.digest,
+                facts: pending.text,
+                plugin: pending.plugin,
+            })));
         } else if !before.is_empty() && self.pins.is_empty() {
             if let Some(connection) = &mut self.link {
                 // What functions return is nobody else's business, and told to nobody else.
@@ -842,6 +856,7 @@ impl<P: Protocol> Session<P> {
     }
 
     fn note_unpinned(&mut self, now: Instant) {
+        self.handle.note_pin(None);
         if let Some(since) = self.pinned_since.take() {
             self.endpoint.metrics.unpinned(now.saturating_duration_since(since));
         }
