@@ -231,6 +231,9 @@ mod table {
     pub(super) const RESETS: Metric = ours(
         "pinion_connection_resets_total", C, &["proxy", "target", "cause"], Count,
         "Server connections reset before another client may have them; cause is pinned or tainted.");
+    pub(super) const SYNCS: Metric = ours(
+        "pinion_state_sync_total", C, OF_ADDRESS, Count,
+        "Server connections that were made to have another session's settings before they served it.");
     pub(super) const CANCELS: Metric = ours(
         "pinion_cancel_requests_total", C, &["proxy", "outcome"], Count,
         "Cancel requests from clients; outcome is forwarded, nothing-running, unknown-key or failed.");
@@ -285,7 +288,7 @@ mod table {
 }
 
 /// Every metric there is, RDS Proxy's first and in its order.
-pub const METRICS: [Metric; 48] = {
+pub const METRICS: [Metric; 49] = {
     use table::*;
     [
         AVAILABILITY,
@@ -319,6 +322,7 @@ pub const METRICS: [Metric; 48] = {
         UP,
         ROLE,
         RESETS,
+        SYNCS,
         CANCELS,
         RELOADS,
         PLUGIN_CALLS,
@@ -493,6 +497,8 @@ pub struct TargetMetrics {
     pub resets_pinned: Counter,
     /// Resets of connections that were tainted.
     pub resets_tainted: Counter,
+    /// `pinion_state_sync_total`.
+    pub state_syncs: Counter,
 }
 
 /// What is counted per target and role.
@@ -599,6 +605,7 @@ impl TargetMetrics {
             target_up: gauge(&table::UP, &address),
             resets_pinned: counter(&table::RESETS, &[proxy, target, "pinned"]),
             resets_tainted: counter(&table::RESETS, &[proxy, target, "tainted"]),
+            state_syncs: counter(&table::SYNCS, &address),
             proxy: proxy.to_owned(),
             target: target.to_owned(),
         };
@@ -677,6 +684,11 @@ impl TargetMetrics {
     /// [`query_finished`](EndpointMetrics::query_finished) was told.
     pub fn responded(&self, database: Duration) {
         self.now().target_response_latency.record(database);
+    }
+
+    /// A server connection was made to wear another session's settings.
+    pub fn synced(&self) {
+        self.state_syncs.increment(1);
     }
 
     /// A server connection was reset.

@@ -366,13 +366,13 @@ async fn ask<P: Protocol>(
     limits: bool,
 ) -> Result<(Role, Option<usize>), ServerError> {
     let mut request = Vec::new();
-    P::write_query(&connection.state, P::ROLE_QUERY, &mut request);
+    P::write_query(&mut connection.state, P::ROLE_QUERY, &mut request);
     let role = connection.exchange(&request).await.and_then(|answer| read_role(&answer))?;
     if !limits {
         return Ok((role, None));
     }
     request.clear();
-    P::write_query(&connection.state, P::LIMITS_QUERY, &mut request);
+    P::write_query(&mut connection.state, P::LIMITS_QUERY, &mut request);
     let capacity = connection.exchange(&request).await.and_then(|answer| read_limits(&answer))?;
     Ok((role, Some(capacity)))
 }

@@ -23,6 +23,12 @@ use waiters::{Waiter, Waiters};
 /// only for this long: closing and opening a connection costs more than the wait.
 const PREFER_SAME_POOL: Duration = Duration::from_millis(50);
 
+/// What no other connection is worth more than.
+pub const WORTH_MOST: u8 = u8::MAX;
+
+/// Idle connections that are looked at to find the best of them.
+const MOST_LOOKED_AT: usize = 64;
+
 /// Names one [`PoolKey`] within one [`Pool`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PoolId(usize);
@@ -33,7 +39,7 @@ pub trait Pooled: Send + 'static {
     fn retire(self: Box<Self>);
     /// When it was last used.
     fn last_used(&self) -> Instant;
-    /// The client that used it last; see [`Pool::try_acquire`].
+    /// The client that used it last.
     fn last_client(&self) -> u64;
     /// Too old, broken, or opened under a configuration that no longer holds.
     fn is_stale(&mut self, now: Instant, generation: u64) -> bool;
@@ -188,14 +194,14 @@ impl<C: Pooled> Pool<C> {
         self.lock().pools[id.0].greeting = Some(greeting);
     }
 
-    /// Gets a connection, leave to open one, or a place in the line. With `prefer`, an idle connection that this
-    /// client used last is taken before the most recent one.
-    pub fn acquire(self: &Arc<Self>, id: PoolId, prefer: Option<u64>, now: Instant) -> Acquired<C> {
+    /// Gets a connection, leave to open one, or a place in the line. Of the idle ones that with the highest `worth` is
+    /// taken, the most recent of those.
+    pub fn acquire(self: &Arc<Self>, id: PoolId, worth: impl Fn(&C) -> u8, now: Instant) -> Acquired<C> {
         let mut retired = Vec::new();
         let mut inner = self.lock();
         // Nobody overtakes those who wait for the same connections.
         let idle =
-            if inner.waiters.any_for(id) { None } else { inner.take_idle(id, prefer, now, &mut retired) };
+            if inner.waiters.any_for(id) { None } else { inner.take_idle(id, worth, now, &mut retired) };
         let acquired = if let Some(connection) = idle {
             Acquired::Connection(connection)
         } else if inner.waiters.is_empty() && inner.open < inner.budget && !inner.closed {
@@ -339,17 +345,27 @@ impl<C: Pooled> Inner<C> {
     fn take_idle(
         &mut self,
         id: PoolId,
-        prefer: Option<u64>,
+        worth: impl Fn(&C) -> u8,
         now: Instant,
         stale: &mut Vec<Box<C>>,
     ) -> Option<Box<C>> {
         let generation = self.generation;
         let pool = &mut self.pools[id.0];
-        if let Some(client) = prefer
-            && let Some(at) = pool.idle.iter().rposition(|c| c.last_client() == client)
+        let mut best: Option<(usize, u8)> = None;
+        for (at, connection) in pool.idle.iter().enumerate().rev().take(MOST_LOOKED_AT) {
+            let worth = worth(connection);
+            if best.is_none_or(|(_, most)| worth > most) {
+                best = Some((at, worth));
+            }
+            if worth == WORTH_MOST {
+                break;
+            }
+        }
+        if let Some((at, _)) = best
+            && at + 1 < pool.idle.len()
         {
-            let own = pool.idle.remove(at);
-            pool.idle.push(own);
+            let best = pool.idle.remove(at);
+            pool.idle.push(best);
         }
         while let Some(mut connection) = pool.idle.pop() {
             self.idle -= 1;

@@ -56,14 +56,14 @@ impl Bench {
         })
     }
     fn connection(&mut self, id: PoolId) -> Box<Fake> {
-        match self.pool.acquire(id, None, self.now) {
+        match self.pool.acquire(id, |_| WORTH_MOST, self.now) {
             Acquired::Connection(c) => c,
             Acquired::Slot(slot) => self.open(slot),
             Acquired::Wait(_) => panic!("the pool is full"),
         }
     }
     fn ticket(&mut self, id: PoolId) -> Ticket<Fake> {
-        match self.pool.acquire(id, None, self.now) {
+        match self.pool.acquire(id, |_| WORTH_MOST, self.now) {
             Acquired::Wait(ticket) => ticket,
             other => panic!("did not have to wait: {other:?}"),
         }
@@ -207,6 +207,8 @@ fn a_client_finds_the_connection_it_used_last() {
     one.client = 7;
     b.back(id, one);
     b.back(id, two);
-    let Acquired::Connection(found) = b.pool.acquire(id, Some(7), b.now) else { panic!("none idle") };
+    let Acquired::Connection(found) = b.pool.acquire(id, |c| u8::from(c.client == 7), b.now) else {
+        panic!("none idle")
+    };
     assert_eq!(found.number, 1);
 }

@@ -10,6 +10,7 @@ use crate::{
     buffer::{Buffer, Pipe},
     config::{ClientAuthType, TlsMode},
     secrets::Secret,
+    state::Settings,
 };
 
 pub mod mysql;
@@ -20,7 +21,7 @@ mod vocabulary;
 
 pub use postgres::scram::MockKey;
 pub use vocabulary::{
-    Dialect, Facts, Fault, FaultKind, PinReason, PinReasons, Role, Severity, StatementKind, Tx,
+    Dialect, Facts, Fault, FaultKind, Moves, PinReason, PinReasons, Role, Severity, StatementKind, Tx,
 };
 
 /// One database protocol.
@@ -69,8 +70,40 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     fn database(key: &PoolKey) -> &str;
     /// Where the monitor's connections come from.
     fn monitor_key(user: &str, database: &str) -> PoolKey;
-    /// A statement of our own, to be sent alone; the answer is read by [`ServerState::absorb`].
-    fn write_query(server: &Self::Server, sql: &str, out: &mut Vec<u8>);
+    /// A statement of our own, to be sent while the connection is quiet; the answer is read by [`ServerState::absorb`].
+    fn write_query(server: &mut Self::Server, sql: &str, out: &mut Vec<u8>);
+    /// Takes away what a client may have left unseen, at less cost than a reset; [`Self::is_clean`] says whether that has
+    /// done. False, and nothing written, where only a reset will do.
+    fn write_cleanup(_server: &mut Self::Server, _out: &mut Vec<u8>) -> bool {
+        false
+    }
+    /// By the answer to [`Self::write_cleanup`].
+    fn is_clean(_row: &[String]) -> bool {
+        false
+    }
+    /// Pins of which the server can be asked whether they still hold.
+    const PROVABLE: PinReasons = PinReasons::NONE;
+    /// Asks how a session stands: what pins it, and its settings `names`; with `all`, any others it may have. False, and
+    /// nothing written, where that cannot be asked.
+    fn write_inquiry(_server: &mut Self::Server, _names: &[&str], _all: bool, _out: &mut Vec<u8>) -> bool {
+        false
+    }
+    /// The answer to [`Self::write_inquiry`]; `None` when it is none. `user` is who logged in.
+    fn read_inquiry(_row: &[String], _names: &[&str], _user: &str) -> Option<Findings> {
+        None
+    }
+    /// True for a statement that does the same in every session, however that reads text.
+    fn is_repeatable(_statement: &str) -> bool {
+        true
+    }
+    /// True when a statement that clears these pins takes the setting `name` back.
+    fn takes_back(_cleared: PinReasons, _name: &str) -> bool {
+        true
+    }
+    /// What is to be run on a connection that wears `worn` so that it wears `wanted`; `None` where it must be reset first.
+    fn difference(worn: &Settings, wanted: Option<&Settings>) -> Option<Vec<String>> {
+        worn.continuation(wanted?)
+    }
     /// Puts a server connection's session back to what it was after login.
     fn write_reset(server: &mut Self::Server, out: &mut Vec<u8>);
     /// A round trip without a statement.
@@ -89,6 +122,17 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     const LIMITS_QUERY: &'static str;
     /// Asks the server what it is: one row with a [`Role::name`]. Sent every second, so it should be cheap.
     const ROLE_QUERY: &'static str;
+}
+
+/// How a server says that a session stands; see [`Protocol::write_inquiry`].
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Of these pins it is known whether they hold.
+    pub covers: PinReasons,
+    /// What pins.
+    pub pins: PinReasons,
+    /// Settings with the statement that makes them; `None` for one that is as after login.
+    pub settings: Vec<(Box<str>, Option<Box<str>>)>,
 }
 
 /// Knows a statement text as proxies of its dialect do: its digest, its facts and its hint.
@@ -390,6 +434,10 @@ pub trait ServerState: Send + fmt::Debug {
     fn key(&self) -> &ServerKey;
     /// What later clients of the same pool are told.
     fn greeting(&self) -> Arc<Greeting>;
+    /// What was meant for the client among the answers to statements of our own.
+    fn take_heard(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
     /// Reads the answer to a statement of our own.
     fn absorb(&mut self, input: &mut Buffer) -> Result<Absorbed, ProtocolError>;
     /// Anything that comes while nobody uses the connection: notices are dropped; an error, or a changed setting that
@@ -507,6 +555,8 @@ pub struct Learned {
     pub changes: Vec<StateChange>,
     /// What keeps it on this connection.
     pub pins: PinReasons,
+    /// Settings of which the server must be asked what has become of them.
+    pub doubtful: Vec<Box<str>>,
 }
 
 /// See [`Learned`].

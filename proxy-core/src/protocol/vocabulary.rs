@@ -231,6 +231,22 @@ pub enum Dialect {
     Mysql,
 }
 
+/// How what a text changes of a session's settings comes to stand on another server connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Moves {
+    /// Not by anything that this text says: it changes none, or pins, or takes all of them back.
+    #[default]
+    Nothing,
+    /// The same text does the same there.
+    ByText,
+    /// What it names is as after login.
+    Back,
+    /// By the value that the server gives when it is asked.
+    ByValue,
+    /// Likewise, and any of them may have changed.
+    Unseen,
+}
+
 /// What the real grammar says of one statement text. Cached by digest and shared.
 ///
 /// Two sets of pins, since the profile decides which counts: `pins` is what profile `smart` needs,
@@ -284,6 +300,12 @@ pub struct Facts {
     pub variables_in_literals: bool,
     /// The text is one `SET` of one variable to a value, for the session, that does the same wherever it is run again.
     pub is_plain_set: bool,
+    /// How what it changes of a session's settings comes to stand on another server connection.
+    pub moves: Moves,
+    /// What those are called among a session's settings, but for those whose names stand in literals.
+    pub moved: Vec<String>,
+    /// Pins of which it may have ended some part: whether any is left, the server must be asked.
+    pub may_end: PinReasons,
     /// It begins or ends transactions, or runs code that may: what is around it in its request may have been undone.
     pub moves_transaction: bool,
     /// Statement text with literals replaced by `$n`, or by `?` in MySQL, at most 1,024 bytes, for logs.
@@ -320,6 +342,9 @@ impl Facts {
             variables: Vec::new(),
             variables_in_literals: false,
             is_plain_set: false,
+            moves: Moves::Nothing,
+            moved: Vec::new(),
+            may_end: PinReasons::NONE,
             moves_transaction: true,
             digest_text,
         }

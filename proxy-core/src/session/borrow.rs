@@ -21,7 +21,7 @@ use super::{
 use crate::{
     buffer::Pipe,
     metrics::ResetCause,
-    pool::{Acquired, Grant, PoolId, Pooled, Slot},
+    pool::{Acquired, Grant, PoolId, Pooled, Slot, WORTH_MOST},
     protocol::{ConnectError, Fault, FaultKind, PoolKey, Protocol, Tracker as _},
     proxy::{CANCEL, Endpoint, STOP, SessionHandle},
     router::{NoTarget, Route},
@@ -61,6 +61,12 @@ impl<P: Protocol> Session<P> {
     ) -> Result<Result<Box<ServerConnection<P>>, Fault>, SessionError> {
         let prefer_own = self.forget_on_borrow || self.session_functions.load(Ordering::Relaxed);
         let bare = self.tracker.reads_leftovers(&self.up);
+        let wanted = match &self.settings {
+            Some(settings) if !self.undressed.is_empty() => {
+                Settings::retain(settings, |name| !P::takes_back(self.undressed, name))
+            }
+            settings => settings.clone(),
+        };
         let mut borrower = Borrower {
             endpoint: &self.endpoint,
             handle: &self.handle,
@@ -71,7 +77,7 @@ impl<P: Protocol> Session<P> {
             up: &mut self.up,
             prefer_own,
             bare,
-            settings: self.settings.as_ref().filter(|_| !self.undressed),
+            settings: wanted.as_ref(),
         };
         let first = match borrower.place() {
             Ok(place) => match borrower.acquire(place, now) {
@@ -113,8 +119,12 @@ impl<'a, P: Protocol> Borrower<'a, P> {
     }
 
     pub(crate) fn acquire(&self, place: Place, now: Instant) -> Acquired<ServerConnection<P>> {
-        let prefer = self.prefer_own.then_some(self.handle.number);
-        self.target(place).pool.acquire(place.pool, prefer, now)
+        let worth = |c: &ServerConnection<P>| {
+            let own = !self.prefer_own || c.last_client() == self.handle.number;
+            let fits = c.worn.fits(self.settings) && !self.needs_reset(c);
+            if own && fits { WORTH_MOST } else { u8::from(fits) + 2 * u8::from(own) }
+        };
+        self.target(place).pool.acquire(place.pool, worth, now)
     }
 
     fn needs_work(&self, connection: &ServerConnection<P>, now: Instant) -> bool {
@@ -123,10 +133,9 @@ impl<'a, P: Protocol> Borrower<'a, P> {
 
     /// True when something lies on it that is not this client's, or not what this client left there.
     fn needs_reset(&self, connection: &ServerConnection<P>) -> bool {
-        let bare = matches!(connection.worn, Worn::Nothing);
         (connection.tainted && connection.is_foreign_to(self.handle.number))
             || (self.bare && connection.has_foreign_sequences(self.handle.number))
-            || (!bare && !connection.worn.fits(self.settings))
+            || matches!(connection.worn, Worn::Uncertain)
     }
 
     /// Waits for a connection until `connection_borrow_timeout` is over. When the target waited at is lost or changes
@@ -228,11 +237,9 @@ impl<'a, P: Protocol> Borrower<'a, P> {
         } else {
             Ok(())
         };
-        let outcome = match (outcome, self.settings) {
-            (Ok(()), Some(settings)) if !connection.worn.fits(Some(settings)) => {
-                connection.dress(settings).await
-            }
-            (outcome, _) => outcome,
+        let outcome = match outcome {
+            Ok(()) => connection.dress(self.settings).await,
+            outcome => outcome,
         };
         match outcome {
             Ok(()) => Some(Ok(connection)),

@@ -24,12 +24,12 @@ use crate::{
     pool::Pooled,
     protocol::{
         ClientEvent, Facts, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError,
-        ServerEvent, ServerState, Severity, StateChange, Statement, StatementKind, Tracker, Tx,
+        ServerEvent, ServerState, Severity, Statement, StatementKind, Tracker, Tx,
     },
     proxy::{Activity, CHECK, DRAIN, Endpoint, PinNote, STOP, SessionHandle},
     router::Route,
     server::{ServerConnection, give_back_after},
-    state::{Settings, Worn},
+    state::Settings,
     stream::Stream,
 };
 
@@ -37,9 +37,11 @@ pub mod borrow;
 pub mod cancel;
 pub(crate) mod place;
 mod policy;
+mod settings;
 
 use crate::buffer::{Buffer, Pipe};
 use place::Places;
+use settings::{Change, Question};
 
 /// Answers that may wait for a client to read them before it is read no further.
 const MAX_UNHEARD_BYTES: usize = 64 * 1024;
@@ -160,8 +162,10 @@ pub struct Session<P: Protocol> {
     backlog: Option<Box<policy::Backlog>>,
     /// What is set again on each connection that serves this client.
     settings: Option<Arc<Settings>>,
-    /// But not on the one that is borrowed now.
-    undressed: bool,
+    /// But not those on the one that is borrowed now that a statement takes back which clears these.
+    undressed: PinReasons,
+    /// What the server is to be asked before the held connection may serve others.
+    question: Option<Box<Question>>,
 }
 
 /// What the statements under way will have done once they are through.
@@ -174,14 +178,8 @@ struct Pending {
     in_transaction: bool,
     /// The connection they get is tainted.
     taints: bool,
-    /// What they do to the settings that are replayed, in order.
-    settings: Vec<Change>,
-    /// They change settings in a way that is not followed.
-    unsettles: bool,
-    /// What does not pin, be it that the server says so: filter or policy lets it go.
-    lets_go: PinReasons,
-    /// The plugin by whose word one of them pins.
-    plugin: Option<Arc<str>>,
+    /// What few statements do.
+    rare: Option<Box<Rare>>,
     /// Statements reported; a text of several is one.
     reported: u16,
     /// One of them begins or ends transactions, or may.
@@ -191,18 +189,42 @@ struct Pending {
     text: Option<Arc<Facts>>,
 }
 
-/// What a statement does to the settings that are replayed.
-#[derive(Debug)]
-enum Change {
-    /// Variable, and the statement that sets it.
-    Made(Box<str>, Box<str>),
-    /// A variable is what it was after login.
-    Reset(Box<str>),
-    /// All of them are.
-    ResetAll,
+/// Of what statements under way will have done, that which few do: an idle client should not pay for it.
+#[derive(Debug, Default)]
+struct Rare {
+    /// What they do to the settings that are replayed, in order.
+    settings: Vec<Change>,
+    /// They change settings in a way that is not followed.
+    unsettles: bool,
+    /// What has become of these settings may have to be asked.
+    touched: Vec<Box<str>>,
+    /// It must be asked.
+    asks: bool,
+    /// About any setting there may be.
+    asks_all: bool,
+    /// Of these pins some part may have ended.
+    may_end: PinReasons,
+    /// What does not pin, be it that the server says so: filter or policy lets it go.
+    lets_go: PinReasons,
+    /// The plugin by whose word one of them pins.
+    plugin: Option<Arc<str>>,
+}
+
+/// The statement behind a pin.
+#[derive(Debug, Default, Clone)]
+struct Cause {
+    digest: u128,
+    /// What is known of it; `None` for a command.
+    text: Option<Arc<Facts>>,
+    /// The plugin that decided it.
+    plugin: Option<Arc<str>>,
 }
 
 impl Pending {
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
     /// True when what its statements did, each by itself, may have been undone or kept by others of them.
     fn is_entangled(&self) -> bool {
         self.moves_transaction && self.reported > 1
@@ -261,7 +283,8 @@ impl<P: Protocol> Session<P> {
             notes: None,
             backlog: None,
             settings: None,
-            undressed: false,
+            undressed: PinReasons::NONE,
+            question: None,
         }
     }
 
@@ -290,9 +313,9 @@ impl<P: Protocol> Session<P> {
                     self.consult(statement);
                     continue;
                 }
-                ClientEvent::NeedServer { facts } => {
+                ClientEvent::NeedServer { .. } => {
                     self.wants_answer = false;
-                    self.take_server(facts.as_deref()).await?;
+                    self.take_server().await?;
                     continue;
                 }
                 ClientEvent::Kill(kill) => {
@@ -316,7 +339,12 @@ impl<P: Protocol> Session<P> {
             }
             match self.turn().await? {
                 Turn::Client => {}
-                Turn::Answered { failed, nothing_ran } => self.answered(failed, nothing_ran),
+                Turn::Answered { failed, nothing_ran } => {
+                    self.answered(failed, nothing_ran);
+                    if self.must_ask() {
+                        Box::pin(self.ask_server()).await?;
+                    }
+                }
                 Turn::Free => self.release(Instant::now()),
                 Turn::Signal => self.on_signal()?,
             }
@@ -371,17 +399,19 @@ impl<P: Protocol> Session<P> {
         let policy = self.ask_pins(statement, sets, decisions)?;
         if !policy.pin.is_empty() {
             let by = decisions.iter().rfind(|decision| decision.verdict == "pin");
-            self.pending.plugin = by.map(|decision| decision.plugin.clone());
+            self.pending.rare().plugin = by.map(|decision| decision.plugin.clone());
         }
         let replayed = match &policy.replay {
             Some(_) => PinReasons::only(PinReason::SessionVariable),
             None => PinReasons::NONE,
         };
+        let moved = self.moved(facts, smart).without(policy.pin).without(policy.ignore);
         let lets_go = excluded.without(policy.pin).union(policy.ignore);
         if facts.kind == StatementKind::Session || !sets.intersection(lets_go).is_empty() {
-            self.pending.lets_go = self.pending.lets_go.union(lets_go);
+            let rare = self.pending.rare();
+            rare.lets_go = rare.lets_go.union(lets_go);
         }
-        sets = sets.without(lets_go).without(policy.follow).without(replayed);
+        sets = sets.without(lets_go).without(policy.follow).without(replayed).without(moved);
         sets = sets.union(statement.extra_pins);
         if smart && facts.needs_session_function && !P::KNOWS_WHAT_IS_LEFT {
             self.session_functions.store(true, Ordering::Relaxed);
@@ -392,11 +422,15 @@ impl<P: Protocol> Session<P> {
                 None => self.forget_on_borrow = true,
             }
         }
-        self.follow_settings(statement, policy.replay, &mut sets, in_transaction);
+        if smart && !P::PROVABLE.is_empty() {
+            let ignored = policy.ignore.contains(PinReason::SessionVariable);
+            self.follow(statement, policy.replay, ignored, &mut sets, in_transaction);
+        } else {
+            self.follow_replayed(statement, policy.replay, &mut sets, in_transaction);
+        }
         // What profile, filter or policy lets go without a pin must still not reach another client.
-        let taints = facts.taints
-            || undoes_init
-            || !facts.pins.without(sets).without(function).without(replayed).is_empty();
+        let unpinned = facts.pins.without(sets).without(function).without(replayed).without(moved);
+        let taints = facts.taints || undoes_init || !unpinned.is_empty();
         if taints {
             match &mut self.link {
                 Some(connection) => connection.tainted = true,
@@ -414,51 +448,13 @@ impl<P: Protocol> Session<P> {
         Ok(())
     }
 
-    /// Notes what a statement does to the settings that are replayed. One that changes them in a way that cannot be
-    /// followed pins, or where it may not, leaves the connection unfit for replays.
-    fn follow_settings(
-        &mut self,
-        statement: &Statement,
-        replay: Option<(Box<str>, Box<str>)>,
-        sets: &mut PinReasons,
-        in_transaction: bool,
-    ) {
-        let facts = &statement.facts;
-        let variable = PinReason::SessionVariable;
-        if let Some((name, text)) = replay {
-            if self.pending.settings.len() < Settings::MOST && text.len() <= Settings::MOST_BYTES {
-                self.pending.settings.push(Change::Made(name, text));
-            } else {
-                sets.insert(variable);
-            }
-            return;
-        }
-        let replays = self.settings.is_some() || !self.pending.settings.is_empty();
-        if P::TELLS_SETTINGS || !replays || !facts.changes_session_settings() || sets.contains(variable) {
-            return;
-        }
-        let resets_one = facts.statements == 1 && facts.pins.is_empty() && facts.clears.is_empty();
-        match &facts.variables[..] {
-            _ if in_transaction => sets.insert(variable),
-            _ if facts.clears.contains(variable) => self.pending.settings.push(Change::ResetAll),
-            [one] if resets_one && facts.kind == StatementKind::Session => {
-                self.pending.settings.push(Change::Reset(one.as_str().into()));
-            }
-            _ if facts.pins.contains(variable) => self.pending.unsettles = true,
-            _ => sets.insert(variable),
-        }
-        if self.pending.settings.len() > 2 * Settings::MOST {
-            self.pending.settings.truncate(1);
-            sets.insert(variable);
-            self.pending.unsettles = true;
-        }
-    }
-
     /// Gets a server connection for the request at the front, or refuses that request.
-    async fn take_server(&mut self, facts: Option<&Facts>) -> Result<(), SessionError> {
-        // What takes all settings back need not have them made first, which may be what fails.
-        self.undressed = facts
-            .is_some_and(|facts| facts.statements == 1 && facts.clears.contains(PinReason::SessionVariable));
+    async fn take_server(&mut self) -> Result<(), SessionError> {
+        // What takes settings back need not have them made first, which may be what fails.
+        self.undressed = match &self.pending.text {
+            Some(text) if self.pending.reported == 1 && text.statements == 1 => text.clears,
+            _ => PinReasons::NONE,
+        };
         let now = *self.received.get_or_insert_with(Instant::now);
         let borrowed = match self.route().await? {
             Ok(true) => self.borrow(now).await?,
@@ -608,7 +604,9 @@ impl<P: Protocol> Session<P> {
         let mut pending = std::mem::take(&mut self.pending);
         self.settle_settings(&mut pending, failed, nothing_ran);
         self.take_over(&mut pending, failed && !nothing_ran);
+        let question = self.question_about(&pending, failed, nothing_ran);
         self.settle_pins(pending, failed, nothing_ran, now, id);
+        self.raise(question);
         match received {
             Some(received) => self.observe(received, sent, now, None),
             // Nothing was reported that could have an outcome.
@@ -635,6 +633,7 @@ impl<P: Protocol> Session<P> {
         self.link.as_ref().is_some_and(|c| c.state.tx() == Tx::Idle && c.state.is_quiet())
             && self.pins.is_empty()
             && self.pending.statements == 0
+            && self.question.is_none()
             && self.nothing_is_halfway()
     }
 
@@ -686,104 +685,6 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// Takes over what the statements just answered have done to the settings that are replayed. Where that cannot be
-    /// told, the client keeps its connection until it takes all settings back.
-    fn settle_settings(&mut self, pending: &mut Pending, failed: bool, nothing_ran: bool) {
-        let changes = std::mem::take(&mut pending.settings);
-        let Some(connection) = &mut self.link else { return };
-        if nothing_ran {
-            return;
-        }
-        if pending.unsettles {
-            connection.worn = Worn::Uncertain;
-        }
-        if changes.is_empty() {
-            return;
-        }
-        let outside = connection.state.tx() == Tx::Idle && !pending.in_transaction;
-        let lone_failure = failed && pending.statements <= 1 && outside;
-        if lone_failure {
-            return;
-        }
-        let mut settings = self.settings.clone();
-        let mut followed = outside && !failed && !pending.is_entangled();
-        let mut certain = !matches!(connection.worn, Worn::Uncertain);
-        for change in changes {
-            settings = match change {
-                Change::ResetAll => {
-                    certain = !pending.unsettles;
-                    None
-                }
-                Change::Reset(variable) => settings.and_then(|before| Settings::without(&before, &variable)),
-                Change::Made(variable, statement) => {
-                    let after = Settings::with(settings.as_ref(), &variable, &statement);
-                    followed &= after.is_some();
-                    after.or(settings)
-                }
-            };
-        }
-        if followed {
-            if certain {
-                connection.worn = Worn::from(settings.clone());
-            }
-            self.settings = settings;
-        } else {
-            connection.worn = Worn::Uncertain;
-            pending.sets.insert(PinReason::SessionVariable);
-        }
-    }
-
-    /// Takes over what the server itself has said of the session. No text could be wrong about that, nor a rollback undo
-    /// it.
-    fn take_over(&mut self, pending: &mut Pending, failed: bool) {
-        let learned = self.tracker.take_learned();
-        let gone = learned.pins.intersection(pending.lets_go);
-        let mut pins = learned.pins.without(gone);
-        let smart = self.endpoint.proxy.settings().profile == Profile::Smart;
-        if !smart {
-            pins = pins.without(PinReasons::only(PinReason::SessionFunction));
-        }
-        pending.sets = pending.sets.union(pins);
-        let Some(connection) = &mut self.link else { return };
-        // What is let go must still not reach another client.
-        connection.tainted |= !gone.is_empty();
-        if failed && P::TELLS_SETTINGS {
-            // It tells nothing with an error, and a trigger or half of a `SET` may have run.
-            connection.tainted |= pending
-                .text
-                .as_ref()
-                .is_none_or(|text| !matches!(text.kind, StatementKind::Transaction | StatementKind::Empty));
-        }
-        if learned.changes.is_empty() {
-            return;
-        }
-        let mut certain = !matches!(connection.worn, Worn::Uncertain);
-        for change in learned.changes {
-            match change {
-                StateChange::ResetAll => {
-                    self.settings = None;
-                    certain = true;
-                    // In a transaction, too, which is over.
-                    if let Some(text) = &pending.text
-                        && smart
-                    {
-                        pending.clears = pending.clears.union(text.clears);
-                    }
-                }
-                StateChange::Made(variable, statement) => {
-                    match Settings::with(self.settings.as_ref(), &variable, &statement) {
-                        Some(settings) => self.settings = Some(settings),
-                        None => {
-                            certain = false;
-                            pending.sets.insert(PinReason::SessionVariable);
-                        }
-                    }
-                }
-            }
-        }
-        connection.worn = if certain { Worn::from(self.settings.clone()) } else { Worn::Uncertain };
-    }
-
     /// Takes over what the statements just answered have done to the pins.
     fn settle_pins(
         &mut self,
@@ -818,14 +719,28 @@ impl<P: Protocol> Session<P> {
             self.pins = self.pins.without(pending.clears).union(self.tracker.standing_pins());
         }
         self.pins = self.pins.union(sets);
+        if !before.is_empty()
+            && self.pins.is_empty()
+            && let Some(connection) = &mut self.link
+        {
+            // What functions return is nobody else's business, and told to nobody else.
+            connection.tainted |= !before.without(PinReasons::only(PinReason::SessionFunction)).is_empty();
+        }
+        let Pending { digest, text, rare, .. } = pending;
+        let plugin = rare.and_then(|rare| rare.plugin);
+        self.note_pins(before, Cause { digest, text, plugin }, now, connection);
+    }
+
+    /// Tells log, metrics and the list of sessions what has become of the pins.
+    fn note_pins(&mut self, before: PinReasons, cause: Cause, now: Instant, connection: u32) {
         let new = self.pins.without(before);
         if !new.is_empty() {
             self.endpoint.metrics.pinned(new);
-            let text = pending.text.as_ref().map_or("", |facts| facts.digest_text.as_str());
+            let text = cause.text.as_ref().map_or("", |facts| facts.digest_text.as_str());
             info!(
                 proxy = %self.endpoint.proxy.name, endpoint = %self.endpoint.name, user = %self.key.user,
                 client = self.handle.number, connection, reason = %new,
-                digest = %format_args!("{:032x}", pending.digest), text, "session pinned"
+                digest = %format_args!("{:032x}", cause.digest), text, "session pinned"
             );
         }
         if before.is_empty() && !self.pins.is_empty() {
@@ -835,16 +750,11 @@ impl<P: Protocol> Session<P> {
             self.handle.note_pin(Some(Box::new(PinNote {
                 reasons: self.pins,
                 since: self.pinned_since.unwrap_or(now),
-                digest: pending.digest,
-                facts: pending.text,
-                plugin: pending.plugin,
+                digest: cause.digest,
+                facts: cause.text,
+                plugin: cause.plugin,
             })));
         } else if !before.is_empty() && self.pins.is_empty() {
-            if let Some(connection) = &mut self.link {
-                // What functions return is nobody else's business, and told to nobody else.
-                connection.tainted |=
-                    !before.without(PinReasons::only(PinReason::SessionFunction)).is_empty();
-            }
             self.note_unpinned(now);
             debug!(client = self.handle.number, connection, "session unpinned");
         }

@@ -8,6 +8,7 @@ use std::{
 
 use super::{Session, SessionError, Turn};
 use crate::{
+    config::Profile,
     plugin::{
         Ask, Completion, Decision, Emitted, Event, Hook, PinVerdict, QueryVerdict, RouteVerdict,
         SessionEvent, SessionNames,
@@ -153,6 +154,7 @@ impl<P: Protocol> Session<P> {
             return Ok(policy);
         }
         let in_transaction = self.in_transaction();
+        let smart = self.endpoint.proxy.settings().profile == Profile::Smart;
         let facts = &*statement.facts;
         let text = self.tracker.text(&self.up);
         let ask = Ask {
@@ -187,6 +189,8 @@ impl<P: Protocol> Session<P> {
                 continue;
             } else if of_variable && all(PinVerdict::Ignore) {
                 policy.ignore = policy.ignore.union(only);
+            } else if all(PinVerdict::Replay) && self.moved(facts, smart).contains(reason) {
+                // As it does anyway.
             } else if of_variable
                 && all(PinVerdict::Replay)
                 && P::TELLS_SETTINGS

@@ -74,7 +74,7 @@ impl Protocol for MySql {
         (known.digest, known.facts, classify::hint(text, mode).to_owned())
     }
 
-    fn write_query(server: &server::MyServer, sql: &str, out: &mut Vec<u8>) {
+    fn write_query(server: &mut server::MyServer, sql: &str, out: &mut Vec<u8>) {
         query::write_query(sql.as_bytes(), server.agreed, out);
     }
 

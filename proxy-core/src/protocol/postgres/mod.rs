@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{Dialect, Facts, Fault, PoolKey, Protocol, ServerKey};
+use super::{Dialect, Facts, Fault, Findings, PinReasons, PoolKey, Protocol, ServerKey};
+use crate::state::Settings;
 
 pub mod auth;
 pub mod classify;
 pub mod codec;
 pub mod error;
 pub mod handshake;
+mod inquiry;
 pub mod scram;
 pub mod server;
 pub mod statement;
@@ -28,6 +30,12 @@ pub struct Shared {
     /// Prepared statements kept on one server connection.
     pub max_prepared: usize,
 }
+
+/// All that `DISCARD ALL` does (manual, "DISCARD") but for prepared statements, which are Pinion's own and cost time to
+/// make again; and first, how many are not. It is one transaction, so all of it is done or none.
+const CLEANUP: &str = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_prepared_statements AS p WHERE p.from_sql; \
+    CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
+    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 
 /// Statement texts whose facts are kept.
 const CLASSIFIED_TEXTS: usize = 16_384;
@@ -90,13 +98,51 @@ impl Protocol for Postgres {
         PoolKey { user: user.into(), parameters: parameters.into() }
     }
 
-    fn write_query(_: &server::PgServer, sql: &str, out: &mut Vec<u8>) {
+    fn write_query(server: &mut server::PgServer, sql: &str, out: &mut Vec<u8>) {
+        // A simple Query drops the unnamed statement.
+        server.unnamed = None;
         codec::write_message(out, b'Q', |body| codec::put_cstr(body, sql.as_bytes()));
     }
 
     fn write_reset(server: &mut server::PgServer, out: &mut Vec<u8>) {
         server.forget_statements();
         Self::write_query(server, "DISCARD ALL", out);
+    }
+
+    fn write_cleanup(server: &mut server::PgServer, out: &mut Vec<u8>) -> bool {
+        if server.has_strange_names() {
+            return false;
+        }
+        Self::write_query(server, CLEANUP, out);
+        true
+    }
+
+    fn is_clean(row: &[String]) -> bool {
+        matches!(row, [prepared] if prepared == "0")
+    }
+
+    const PROVABLE: PinReasons = inquiry::PROVABLE;
+
+    fn write_inquiry(server: &mut server::PgServer, names: &[&str], all: bool, out: &mut Vec<u8>) -> bool {
+        let Some(query) = inquiry::query(names, all) else { return false };
+        Self::write_query(server, &query, out);
+        true
+    }
+
+    fn read_inquiry(row: &[String], names: &[&str], user: &str) -> Option<Findings> {
+        inquiry::read(row, names, user)
+    }
+
+    fn is_repeatable(statement: &str) -> bool {
+        inquiry::is_replayable(statement)
+    }
+
+    fn takes_back(cleared: PinReasons, name: &str) -> bool {
+        inquiry::takes_back(cleared, name)
+    }
+
+    fn difference(worn: &Settings, wanted: Option<&Settings>) -> Option<Vec<String>> {
+        inquiry::difference(worn, wanted)
     }
 
     fn write_ping(out: &mut Vec<u8>) {

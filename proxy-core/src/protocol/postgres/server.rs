@@ -102,6 +102,8 @@ pub struct PgServer {
     /// How this server reads text, as it last said.
     pub(super) mode: LexMode,
     absorbing: (Option<Vec<String>>, Option<String>),
+    /// Notifications that came while a statement of ours ran, as the server sent them.
+    heard: Vec<u8>,
 }
 
 impl PgServer {
@@ -133,6 +135,7 @@ impl PgServer {
             forgot: false,
             mode,
             absorbing: (None, None),
+            heard: Vec::new(),
         }
     }
 
@@ -218,6 +221,11 @@ impl PgServer {
         }
     }
 
+    /// True when statements are prepared here under names that are not ours.
+    pub(super) fn has_strange_names(&self) -> bool {
+        self.stray_names || self.native_names
+    }
+
     /// The statement to close so that one more can be prepared.
     pub(super) fn evict(&mut self) -> Option<Arc<Statement>> {
         if self.prepared.len() + self.pending.len() < self.max_prepared {
@@ -277,7 +285,11 @@ impl ServerState for PgServer {
     }
 
     fn is_tainted(&self) -> bool {
-        self.stray_names || self.native_names
+        self.has_strange_names()
+    }
+
+    fn take_heard(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.heard)
     }
 
     fn key(&self) -> &ServerKey {
@@ -316,6 +328,7 @@ impl ServerState for PgServer {
                         note_parameter(&mut self.mode, name, value);
                     }
                 }
+                b'A' => self.heard.extend_from_slice(&bytes[..header.total()]),
                 b'G' | b'H' | b'W' => return Err(ProtocolError::Unexpected(char::from(header.tag))),
                 _ => {}
             }

@@ -15,9 +15,9 @@ use std::{
 
 use super::{
     super::{
-        ClientEvent, Facts, Fault, FaultKind, Greeting, Outcome, PinReason, PinReasons, PoolKey,
-        ProtocolError, Rewritten, ServerEvent, ServerState as _, Statement as Submitted, StatementKind,
-        Tracker, Tx, Upcoming, Watch,
+        ClientEvent, Facts, Fault, FaultKind, Greeting, Learned, Moves, Outcome, PinReason, PinReasons,
+        PoolKey, ProtocolError, Rewritten, ServerEvent, ServerState as _, Statement as Submitted,
+        StatementKind, Tracker, Tx, Upcoming, Watch,
     },
     Postgres, Shared,
     classify::{self, Classified, Classifier, LexMode},
@@ -104,8 +104,17 @@ pub struct PgTracker {
     nested: usize,
     /// While somebody wants outcomes.
     tally: Option<Box<Tally>>,
+    /// Set once the client may have statements that it prepared by SQL.
+    by_sql: Option<Box<BySql>>,
     /// Tells pools apart: what one server accepts another user or database may not have.
     pool: u64,
+}
+
+/// Statements that a client has prepared by SQL: they are on the server under its own names.
+#[derive(Debug, Default)]
+struct BySql {
+    /// What it has closed by protocol since the session asked.
+    closed: Vec<Box<str>>,
 }
 
 /// How the statements of a request went.
@@ -236,6 +245,7 @@ impl Tracker<Postgres> for PgTracker {
             outer: None,
             nested: 0,
             tally: None,
+            by_sql: None,
             pool: pool.finish().max(1),
         }
     }
@@ -449,6 +459,11 @@ impl Tracker<Postgres> for PgTracker {
 
     fn take_outcomes(&mut self) -> Vec<Outcome> {
         self.tally.as_mut().map(|tally| std::mem::take(&mut tally.outcomes)).unwrap_or_default()
+    }
+
+    fn take_learned(&mut self) -> Learned {
+        let doubtful = self.by_sql.as_mut().map(|by_sql| std::mem::take(&mut by_sql.closed));
+        Learned { doubtful: doubtful.unwrap_or_default(), ..Learned::default() }
     }
 
     fn on_server(&mut self, down: &mut Pipe, server: &mut PgServer) -> Result<ServerEvent, ProtocolError> {
@@ -869,7 +884,7 @@ impl PgTracker {
             self.make_native(&facts.prepared_names, server, up);
         }
         if facts.pins.contains(PinReason::PreparedStatement) {
-            server.native_names = true;
+            self.by_sql.get_or_insert_default();
         }
         // A simple Query drops the unnamed statement and portal.
         self.unnamed = None;
@@ -1118,7 +1133,7 @@ impl PgTracker {
             }
         }
         if facts.pins.contains(PinReason::PreparedStatement) {
-            server.native_names = true;
+            self.by_sql.get_or_insert_default();
         }
         self.current = None;
         self.mode_uncertain |=
@@ -1140,13 +1155,17 @@ impl PgTracker {
         let (&kind, rest) = body.split_first().ok_or(ProtocolError::Malformed("Close"))?;
         let (name, _) = exact_cstr(rest, "Close")?;
         let name: Box<[u8]> = name.into();
-        if kind != b'S' || server.as_ref().is_some_and(|s| s.native_names && !self.knows(&name)) {
+        let by_sql = self.by_sql.is_some() && !name.is_empty() && !self.knows(&name);
+        let native = server.as_ref().is_some_and(|s| s.native_names && !self.knows(&name));
+        if kind != b'S' || by_sql || native {
             let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: None })) };
             if kind == b'S' && name.starts_with(NAME_PREFIX) {
                 return Err(ProtocolError::Malformed("Close"));
             }
             if kind == b'P' {
                 self.portals.put(&name, None);
+            } else if by_sql && let Some(by_sql) = &mut self.by_sql {
+                by_sql.closed.push(classify::prepared(&String::from_utf8_lossy(&name)).into());
             }
             self.take(up, header.total(), true);
             server.batch_open = true;
@@ -1263,7 +1282,7 @@ impl PgTracker {
             if name.starts_with(NAME_PREFIX) {
                 return Resolved { statement: None, called: Some(NOBODY.to_vec()) };
             }
-            if !server.native_names {
+            if !server.native_names && self.by_sql.is_none() {
                 write_close(up.output(), b'S', name);
                 server.expect(Expect::Close { ours: true, evicts: None });
             }
@@ -1365,7 +1384,12 @@ impl PgTracker {
             Some(server) if !server.expects_nothing() && !server.batch_open => {
                 return Some(ClientEvent::NeedAnswer);
             }
-            Some(server) if server.tx == Tx::Failed || server.native_names || server.batch_open => {
+            Some(server)
+                if server.tx == Tx::Failed
+                    || server.native_names
+                    || self.by_sql.is_some()
+                    || server.batch_open =>
+            {
                 // The server's own refusal, or a name that it may well know.
                 if server.tx != Tx::Failed {
                     self.make_native(&facts.prepared_names, server, up);
@@ -1804,6 +1828,9 @@ fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what:
         variables: Vec::new(),
         variables_in_literals: false,
         is_plain_set: false,
+        moves: Moves::Nothing,
+        moved: Vec::new(),
+        may_end: PinReasons::NONE,
         moves_transaction: taints,
         digest_text: what.to_owned(),
     })

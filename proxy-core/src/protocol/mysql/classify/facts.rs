@@ -9,7 +9,7 @@ use super::{
     set::{self, SetForm},
     walk::{self, Call},
 };
-use crate::protocol::{Facts, PinReason, PinReasons, StatementKind};
+use crate::protocol::{Facts, Moves, PinReason, PinReasons, StatementKind};
 
 /// A token that facts may depend on: of a literal, its kind and its place alone.
 #[derive(Debug, Clone)]
@@ -319,6 +319,9 @@ fn either(one: (Facts, Details), other: (Facts, Details)) -> Option<(Facts, Deta
         variables: joined(one.variables, other.variables),
         variables_in_literals: false,
         is_plain_set: false,
+        moves: Moves::Nothing,
+        moved: Vec::new(),
+        may_end: PinReasons::NONE,
         moves_transaction: one.moves_transaction || other.moves_transaction,
         digest_text: String::new(),
     };
@@ -382,6 +385,9 @@ const fn empty() -> Facts {
         variables: Vec::new(),
         variables_in_literals: false,
         is_plain_set: false,
+        moves: Moves::Nothing,
+        moved: Vec::new(),
+        may_end: PinReasons::NONE,
         moves_transaction: false,
         digest_text: String::new(),
     }

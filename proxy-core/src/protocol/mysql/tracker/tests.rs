@@ -103,7 +103,7 @@ impl Talk {
 
     /// What was learned of the session, and pins.
     fn learned(&mut self) -> String {
-        let Learned { changes, pins } = self.tracker.take_learned();
+        let Learned { changes, pins, .. } = self.tracker.take_learned();
         let changes: Vec<String> = changes
             .into_iter()
             .map(|change| match change {
@@ -286,7 +286,7 @@ fn attributes_go_with_their_text_and_our_own_statements_have_none() {
         assert_eq!(t.local(), r"1:\xff+\x07#HY000Malformed communication packet");
         t.server.doubtful = false;
         let mut own = Vec::new();
-        MySql::write_query(&t.server, "SELECT 2", &mut own);
+        MySql::write_query(&mut t.server, "SELECT 2", &mut own);
         assert_eq!(shown(&own), r"0:\x03\x00\x01SELECT 2");
     });
     // What policy puts in place of the text goes with the attributes.

@@ -3,8 +3,8 @@
 use pg_query::{
     NodeEnum,
     protobuf::{
-        DiscardMode, ExplainStmt, OnCommitAction, ParseResult, SelectStmt, SetOperation, TransactionStmt,
-        TransactionStmtKind, VariableSetKind, VariableSetStmt,
+        DiscardMode, ExplainStmt, FuncCall, OnCommitAction, ParseResult, SelectStmt, SetOperation,
+        TransactionStmt, TransactionStmtKind, VariableSetKind, VariableSetStmt,
     },
 };
 
@@ -12,7 +12,7 @@ use super::{
     builtin::{self, Effect},
     walk::{Value, Visit, walk},
 };
-use crate::protocol::{Facts, PinReason, PinReasons, StatementKind};
+use crate::protocol::{Facts, Moves, PinReason, PinReasons, StatementKind};
 
 /// The facts of a parsed text; `None` when something in the tree is not known here.
 pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String) -> Option<Facts> {
@@ -41,6 +41,9 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         variables: Vec::new(),
         variables_in_literals: false,
         is_plain_set: matches!(statements[..], [NodeEnum::VariableSetStmt(one)] if is_plain_set(one)),
+        moves: Moves::Nothing,
+        moved: Vec::new(),
+        may_end: PinReasons::NONE,
         moves_transaction: false,
         digest_text: String::new(),
     };
@@ -75,7 +78,16 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         facts.tables.extend(one.seen.tables.into_iter().filter(|table| !common.contains(table)));
         facts.functions.extend(one.seen.functions);
         facts.variables.extend(one.seen.variables);
+        facts.may_end = facts.may_end.union(one.seen.may_end).union(one.clears);
+        facts.moves = facts.moves.max(one.seen.moves);
+        facts.moved.extend(one.seen.moved);
     }
+    if facts.statements > 1 && facts.moves != Moves::Nothing {
+        // Which of them have run is not known before all have.
+        facts.moves = facts.moves.max(Moves::ByValue);
+    }
+    facts.moved.sort_unstable();
+    facts.moved.dedup();
     for names in [&mut facts.tables, &mut facts.functions, &mut facts.variables] {
         names.sort_unstable();
         names.dedup();
@@ -145,6 +157,9 @@ impl Statement {
         };
         match node {
             NodeEnum::SelectStmt(select) if is_unlock_all(select) => one.clear(PinReason::AdvisoryLock),
+            NodeEnum::SelectStmt(select) if one.seen.moves == Moves::ByValue && sets_by_constants(select) => {
+                one.seen.moves = Moves::ByText;
+            }
             NodeEnum::VariableSetStmt(set) => one.set(set),
             NodeEnum::DiscardStmt(discard) => {
                 one.seen.changes_settings = true;
@@ -166,15 +181,30 @@ impl Statement {
                     one.clear(PinReason::PreparedStatement);
                 } else {
                     one.seen.prepared_names.push(deallocate.name.clone());
+                    one.seen.may_end.insert(PinReason::PreparedStatement);
+                    one.seen.moves(Moves::Back, &[&prepared(&deallocate.name)]);
                 }
             }
-            NodeEnum::PrepareStmt(_) => one.seen.pin(PinReason::PreparedStatement),
+            NodeEnum::PrepareStmt(prepare) => {
+                // Nothing of it runs now. What would pin when it does is not told by the EXECUTE.
+                if one.seen.pins.is_empty() && !one.seen.names_temporary_schema {
+                    one.seen.moves = Moves::Nothing;
+                    one.seen.moves(Moves::ByText, &[&prepared(&prepare.name)]);
+                    one.seen.taints = false;
+                }
+                one.seen.pin(PinReason::PreparedStatement);
+            }
             NodeEnum::ListenStmt(_) => one.seen.pin(PinReason::Listen),
             NodeEnum::UnlistenStmt(unlisten) if unlisten.conditionname.is_empty() => {
                 one.clear(PinReason::Listen)
             }
+            NodeEnum::UnlistenStmt(_) => one.seen.may_end.insert(PinReason::Listen),
             NodeEnum::ClosePortalStmt(close) if close.portalname.is_empty() => {
                 one.clear(PinReason::HeldCursor)
+            }
+            NodeEnum::ClosePortalStmt(_) => one.seen.may_end.insert(PinReason::HeldCursor),
+            NodeEnum::DropStmt(_) | NodeEnum::DropOwnedStmt(_) => {
+                one.seen.may_end.insert(PinReason::TemporaryTable);
             }
             NodeEnum::LoadStmt(_) => one.seen.pin(PinReason::Library),
             // They run code that their text does not show.
@@ -215,14 +245,41 @@ impl Statement {
         self.seen.rds_pins.insert(PinReason::SessionVariable);
         match kind {
             VariableSetKind::VarResetAll => self.clear(PinReason::SessionVariable),
-            VariableSetKind::VarReset | VariableSetKind::VarSetDefault => {}
+            VariableSetKind::VarReset | VariableSetKind::VarSetDefault => {
+                self.moves_variable(Moves::Back, &set.name);
+            }
             VariableSetKind::VarSetValue
             | VariableSetKind::VarSetCurrent
             | VariableSetKind::VarSetMulti
             | VariableSetKind::Undefined => {
                 self.seen.pins.insert(setting_pin(&set.name));
                 self.seen.taints |= set.name.eq_ignore_ascii_case("seed");
+                let by_text = kind == VariableSetKind::VarSetValue;
+                self.moves_variable(if by_text { Moves::ByText } else { Moves::ByValue }, &set.name);
             }
+        }
+    }
+
+    /// How the setting of a variable moves.
+    fn moves_variable(&mut self, moves: Moves, name: &str) {
+        match &*name.to_lowercase() {
+            // They are the running transaction's.
+            "transaction_isolation" | "transaction_read_only" | "transaction_deferrable" => {}
+            // No value tells where the sequence of random numbers stands.
+            "seed" => {}
+            // It takes the role away.
+            "session_authorization" => {
+                self.seen.moves(Moves::ByValue, &["session_authorization", "role"]);
+            }
+            "session characteristics" => self.seen.moves(
+                Moves::ByValue,
+                &[
+                    "default_transaction_isolation",
+                    "default_transaction_read_only",
+                    "default_transaction_deferrable",
+                ],
+            ),
+            name => self.seen.moves(moves, &[name]),
         }
     }
 
@@ -241,6 +298,14 @@ fn is_plain_set(set: &VariableSetStmt) -> bool {
         && !set.is_local
         && !READING.iter().any(|name| set.name.eq_ignore_ascii_case(name))
 }
+
+/// What a statement prepared by SQL is called among a session's settings. No variable has a name with a space.
+pub(in super::super) fn prepared(name: &str) -> String {
+    format!("{PREPARED}{name}")
+}
+
+/// Begins what [`prepared`] gives.
+pub(in super::super) const PREPARED: &str = "prepared statement ";
 
 /// The pin of a setting made for the session.
 fn setting_pin(name: &str) -> PinReason {
@@ -363,10 +428,26 @@ pub(super) fn literal_variables(tree: &ParseResult) -> Vec<String> {
 
 /// `SELECT pg_advisory_unlock_all()` and nothing else, so that it surely runs.
 fn is_unlock_all(select: &SelectStmt) -> bool {
-    let [target] = &select.target_list[..] else { return false };
-    let Some(NodeEnum::ResTarget(target)) = &target.node else { return false };
+    lone_call(select).is_some_and(|(name, call)| {
+        matches!(name[..], ["pg_advisory_unlock_all"] | ["pg_catalog", "pg_advisory_unlock_all"])
+            && call.args.is_empty()
+    })
+}
+
+/// `SELECT set_config('name', 'value', false)` and nothing else. What it says in literals is not looked at.
+fn sets_by_constants(select: &SelectStmt) -> bool {
+    let constant = |node: &pg_query::protobuf::Node| matches!(node.node, Some(NodeEnum::AConst(_)));
+    lone_call(select).is_some_and(|(name, call)| {
+        matches!(name[..], ["set_config"] | ["pg_catalog", "set_config"]) && call.args.iter().all(constant)
+    })
+}
+
+/// The function's name and the call where that is all of the statement.
+fn lone_call(select: &SelectStmt) -> Option<(Vec<&str>, &FuncCall)> {
+    let [target] = &select.target_list[..] else { return None };
+    let Some(NodeEnum::ResTarget(target)) = &target.node else { return None };
     let Some(NodeEnum::FuncCall(call)) = target.val.as_ref().and_then(|value| value.node.as_ref()) else {
-        return false;
+        return None;
     };
     let name: Vec<&str> = call
         .funcname
@@ -382,11 +463,8 @@ fn is_unlock_all(select: &SelectStmt) -> bool {
         op: SetOperation::SetopNone as i32,
         ..SelectStmt::default()
     };
-    matches!(name[..], ["pg_advisory_unlock_all"] | ["pg_catalog", "pg_advisory_unlock_all"])
-        && call.args.is_empty()
-        && call.agg_filter.is_none()
-        && call.over.is_none()
-        && *select == bare
+    let plain = call.agg_filter.is_none() && call.over.is_none() && *select == bare;
+    plain.then_some((name, call))
 }
 
 fn mentions_temporary_schema(text: &str) -> bool {
@@ -421,9 +499,17 @@ struct Seen {
     common_tables: Vec<String>,
     functions: Vec<String>,
     variables: Vec<String>,
+    moves: Moves,
+    moved: Vec<String>,
+    may_end: PinReasons,
 }
 
 impl Seen {
+    fn moves(&mut self, moves: Moves, names: &[&str]) {
+        self.moves = self.moves.max(moves);
+        self.moved.extend(names.iter().map(|name| (*name).to_owned()));
+    }
+
     /// A reason in both profiles.
     fn pin(&mut self, reason: PinReason) {
         self.pins.insert(reason);
@@ -458,7 +544,11 @@ impl Seen {
                 self.rds_pins.insert(PinReason::SessionFunction);
                 self.needs_session_function = true;
             }
-            Effect::Lock | Effect::Unlock => self.rds_pins.insert(PinReason::AdvisoryLock),
+            Effect::Lock => self.rds_pins.insert(PinReason::AdvisoryLock),
+            Effect::Unlock => {
+                self.rds_pins.insert(PinReason::AdvisoryLock);
+                self.may_end.insert(PinReason::AdvisoryLock);
+            }
             Effect::Setting => {
                 self.changes_settings = true;
                 self.set_config(arguments);
@@ -487,10 +577,19 @@ impl Seen {
         }
         self.rds_pins.insert(PinReason::SessionVariable);
         match name {
-            Some(name) => self.pins.insert(setting_pin(name)),
+            // It takes the role away.
+            Some(name) if name.eq_ignore_ascii_case("session_authorization") => {
+                self.pins.insert(setting_pin(name));
+                self.moves(Moves::ByValue, &["session_authorization", "role"]);
+            }
+            Some(name) => {
+                self.pins.insert(setting_pin(name));
+                self.moves(Moves::ByValue, &[]);
+            }
             None => {
                 self.pins.insert(PinReason::SessionVariable);
                 self.pins.insert(PinReason::SessionIdentity);
+                self.moves(Moves::Unseen, &[]);
             }
         }
     }

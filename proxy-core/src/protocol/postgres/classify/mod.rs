@@ -21,10 +21,11 @@ use pg_query::ParserOptions;
 use siphasher::sip128::SipHasher24;
 
 use crate::protocol::{
-    Facts,
+    Facts, Moves,
     digest::{self, Cache, Sink, keyed_hasher},
 };
 
+pub(super) use facts::{PREPARED, prepared};
 pub use lexer::LexMode;
 
 use lexer::{Kind, Lexer, Token};
@@ -172,6 +173,18 @@ fn parse(text: &[u8], mode: LexMode) -> Option<pg_query::protobuf::ParseResult> 
     // Warnings are nobody's to read here.
     let options = options | ParserOptions::DISABLE_ESCAPE_STRING_WARNING;
     pg_query::parse(&text, options).ok().map(|parsed| parsed.protobuf)
+}
+
+/// True for a text that is one `PREPARE` and nothing else, of a statement that leaves nothing when it runs that its
+/// `EXECUTE` would have to tell.
+pub(super) fn is_plain_prepare(text: &str) -> bool {
+    let Some(tree) = parse(text.as_bytes(), LexMode::default()) else { return false };
+    let [one] = &tree.stmts[..] else { return false };
+    let prepares = matches!(
+        one.stmt.as_ref().and_then(|node| node.node.as_ref()),
+        Some(pg_query::NodeEnum::PrepareStmt(_))
+    );
+    prepares && facts::from_tree(&tree, String::new).is_some_and(|facts| facts.moves == Moves::ByText)
 }
 
 /// Most steps that the scanner may need more than a text has bytes: some tens of milliseconds.
