@@ -328,15 +328,16 @@ async fn a_pin_on_a_reader_keeps_that_reader() {
     let cluster = Cluster::start(2).await;
     let proxy = Proxy::in_front_of_cluster(&cluster).start().await;
     let client = proxy.connect_to("reader").await;
-    client.execute("SET work_mem = '7MB'").await;
+    client.execute("SELECT pg_advisory_lock(7)").await;
     let pid: i32 = client.scalar("SELECT pg_backend_pid()").await;
     let others = [proxy.connect_to("reader").await, proxy.connect_to("reader").await];
     for _ in 0..5 {
         for other in &others {
-            assert_eq!(other.scalar::<String>("SHOW work_mem").await, "4MB");
+            let locks =
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
+            assert_eq!(other.scalar::<i64>(locks).await, 0);
         }
         assert_eq!(client.scalar::<i32>("SELECT pg_backend_pid()").await, pid);
-        assert_eq!(client.scalar::<String>("SHOW work_mem").await, "7MB");
     }
     assert_eq!(proxy.metric("pinion_database_connections_currently_session_pinned", &[]).await, 1.0);
 }

@@ -1,0 +1,296 @@
+//! Session state that moves: settings and prepared statements follow their client from one server connection to the next,
+//! no client meets another's, and pins end when the server says that their reason is gone.
+#![allow(clippy::unwrap_used)]
+
+use pinion_tests::{Client, Proxy, Server, until};
+
+struct Bench {
+    pg: Server,
+    proxy: Proxy,
+}
+
+async fn bench(connections: u32) -> Bench {
+    let pg = Server::postgres().start().await;
+    let proxy = Proxy::in_front_of(&pg)
+        .max_connections(connections)
+        .pool("connection_borrow_timeout = \"300ms\"")
+        .start()
+        .await;
+    let direct = pg.direct().await;
+    direct
+        .execute(
+            "GRANT md5user TO app;
+             CREATE FUNCTION public.which() RETURNS text LANGUAGE sql AS $$ SELECT 'public' $$;
+             CREATE FUNCTION other.which() RETURNS text LANGUAGE sql AS $$ SELECT 'other' $$;
+             CREATE FUNCTION sets(n text, v text) RETURNS text LANGUAGE plpgsql AS
+                 $$ BEGIN RETURN set_config(n, v, false); END $$;
+             CREATE FUNCTION locks() RETURNS void LANGUAGE sql AS $$ SELECT pg_advisory_lock(77) $$;
+             CREATE FUNCTION unlocks() RETURNS void LANGUAGE sql AS $$ SELECT pg_advisory_unlock(77) $$;
+             CREATE FUNCTION makes() RETURNS void LANGUAGE plpgsql AS $$ BEGIN CREATE TEMP TABLE made (n int); END $$;
+             CREATE PROCEDURE listens() LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'LISTEN called'; END $$;",
+        )
+        .await;
+    Bench { pg, proxy }
+}
+
+impl Bench {
+    async fn pins(&self) -> f64 {
+        self.proxy.metric("pinion_pins_total", &[]).await
+    }
+
+    /// Others use every connection that is free.
+    async fn spoil(&self, others: &[Client]) {
+        for other in others {
+            other.try_execute("BEGIN").await.ok();
+        }
+        for other in others {
+            other.try_execute("COMMIT").await.ok();
+        }
+    }
+}
+
+/// What makes a setting, what reads it, and what a client reads that has made none.
+const SETTINGS: &[(&str, &str, &str, &str)] = &[
+    ("SET work_mem = '3MB'", "SHOW work_mem", "3MB", "4MB"),
+    ("SET work_mem TO '5MB'; SELECT 1", "SHOW work_mem", "5MB", "4MB"),
+    ("BEGIN; SET work_mem = '6MB'; COMMIT", "SHOW work_mem", "6MB", "4MB"),
+    ("BEGIN; SET work_mem = '6MB'; ROLLBACK", "SHOW work_mem", "4MB", "4MB"),
+    ("SET search_path = other, public", "SELECT which()", "other", "public"),
+    ("SET TIME ZONE 'Asia/Tokyo'", "SHOW TimeZone", "Asia/Tokyo", "UTC"),
+    ("SET TIME ZONE INTERVAL '+03:30' HOUR TO MINUTE", "SHOW TimeZone", "<+03:30>-03:30", "UTC"),
+    ("SET NAMES 'LATIN1'", "SHOW client_encoding", "LATIN1", "UTF8"),
+    ("SET ROLE md5user", "SELECT current_user::text", "md5user", "app"),
+    ("SELECT set_config('role', 'md5user', false)", "SELECT current_user::text", "md5user", "app"),
+    ("SET app.tenant = 'seven'", "SELECT coalesce(current_setting('app.tenant', true), '')", "seven", ""),
+    (
+        "SELECT set_config('app.tenant', 'back\\slash ''quoted''', false)",
+        "SELECT coalesce(current_setting('app.tenant', true), '')",
+        "back\\slash 'quoted'",
+        "",
+    ),
+    ("SET standard_conforming_strings = off", "SHOW standard_conforming_strings", "off", "on"),
+    ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "SHOW transaction_read_only", "on", "off"),
+    (
+        "SET default_transaction_isolation FROM CURRENT",
+        "SHOW transaction_isolation",
+        "read committed",
+        "read committed",
+    ),
+    (
+        "SELECT (SELECT pg_catalog . \"set_config\"($a$work_mem$a$, $$9MB$$, 1 = 0))",
+        "SHOW work_mem",
+        "9MB",
+        "4MB",
+    ),
+    ("SELECT set_config(v, '9MB', false) FROM (VALUES ('work_mem')) AS x (v)", "SHOW work_mem", "9MB", "4MB"),
+    ("SELECT sets('work_mem', '7MB')", "SHOW work_mem", "7MB", "4MB"),
+    ("DO $$ BEGIN SET work_mem = '8MB'; END $$", "SHOW work_mem", "8MB", "4MB"),
+    ("PREPARE p (int) AS SELECT $1 + 1", "EXECUTE p (41)", "42", ""),
+];
+
+/// In turn on every connection of the pool: two clients of which one has made a setting, each sees its own.
+#[tokio::test]
+async fn settings_follow_their_client_and_nobody_else() {
+    let bench = bench(2).await;
+    for (set, read, own, nobodys) in SETTINGS {
+        let (setting, plain) = (bench.proxy.connect().await, bench.proxy.connect().await);
+        let others = [bench.proxy.connect().await, bench.proxy.connect().await];
+        setting.execute(set).await;
+        for _ in 0..3 {
+            assert_eq!(setting.scalar::<String>(read).await, *own, "{set}: A lost it");
+            if !nobodys.is_empty() || !read.starts_with("EXECUTE") {
+                assert_eq!(plain.scalar::<String>(read).await, *nobodys, "{set}: B has it");
+            } else {
+                assert_eq!(plain.sqlstate(read).await, "26000", "{set}: B has it");
+            }
+            bench.spoil(&others).await;
+        }
+        for client in [setting, plain].into_iter().chain(others) {
+            client.close().await;
+        }
+    }
+    assert_eq!(bench.pins().await, 0.0);
+}
+
+/// Each setting, and what takes it back.
+#[tokio::test]
+async fn settings_are_taken_back() {
+    let bench = bench(2).await;
+    let others = [bench.proxy.connect().await, bench.proxy.connect().await];
+    for (set, reset, read, after) in [
+        ("SET work_mem = '3MB'", "RESET work_mem", "SHOW work_mem", "4MB"),
+        ("SET work_mem = '3MB'", "SET work_mem TO DEFAULT", "SHOW work_mem", "4MB"),
+        ("SET work_mem = '3MB'", "RESET ALL", "SHOW work_mem", "4MB"),
+        ("SET work_mem = '3MB'", "SELECT 1; RESET ALL", "SHOW work_mem", "4MB"),
+        ("SET work_mem = '3MB'", "DISCARD ALL", "SHOW work_mem", "4MB"),
+        ("SET ROLE md5user", "RESET ROLE", "SELECT current_user::text", "app"),
+        ("SET ROLE md5user", "RESET ALL", "SELECT current_user::text", "md5user"),
+        ("SET ROLE md5user", "DISCARD ALL", "SELECT current_user::text", "app"),
+        ("SET ROLE md5user", "RESET SESSION AUTHORIZATION", "SELECT current_user::text", "app"),
+    ] {
+        let client = bench.proxy.connect().await;
+        client.execute(set).await;
+        bench.spoil(&others).await;
+        client.execute(reset).await;
+        bench.spoil(&others).await;
+        assert_eq!(client.scalar::<String>(read).await, after, "{set}, then {reset}");
+        client.close().await;
+    }
+    let client = bench.proxy.connect().await;
+    for reset in ["DEALLOCATE p", "DEALLOCATE ALL", "DISCARD ALL", "BEGIN; DEALLOCATE p; ROLLBACK"] {
+        client.execute("PREPARE p AS SELECT 1").await;
+        bench.spoil(&others).await;
+        client.execute(reset).await;
+        bench.spoil(&others).await;
+        assert_eq!(client.sqlstate("EXECUTE p").await, "26000", "{reset}");
+    }
+    assert_eq!(bench.pins().await, 0.0);
+}
+
+/// Each gets a connection that wears its settings already: nothing is made again.
+#[tokio::test]
+async fn a_connection_that_wears_the_right_settings_is_preferred() {
+    let bench = bench(3).await;
+    let mut clients = Vec::new();
+    for value in ["1MB", "2MB", "3MB"] {
+        let client = bench.proxy.connect().await;
+        client.execute(&format!("SET work_mem = '{value}'")).await;
+        clients.push((client, value));
+    }
+    let all_at_once = async || {
+        for (client, _) in &clients {
+            client.execute("BEGIN").await;
+        }
+        for (client, value) in &clients {
+            assert_eq!(client.scalar::<String>("SHOW work_mem").await, *value);
+        }
+        for (client, _) in &clients {
+            client.execute("COMMIT").await;
+        }
+    };
+    // Each has a connection of its own afterwards.
+    all_at_once().await;
+    let before = bench.proxy.metric("pinion_state_sync_total", &[]).await;
+    for _ in 0..10 {
+        for (client, value) in clients.iter().rev() {
+            assert_eq!(client.scalar::<String>("SHOW work_mem").await, *value);
+        }
+        all_at_once().await;
+    }
+    assert_eq!(bench.proxy.metric("pinion_state_sync_total", &[]).await, before);
+    assert_eq!(bench.pins().await, 0.0);
+}
+
+/// What cannot be made again is not left out: the request does not run.
+#[tokio::test]
+async fn a_setting_that_fails_lets_no_request_through() {
+    let bench = bench(2).await;
+    let (client, other) = (bench.proxy.connect().await, bench.proxy.connect().await);
+    client.execute("CREATE TABLE ran (n int)").await;
+    client.execute("SET ROLE md5user").await;
+    bench.pg.direct().await.execute("GRANT INSERT ON ran TO app, md5user; REVOKE md5user FROM app").await;
+    // Every connection has been somebody else's.
+    bench.spoil(&[bench.proxy.connect().await, other, bench.proxy.connect().await]).await;
+    assert_eq!(client.sqlstate("INSERT INTO ran VALUES (1)").await, "55000");
+    assert_eq!(bench.pg.direct().await.scalar::<i64>("SELECT count(*) FROM ran").await, 0);
+    client.execute("DISCARD ALL").await;
+    client.execute("INSERT INTO ran VALUES (2)").await;
+}
+
+/// What pins, what looks as if it ended that, and what does.
+const ENDS: &[(&str, &[&str], &str)] = &[
+    ("CREATE TEMP TABLE a (n int)", &["SELECT 1", "DROP TABLE IF EXISTS nothing"], "DROP TABLE a"),
+    ("CREATE TEMP TABLE a (n int); CREATE TEMP TABLE b (n int)", &["DROP TABLE a"], "DROP TABLE b"),
+    ("CREATE TEMP TABLE a (n int)", &["BEGIN; DROP TABLE a; ROLLBACK"], "BEGIN; DROP TABLE a; COMMIT"),
+    ("CREATE TEMP SEQUENCE a", &[], "DROP SEQUENCE a"),
+    ("CREATE TEMP VIEW a AS SELECT 1", &[], "DROP VIEW a"),
+    ("SELECT pg_advisory_lock(1)", &["SELECT pg_advisory_unlock(2)"], "SELECT pg_advisory_unlock(1)"),
+    (
+        "SELECT pg_advisory_lock(1), pg_advisory_lock(1)",
+        &["SELECT pg_advisory_unlock(1)"],
+        "SELECT pg_advisory_unlock(1)",
+    ),
+    ("SELECT pg_advisory_lock_shared(1)", &[], "SELECT pg_advisory_unlock_shared(1)"),
+    ("LISTEN one; LISTEN two", &["UNLISTEN one", "UNLISTEN three"], "UNLISTEN two"),
+    (
+        "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; DECLARE d CURSOR WITH HOLD FOR SELECT 1; COMMIT",
+        &["CLOSE c"],
+        "CLOSE d",
+    ),
+    ("SELECT locks()", &["SELECT 1"], "SELECT unlocks()"),
+    ("SELECT makes()", &["SELECT count(*) FROM made"], "DROP TABLE made"),
+    ("CALL listens()", &["SELECT 1"], "UNLISTEN called"),
+    ("PREPARE p AS SELECT lastval()", &["PREPARE q AS SELECT 1"], "DEALLOCATE p"),
+];
+
+#[tokio::test]
+async fn a_pin_ends_when_the_server_says_that_its_reason_is_gone() {
+    let bench = bench(1).await;
+    for (set, not_yet, end) in ENDS {
+        let (a, b) = (bench.proxy.connect().await, bench.proxy.connect().await);
+        a.execute(set).await;
+        assert_eq!(b.sqlstate("SELECT 1").await, "08000", "{set} does not pin");
+        for text in *not_yet {
+            a.execute(text).await;
+            assert_eq!(b.sqlstate("SELECT 1").await, "08000", "{set}: {text} ended it");
+        }
+        a.execute(end).await;
+        b.try_execute("SELECT 1").await.unwrap_or_else(|e| panic!("{set}: {end} did not end it: {e}"));
+        a.execute("SELECT 1").await;
+        a.close().await;
+        b.close().await;
+    }
+}
+
+/// What is rolled back has not pinned.
+#[tokio::test]
+async fn a_rollback_ends_the_pins_of_its_transaction() {
+    let bench = bench(1).await;
+    let (a, b) = (bench.proxy.connect().await, bench.proxy.connect().await);
+    for text in ["CREATE TEMP TABLE a (n int)", "LISTEN ch", "DECLARE c CURSOR WITH HOLD FOR SELECT 1"] {
+        for end in ["ROLLBACK", "SELECT nothing FROM nowhere; COMMIT"] {
+            a.execute("BEGIN").await;
+            a.execute(text).await;
+            a.try_execute(end).await.ok();
+            a.try_execute("ROLLBACK").await.ok();
+            b.try_execute("SELECT 1").await.unwrap_or_else(|e| panic!("{text}, {end}: {e}"));
+        }
+    }
+}
+
+/// Notifications that arrive while the server is asked are not lost.
+#[tokio::test]
+async fn notifications_are_heard_while_the_server_is_asked() {
+    let bench = bench(2).await;
+    let mut a = bench.proxy.raw().await;
+    let b = bench.proxy.connect().await;
+    a.query("LISTEN one").await;
+    a.query("LISTEN two").await;
+    let mut heard = 0;
+    for round in 0..50 {
+        b.execute(&format!("NOTIFY one, '{round}'")).await;
+        // Each asks the server.
+        heard += a.query("UNLISTEN two").await.iter().filter(|message| message.tag == b'A').count();
+        heard += a.query("LISTEN two").await.iter().filter(|message| message.tag == b'A').count();
+    }
+    until("all have come", async || {
+        heard += a.query("SELECT 1").await.iter().filter(|message| message.tag == b'A').count();
+        heard == 50
+    })
+    .await;
+}
+
+/// Settings of a client that is cut off in the middle of a transaction are nobody's.
+#[tokio::test]
+async fn what_a_lost_client_had_set_is_gone() {
+    let bench = bench(1).await;
+    let a = bench.proxy.connect().await;
+    a.execute("SET work_mem = '3MB'").await;
+    a.execute("BEGIN").await;
+    a.execute("SET search_path = other").await;
+    a.vanish();
+    let b = bench.proxy.connect().await;
+    until("there is a connection", async || b.try_execute("SELECT 1").await.is_ok()).await;
+    assert_eq!(b.scalar::<String>("SHOW work_mem").await, "4MB");
+    assert_eq!(b.scalar::<String>("SHOW search_path").await, "\"$user\", public");
+}
