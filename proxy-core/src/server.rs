@@ -24,6 +24,7 @@ use crate::{
     pool::{Pool, PoolId, Pooled, Slot},
     protocol::{
         Absorbed, Connect, ConnectError, ConnectStep, PoolKey, Protocol, ProtocolError, Purpose, ServerState,
+        Survey,
     },
     secrets::{Secret, SecretHandle},
     session::cancel::Cancellable,
@@ -39,6 +40,8 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From our goodbye to the server's close, after which the connection is given up for lost.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// For so long it is believed what code of the database may change; functions are made and changed meanwhile.
+const SURVEY_LASTS: Duration = Duration::from_secs(60);
 /// A connection idle for longer is asked whether it still lives before it is lent.
 pub const PROBE_AFTER: Duration = Duration::from_secs(30);
 
@@ -90,6 +93,8 @@ pub struct ServerConnection<P: Protocol> {
     last_client: u64,
     users: Users,
     generation: u64,
+    /// What code of the database may change, and since when that is known.
+    survey: Option<(Instant, Survey)>,
 }
 
 /// Who has used a connection since it was new, reset, or made to forget its sequences.
@@ -153,6 +158,7 @@ impl<P: Protocol> ServerConnection<P> {
             last_client: 0,
             users: Users::Nobody,
             generation,
+            survey: None,
         });
         debug!(target = %target.name, user = %key.user, id = connection.state.key().id, "server connection opened");
         if connection.slot.is_some()
@@ -226,6 +232,25 @@ impl<P: Protocol> ServerConnection<P> {
         let mut request = Vec::new();
         P::write_ping(&mut request);
         self.exchange(&request).await.map(drop)
+    }
+
+    /// What code of the database's own may change of a session.
+    pub async fn survey(&mut self, now: Instant) -> Result<Survey, ServerError> {
+        if let Some((since, survey)) = &self.survey
+            && now < *since + SURVEY_LASTS
+        {
+            return Ok(survey.clone());
+        }
+        let mut request = Vec::new();
+        let mut found = None;
+        if P::write_survey(&mut self.state, &mut request)
+            && let (row, None) = self.exchange(&request).await?
+        {
+            found = P::read_survey(&row);
+        }
+        let survey = found.unwrap_or(Survey { names: Vec::new(), others: true });
+        self.survey = Some((now, survey.clone()));
+        Ok(survey)
     }
 
     /// Puts the session back to what it was when the connection was new.

@@ -24,6 +24,7 @@ async fn bench(connections: u32) -> Bench {
              CREATE FUNCTION other.which() RETURNS text LANGUAGE sql AS $$ SELECT 'other' $$;
              CREATE FUNCTION sets(n text, v text) RETURNS text LANGUAGE plpgsql AS
                  $$ BEGIN RETURN set_config(n, v, false); END $$;
+             CREATE FUNCTION enters(v text) RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant', v, false) $$;
              CREATE FUNCTION locks() RETURNS void LANGUAGE sql AS $$ SELECT pg_advisory_lock(77) $$;
              CREATE FUNCTION unlocks() RETURNS void LANGUAGE sql AS $$ SELECT pg_advisory_unlock(77) $$;
              CREATE FUNCTION makes() RETURNS void LANGUAGE plpgsql AS $$ BEGIN CREATE TEMP TABLE made (n int); END $$;
@@ -84,6 +85,7 @@ const SETTINGS: &[(&str, &str, &str, &str)] = &[
     ),
     ("SELECT set_config(v, '9MB', false) FROM (VALUES ('work_mem')) AS x (v)", "SHOW work_mem", "9MB", "4MB"),
     ("SELECT sets('work_mem', '7MB')", "SHOW work_mem", "7MB", "4MB"),
+    ("SELECT enters('nine')", "SELECT coalesce(current_setting('app.tenant', true), '')", "nine", ""),
     ("DO $$ BEGIN SET work_mem = '8MB'; END $$", "SHOW work_mem", "8MB", "4MB"),
     ("PREPARE p (int) AS SELECT $1 + 1", "EXECUTE p (41)", "42", ""),
 ];

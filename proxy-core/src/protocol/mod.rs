@@ -83,10 +83,20 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     }
     /// Pins of which the server can be asked whether they still hold.
     const PROVABLE: PinReasons = PinReasons::NONE;
+    /// Settings that code may change without naming them.
+    const IDENTITY: &'static [&'static str] = &[];
     /// Asks how a session stands: what pins it, and its settings `names`; with `all`, any others it may have. False, and
     /// nothing written, where that cannot be asked.
     fn write_inquiry(_server: &mut Self::Server, _names: &[&str], _all: bool, _out: &mut Vec<u8>) -> bool {
         false
+    }
+    /// Asks which settings code of the database's own may change. False, and nothing written, where it may be any.
+    fn write_survey(_server: &mut Self::Server, _out: &mut Vec<u8>) -> bool {
+        false
+    }
+    /// The answer to [`Self::write_survey`]; `None` when it is none.
+    fn read_survey(_row: &[String]) -> Option<Survey> {
+        None
     }
     /// The answer to [`Self::write_inquiry`]; `None` when it is none. `user` is who logged in.
     fn read_inquiry(_row: &[String], _names: &[&str], _user: &str) -> Option<Findings> {
@@ -133,6 +143,15 @@ pub struct Findings {
     pub pins: PinReasons,
     /// Settings with the statement that makes them; `None` for one that is as after login.
     pub settings: Vec<(Box<str>, Option<Box<str>>)>,
+}
+
+/// What code of a database's own may change of a session.
+#[derive(Debug, Clone)]
+pub struct Survey {
+    /// These settings.
+    pub names: Vec<Box<str>>,
+    /// And any others.
+    pub others: bool,
 }
 
 /// Knows a statement text as proxies of its dialect do: its digest, its facts and its hint.

@@ -202,6 +202,8 @@ struct Rare {
     asks: bool,
     /// About any setting there may be.
     asks_all: bool,
+    /// About those that code of the database may change.
+    ran_code: bool,
     /// Of these pins some part may have ended.
     may_end: PinReasons,
     /// What does not pin, be it that the server says so: filter or policy lets it go.

@@ -37,6 +37,8 @@ pub(super) enum Change {
 pub(super) struct Question {
     /// About these settings,
     names: Vec<Box<str>>,
+    /// those that code of the database may change,
+    code: bool,
     /// and any others that there may be.
     all: bool,
     /// The last statement that raised it.
@@ -108,7 +110,7 @@ impl<P: Protocol> Session<P> {
         }
         pending.asks |= in_transaction && pending.settings.len() > changes_before;
         pending.asks |= facts.taints;
-        pending.asks_all |= facts.taints;
+        pending.ran_code |= facts.taints;
         pending.touched.extend(names);
         pending.may_end = pending.may_end.union(facts.may_end);
         if pending.touched.len() > MOST_NAMES || pending.settings.len() > MOST_NAMES {
@@ -234,7 +236,7 @@ impl<P: Protocol> Session<P> {
         // One statement that failed has not set anything, but for what no rollback undoes.
         let nothing = Rare::default();
         let rare = pending.rare.as_deref().unwrap_or(&nothing);
-        let asks = if failed && lone { rare.asks_all } else { rare.asks };
+        let asks = if failed && lone { rare.asks_all || rare.ran_code } else { rare.asks };
         let ends = !rare.may_end.intersection(self.pins).intersection(P::PROVABLE).is_empty();
         let doubtful = !lone && !pending.sets.intersection(P::PROVABLE).is_empty();
         if !(asks || ends || doubtful) {
@@ -246,7 +248,8 @@ impl<P: Protocol> Session<P> {
         }
         let cause = Cause { digest: pending.digest, text: pending.text.clone(), plugin: rare.plugin.clone() };
         let names = if asks { rare.touched.clone() } else { Vec::new() };
-        Some(Box::new(Question { names, all: asks && rare.asks_all, cause }))
+        let (code, all) = (asks && rare.ran_code, asks && rare.asks_all);
+        Some(Box::new(Question { names, code, all, cause }))
     }
 
     /// Adds to what the server is to be asked.
@@ -254,6 +257,7 @@ impl<P: Protocol> Session<P> {
         let Some(mut question) = question else { return };
         if let Some(before) = self.question.take() {
             question.names.extend(before.names);
+            question.code |= before.code;
             question.all |= before.all;
         }
         question.names.sort_unstable();
@@ -316,34 +320,38 @@ impl<P: Protocol> Session<P> {
     /// The answer to a question; `None` when there is none that could be used.
     async fn inquire(&mut self, question: &Question) -> Result<Option<Findings>, SessionError> {
         let Some(connection) = &mut self.link else { return Ok(None) };
-        let mut names: Vec<&str> = question.names.iter().map(|name| &**name).collect();
-        if question.all
-            && let Some(settings) = &self.settings
-        {
-            names.extend(settings.names());
-            names.sort_unstable();
-            names.dedup();
+        let mut names = question.names.clone();
+        let mut all = question.all;
+        if question.code || all {
+            let survey = connection.survey(Instant::now()).await.map_err(lost)?;
+            all |= survey.others;
+            names.extend(survey.names);
+            names.extend(P::IDENTITY.iter().map(|name| Box::from(*name)));
+            self.down.emit(&connection.state.take_heard());
         }
+        if let Some(settings) = self.settings.as_ref().filter(|_| all || question.code) {
+            names.extend(settings.names().map(Box::from));
+        }
+        names.sort_unstable();
+        names.dedup();
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
         let mut request = Vec::new();
         // A cancel that the client has sent may hit the question instead.
         for _ in 0..2 {
             request.clear();
-            if !P::write_inquiry(&mut connection.state, &names, question.all, &mut request) {
+            if !P::write_inquiry(&mut connection.state, &names, all, &mut request) {
                 return Ok(None);
             }
             let outcome = connection.exchange(&request).await;
             self.down.emit(&connection.state.take_heard());
-            match outcome {
-                Ok((row, None)) => return Ok(P::read_inquiry(&row, &names, &self.key.user)),
-                Ok((_, Some(error))) => {
+            match outcome.map_err(lost)? {
+                (row, None) => return Ok(P::read_inquiry(&row, &names, &self.key.user)),
+                (_, Some(error)) => {
                     debug!(client = self.handle.number, %error, "the server does not say how its session stands");
                     if !error.starts_with(CANCELLED) {
                         return Ok(None);
                     }
                 }
-                Err(ServerError::Protocol(error)) => return Err(SessionError::Server(error)),
-                Err(ServerError::Io(error)) => return Err(SessionError::ServerLost(error)),
-                Err(error) => return Err(SessionError::ServerLost(std::io::Error::other(error.to_string()))),
             }
         }
         Ok(None)
@@ -430,5 +438,14 @@ impl<P: Protocol> Session<P> {
             }
         }
         connection.worn = if certain { Worn::from(self.settings.clone()) } else { Worn::Uncertain };
+    }
+}
+
+/// The held connection failed while it was asked.
+fn lost(error: ServerError) -> SessionError {
+    match error {
+        ServerError::Protocol(error) => SessionError::Server(error),
+        ServerError::Io(error) => SessionError::ServerLost(error),
+        error => SessionError::ServerLost(std::io::Error::other(error.to_string())),
     }
 }

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::{
-    super::{Findings, PinReason, PinReasons},
+    super::{Findings, PinReason, PinReasons, Survey},
     classify::{self, PREPARED},
     statement::NAME_PREFIX,
 };
@@ -22,16 +22,18 @@ pub(super) const PROVABLE: PinReasons = PinReasons::only(PinReason::TemporaryTab
     .union(PinReasons::only(PinReason::PreparedStatement));
 
 /// Settings that are hidden from `pg_settings`, and what they are when nobody has set them.
-const IDENTITY: [&str; 2] = ["session_authorization", "role"];
+pub(super) const IDENTITY: [&str; 2] = ["session_authorization", "role"];
 
 /// The query: `names` are the variables asked for; with `all`, those too that the session has set without being asked
 /// for. `None` when a name is not one that a variable can have.
 pub(super) fn query(names: &[&str], all: bool) -> Option<String> {
     let mut variables = String::new();
     for name in names.iter().filter(|name| !name.starts_with(PREPARED)) {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.$".contains(&byte);
-        if !name.bytes().all(plain) {
+        if !is_plain(name) {
             return None;
+        }
+        if all && IDENTITY.contains(name) {
+            continue;
         }
         write!(variables, "'{name}',").ok()?;
     }
@@ -61,22 +63,75 @@ pub(super) fn query(names: &[&str], all: bool) -> Option<String> {
         sql.push_str(", NULL");
         return Some(sql);
     }
-    let unasked = if all {
-        "UNION SELECT pg_catalog.lower(o.name) FROM pg_catalog.pg_settings AS o \
-         WHERE o.source OPERATOR(pg_catalog.=) 'session'"
-    } else {
-        ""
-    };
+    let asked = format!("pg_catalog.unnest(ARRAY[{variables}]::pg_catalog.text[])");
+    // The view takes most of a millisecond to make up, and shows no setting of a client's own making.
+    let is_hidden = |name: &&str| name.contains('.') || name.starts_with(PREPARED) || IDENTITY.contains(name);
+    if !all && names.iter().all(is_hidden) {
+        write!(
+            sql,
+            ", (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(\
+                 q.n, NULL, pg_catalog.current_setting(q.n, true))) FROM {asked} AS q(n))"
+        )
+        .ok()?;
+        return Some(sql);
+    }
+    let unasked =
+        if all { "UNION SELECT s.n FROM s WHERE s.source OPERATOR(pg_catalog.=) 'session'" } else { "" };
     write!(
         sql,
-        ", (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(\
+        ", (WITH s AS MATERIALIZED \
+             (SELECT pg_catalog.lower(o.name) AS n, o.source FROM pg_catalog.pg_settings AS o) \
+           SELECT pg_catalog.json_agg(pg_catalog.json_build_array(\
              q.n, s.source, pg_catalog.current_setting(q.n, true))) \
-           FROM (SELECT pg_catalog.unnest(ARRAY[{variables}]::pg_catalog.text[]) {unasked}) AS q(n) \
-           LEFT JOIN pg_catalog.pg_settings AS s \
-             ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) q.n)"
+           FROM (SELECT {asked} {unasked}) AS q(n) \
+           LEFT JOIN s ON s.n OPERATOR(pg_catalog.=) q.n)"
     )
     .ok()?;
     Some(sql)
+}
+
+/// What functions of the database's own may change of a session, by their source: whether that cannot be told, and
+/// otherwise the variables that it names. A name too many costs little; one too few, as of a function made since, is not
+/// found on the connection of the client that called it, and cleaned up before another's turn like anything unseen.
+pub(super) const SURVEY: &str = r"
+SELECT coalesce(pg_catalog.bool_or(
+    l.lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['sql', 'plpgsql'])
+    OR p.prosrc OPERATOR(pg_catalog.=) ''
+    OR p.prosrc OPERATOR(pg_catalog.~*) E'\\m(execute|reset|discard)\\M'
+    OR p.prosrc OPERATOR(pg_catalog.~*) E'\\mset\\s+(session\\s+)?(time\\s+zone|names|schema|session|xml)\\M'
+    OR p.prosrc OPERATOR(pg_catalog.~*) E'set_config\\s*\\(\\s*[^''\\s]'), false),
+  (SELECT pg_catalog.json_agg(DISTINCT pg_catalog.lower(m.n[1]))
+   FROM pg_catalog.pg_proc AS q
+   JOIN pg_catalog.pg_language AS k ON k.oid OPERATOR(pg_catalog.=) q.prolang,
+   LATERAL (
+     SELECT pg_catalog.regexp_matches(q.prosrc, E'set_config\\s*\\(\\s*''([^'']+)''', 'gi')
+     UNION ALL
+     SELECT pg_catalog.regexp_matches(
+       q.prosrc, E'\\mset\\s+(?:session\\s+)?([a-z_][a-z_0-9.]*)\\s*(?:=|to\\M)', 'gi')) AS m(n)
+   WHERE k.lanname OPERATOR(pg_catalog.=) ANY (ARRAY['sql', 'plpgsql'])
+     AND q.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid
+     AND (pg_catalog.strpos(m.n[1], '.') OPERATOR(pg_catalog.>) 0
+       OR pg_catalog.lower(m.n[1]) OPERATOR(pg_catalog.=) ANY (
+         ARRAY(SELECT pg_catalog.lower(s.name) FROM pg_catalog.pg_settings AS s))))
+FROM pg_catalog.pg_proc AS p
+JOIN pg_catalog.pg_language AS l ON l.oid OPERATOR(pg_catalog.=) p.prolang
+WHERE l.lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['internal', 'c'])
+  AND p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid";
+
+/// Most variables that are asked for by name after code has run.
+const MOST_SURVEYED: usize = 64;
+
+/// Reads the answer to [`SURVEY`].
+pub(super) fn read_survey(row: &[String]) -> Option<Survey> {
+    let [untold, names] = row else { return None };
+    let names: Vec<Box<str>> = list(names)?.iter().filter_map(|name| Some(name.as_str()?.into())).collect();
+    let plain: Vec<_> = names.into_iter().filter(|name| is_plain(name)).take(MOST_SURVEYED + 1).collect();
+    Some(Survey { others: untold != "f" || plain.len() > MOST_SURVEYED, names: plain })
+}
+
+/// True for a name that can be asked about.
+fn is_plain(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.$".contains(&byte))
 }
 
 /// Reads the answer to a question about `names`. `user` is who logged in. `None` when it is not such an answer.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Dialect, Facts, Fault, Findings, PinReasons, PoolKey, Protocol, ServerKey};
+use super::{Dialect, Facts, Fault, Findings, PinReasons, PoolKey, Protocol, ServerKey, Survey};
 use crate::state::Settings;
 
 pub mod auth;
@@ -122,11 +122,21 @@ impl Protocol for Postgres {
     }
 
     const PROVABLE: PinReasons = inquiry::PROVABLE;
+    const IDENTITY: &'static [&'static str] = &inquiry::IDENTITY;
 
     fn write_inquiry(server: &mut server::PgServer, names: &[&str], all: bool, out: &mut Vec<u8>) -> bool {
         let Some(query) = inquiry::query(names, all) else { return false };
         Self::write_query(server, &query, out);
         true
+    }
+
+    fn write_survey(server: &mut server::PgServer, out: &mut Vec<u8>) -> bool {
+        Self::write_query(server, inquiry::SURVEY, out);
+        true
+    }
+
+    fn read_survey(row: &[String]) -> Option<Survey> {
+        inquiry::read_survey(row)
     }
 
     fn read_inquiry(row: &[String], names: &[&str], user: &str) -> Option<Findings> {

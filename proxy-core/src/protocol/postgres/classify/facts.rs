@@ -207,9 +207,13 @@ impl Statement {
                 one.seen.may_end.insert(PinReason::TemporaryTable);
             }
             NodeEnum::LoadStmt(_) => one.seen.pin(PinReason::Library),
+            // Code that nobody reads.
+            NodeEnum::DoStmt(_) => {
+                one.seen.taints = true;
+                one.seen.moves(Moves::Unseen, &[]);
+            }
             // They run code that their text does not show.
-            NodeEnum::DoStmt(_)
-            | NodeEnum::CallStmt(_)
+            NodeEnum::CallStmt(_)
             | NodeEnum::CreateExtensionStmt(_)
             | NodeEnum::AlterExtensionStmt(_)
             | NodeEnum::CreatePlangStmt(_)
