@@ -2,7 +2,7 @@
 //! no client meets another's, and pins end when the server says that their reason is gone.
 #![allow(clippy::unwrap_used)]
 
-use pinion_tests::{Client, Proxy, Server, until};
+use pinion_tests::{Client, Proxy, RawClient, Server, until, wire};
 
 struct Bench {
     pg: Server,
@@ -295,4 +295,127 @@ async fn what_a_lost_client_had_set_is_gone() {
     until("there is a connection", async || b.try_execute("SELECT 1").await.is_ok()).await;
     assert_eq!(b.scalar::<String>("SHOW work_mem").await, "4MB");
     assert_eq!(b.scalar::<String>("SHOW search_path").await, "\"$user\", public");
+}
+
+/// The first column of the first row that executing a statement of the protocol returns, or the error's code.
+async fn executed(client: &mut RawClient, name: &str) -> String {
+    client.send_all(&[wire::bind("", name, &[]), wire::execute("", 0), wire::sync()]).await;
+    let reply = client.read_reply().await;
+    match reply.iter().find(|message| matches!(message.tag, b'D' | b'E')).unwrap() {
+        row if row.tag == b'D' => row.columns()[0].clone().unwrap_or_default(),
+        error => error.error().code,
+    }
+}
+
+async fn prepared(client: &mut RawClient, name: &str, text: &str) {
+    client.send_all(&[wire::parse(name, text), wire::sync()]).await;
+    assert!(client.read_reply().await.iter().any(|message| message.tag == b'1'), "{text}");
+}
+
+/// Settings, a text that means another thing under each, and what.
+const MEANINGS: &[(&str, &str, &str, &str)] = &[
+    ("SET datestyle = 'ISO, DMY'", "SELECT '01/02/2020'::date::text", "2020-02-01", "2020-01-02"),
+    (
+        "SET timezone = 'Asia/Tokyo'",
+        "SELECT extract(epoch FROM '2020-01-01 00:00'::timestamptz)::bigint::text",
+        "1577804400",
+        "1577836800",
+    ),
+    ("SET search_path = other, public", "SELECT which()", "other", "public"),
+    (
+        "BEGIN; SET datestyle = 'ISO, DMY'; COMMIT",
+        "SELECT '01/02/2020'::date::text",
+        "2020-02-01",
+        "2020-01-02",
+    ),
+];
+
+/// Statements are shared by those who have the same settings only: literals are read when a statement is prepared.
+#[tokio::test]
+async fn a_shared_statement_means_to_each_what_its_settings_say() {
+    let bench = bench(2).await;
+    let others = [bench.proxy.connect().await, bench.proxy.connect().await];
+    for (n, (set, text, own, nobodys)) in MEANINGS.iter().enumerate() {
+        let name = format!("s{n}");
+        let (mut setting, mut plain) = (bench.proxy.raw().await, bench.proxy.raw().await);
+        setting.query(set).await;
+        // Both orders, on every connection.
+        prepared(&mut plain, &name, text).await;
+        prepared(&mut setting, &name, text).await;
+        for _ in 0..3 {
+            assert_eq!(executed(&mut setting, &name).await, *own, "{set}");
+            bench.spoil(&others).await;
+            assert_eq!(executed(&mut plain, &name).await, *nobodys, "{set}");
+            bench.spoil(&others).await;
+        }
+    }
+}
+
+/// A literal means what it did when the statement was prepared, whatever its client has set since, on every connection.
+#[tokio::test]
+async fn literals_are_read_as_they_were_when_the_statement_was_prepared() {
+    let bench = bench(2).await;
+    let others = [bench.proxy.connect().await, bench.proxy.connect().await];
+    let text = "SELECT '01/02/2020'::date::text";
+    for set in ["SET datestyle = 'ISO, DMY'", "BEGIN; SET datestyle = 'ISO, DMY'; COMMIT"] {
+        let mut client = bench.proxy.raw().await;
+        prepared(&mut client, "before", text).await;
+        client.query(set).await;
+        prepared(&mut client, "after", text).await;
+        client.query("RESET datestyle").await;
+        prepared(&mut client, "again", text).await;
+        client.query(set).await;
+        for _ in 0..4 {
+            bench.spoil(&others).await;
+            assert_eq!(executed(&mut client, "before").await, "2020-01-02", "{set}");
+            assert_eq!(executed(&mut client, "after").await, "2020-02-01", "{set}");
+            assert_eq!(executed(&mut client, "again").await, "2020-01-02", "{set}");
+        }
+        assert_eq!(bench.pins().await, 0.0);
+    }
+    // Prepared under a setting that ends with its transaction.
+    let mut client = bench.proxy.raw().await;
+    client.query("BEGIN").await;
+    client.query("SET LOCAL datestyle = 'ISO, DMY'").await;
+    prepared(&mut client, "local", text).await;
+    client.query("COMMIT").await;
+    for _ in 0..4 {
+        bench.spoil(&others).await;
+        assert_eq!(executed(&mut client, "local").await, "2020-02-01");
+        let mut other = bench.proxy.raw().await;
+        prepared(&mut other, "local", text).await;
+        assert_eq!(executed(&mut other, "local").await, "2020-01-02");
+    }
+}
+
+/// Who prepares a text after a schema has changed is not told that somebody's plan does not fit any more.
+#[tokio::test]
+async fn a_schema_change_concerns_only_those_who_prepared_before_it() {
+    let bench = bench(2).await;
+    let ddl = bench.proxy.connect().await;
+    ddl.execute("CREATE TABLE changing (n int); INSERT INTO changing VALUES (1)").await;
+    for round in 0..5 {
+        let mut before = [bench.proxy.raw().await, bench.proxy.raw().await];
+        for client in &mut before {
+            prepared(client, "s", "SELECT * FROM changing").await;
+            assert_eq!(executed(client, "s").await, "1");
+        }
+        ddl.execute("BEGIN").await;
+        ddl.execute(&format!("ALTER TABLE changing ADD COLUMN c{round} int")).await;
+        ddl.execute("COMMIT").await;
+        let mut after = bench.proxy.raw().await;
+        prepared(&mut after, "s", "SELECT * FROM changing").await;
+        for _ in 0..3 {
+            assert_eq!(executed(&mut after, "s").await, "1");
+        }
+        // Who had prepared it is told, as directly, or is served.
+        for client in &mut before {
+            let told = executed(client, "s").await;
+            assert!(told == "0A000" || told == "1", "{told}");
+            client.send_all(&[wire::close_statement("s"), wire::sync()]).await;
+            client.read_reply().await;
+            prepared(client, "s", "SELECT * FROM changing").await;
+            assert_eq!(executed(client, "s").await, "1");
+        }
+    }
 }

@@ -655,6 +655,8 @@ pub trait Tracker<P: Protocol>: Send {
     fn take_learned(&mut self) -> Learned {
         Learned::default()
     }
+    /// These are the settings that move with the client, as the session knows them after what has run.
+    fn settled(&mut self, _settings: Option<&Arc<Settings>>) {}
     /// After an error that leaves open whether there is still a transaction: asks the server. The answer is swallowed.
     fn write_question(&mut self, _server: &mut P::Server, _up: &mut Pipe) {}
     /// Judges what the server sent.

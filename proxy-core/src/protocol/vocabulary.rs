@@ -304,6 +304,8 @@ pub struct Facts {
     pub moves: Moves,
     /// What those are called among a session's settings, but for those whose names stand in literals.
     pub moved: Vec<String>,
+    /// It changes what names stand for or what they give, in statements that are prepared.
+    pub changes_schema: bool,
     /// Pins of which it may have ended some part: whether any is left, the server must be asked.
     pub may_end: PinReasons,
     /// It begins or ends transactions, or runs code that may: what is around it in its request may have been undone.
@@ -345,6 +347,7 @@ impl Facts {
             moves: Moves::Nothing,
             moved: Vec::new(),
             may_end: PinReasons::NONE,
+            changes_schema: true,
             moves_transaction: true,
             digest_text,
         }

@@ -609,6 +609,9 @@ impl<P: Protocol> Session<P> {
         let question = self.question_about(&pending, failed, nothing_ran);
         self.settle_pins(pending, failed, nothing_ran, now, id);
         self.raise(question);
+        if self.question.is_none() && tx == Tx::Idle {
+            self.tracker.settled(self.settings.as_ref());
+        }
         match received {
             Some(received) => self.observe(received, sent, now, None),
             // Nothing was reported that could have an outcome.

@@ -308,6 +308,7 @@ impl<P: Protocol> Session<P> {
                 self.pins.insert(PinReason::SessionVariable);
             }
         }
+        self.tracker.settled(self.settings.as_ref());
         self.note_pins(before, question.cause, now, id);
         let activity = if self.pins.is_empty() { Activity::Other } else { Activity::Pinned };
         self.handle.set_activity(activity);

@@ -488,7 +488,7 @@ impl Connect<Postgres> for PgConnect {
     }
 
     fn finish(self, shared: &Shared) -> PgServer {
-        PgServer::new(self.key, Arc::new(self.greeting), shared.max_prepared)
+        PgServer::new(self.key, Arc::new(self.greeting), shared.max_prepared, shared.schema.clone())
     }
 }
 

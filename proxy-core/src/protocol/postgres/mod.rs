@@ -1,6 +1,6 @@
 //! PostgreSQL wire protocol 3.0, both sides.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use super::{Dialect, Facts, Fault, Findings, PinReasons, PoolKey, Protocol, ServerKey, Survey};
 use crate::state::Settings;
@@ -29,6 +29,8 @@ pub struct Shared {
     pub statements: Arc<statement::StatementCache>,
     /// Prepared statements kept on one server connection.
     pub max_prepared: usize,
+    /// Goes up whenever a statement has changed schemas: what was prepared before may not fit them any more.
+    pub schema: Arc<AtomicU64>,
 }
 
 /// All that `DISCARD ALL` does (manual, "DISCARD") but for prepared statements, which are Pinion's own and cost time to
@@ -67,6 +69,7 @@ impl Protocol for Postgres {
         Shared {
             classifier: classify::Classifier::new(CLASSIFIED_TEXTS),
             statements: Arc::default(),
+            schema: Arc::default(),
             max_prepared,
         }
     }
@@ -110,9 +113,10 @@ impl Protocol for Postgres {
     }
 
     fn write_cleanup(server: &mut server::PgServer, out: &mut Vec<u8>) -> bool {
-        if server.has_strange_names() {
+        if !server.may_keep_statements() {
             return false;
         }
+        server.code_ran = false;
         Self::write_query(server, CLEANUP, out);
         true
     }

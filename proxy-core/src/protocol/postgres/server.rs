@@ -1,6 +1,13 @@
 //! What is remembered of one PostgreSQL server connection: what it still has to answer, what is prepared on it.
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use lru::LruCache;
 
@@ -39,7 +46,9 @@ pub(super) enum Expect {
     /// RowDescription or NoData.
     Describe,
     /// CommandComplete, EmptyQueryResponse or PortalSuspended. `drops` when it takes all prepared statements away.
-    Execute { ours: bool, drops: bool },
+    Execute { drops: bool },
+    /// Likewise of a statement of ours; `forgets` when it takes away what sequences returned.
+    Hidden { forgets: bool },
     /// CloseComplete; swallowed when ours. `evicts` is what is then no longer prepared.
     Close { ours: bool, evicts: Option<Arc<Statement>> },
     /// Our own answer, due when everything before it has been answered.
@@ -101,13 +110,26 @@ pub struct PgServer {
     pub(super) forgot: bool,
     /// How this server reads text, as it last said.
     pub(super) mode: LexMode,
+    /// Something that changes schemas has run in the transaction.
+    pub(super) changes_schema: bool,
+    /// Counts such transactions, for all of the proxy.
+    pub(super) schema: Arc<AtomicU64>,
+    /// Code whose effects nobody saw has run since the last reset.
+    pub(super) code_ran: bool,
+    /// And then something was prepared.
+    prepared_after_code: bool,
     absorbing: (Option<Vec<String>>, Option<String>),
     /// Notifications that came while a statement of ours ran, as the server sent them.
     heard: Vec<u8>,
 }
 
 impl PgServer {
-    pub(super) fn new(key: ServerKey, greeting: Arc<Greeting>, max_prepared: usize) -> Self {
+    pub(super) fn new(
+        key: ServerKey,
+        greeting: Arc<Greeting>,
+        max_prepared: usize,
+        schema: Arc<AtomicU64>,
+    ) -> Self {
         let mode = greeting_mode(&greeting.bytes);
         Self {
             key,
@@ -134,6 +156,10 @@ impl PgServer {
             extra_ready: false,
             forgot: false,
             mode,
+            changes_schema: false,
+            schema,
+            code_ran: false,
+            prepared_after_code: false,
             absorbing: (None, None),
             heard: Vec::new(),
         }
@@ -146,6 +172,8 @@ impl PgServer {
         self.native_names = false;
         self.native = Vec::new();
         self.stray_names = false;
+        self.code_ran = false;
+        self.prepared_after_code = false;
         self.epoch = self.epoch.wrapping_add(1);
     }
 
@@ -224,6 +252,25 @@ impl PgServer {
     /// True when statements are prepared here under names that are not ours.
     pub(super) fn has_strange_names(&self) -> bool {
         self.stray_names || self.native_names
+    }
+
+    /// True when what is prepared here is as good as what would be prepared now on a new connection.
+    pub(super) fn may_keep_statements(&self) -> bool {
+        !self.has_strange_names() && !self.prepared_after_code
+    }
+
+    /// A statement is sent to be prepared.
+    pub(super) fn note_parse(&mut self, id: u64) {
+        self.pending.push(id);
+        self.batch_open = true;
+        self.prepared_after_code |= self.code_ran;
+    }
+
+    /// Counts a transaction that is over if it changed schemas.
+    pub(super) fn settle_schema(&mut self) {
+        if self.tx == Tx::Idle && std::mem::take(&mut self.changes_schema) {
+            self.schema.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// The statement to close so that one more can be prepared.

@@ -15,6 +15,7 @@ use super::{
     classify::LexMode,
     codec::cstr,
 };
+use crate::state::Settings;
 
 /// Begins every statement name that Pinion gives. Clients may use such names too; the tracker sees to it that they
 /// never reach ours.
@@ -35,10 +36,70 @@ pub struct Statement {
     pub digest: u128,
     /// How the text was read; in another mode it may mean something else.
     pub mode: LexMode,
+    /// Under which settings.
+    pub(super) scope: Scope,
     /// The pool in which a server has accepted it last; 0 before.
     accepted_in: AtomicU64,
     /// Set for interned statements: where to sign off.
     home: Option<(Weak<StatementCache>, u64)>,
+}
+
+/// The settings that decide what a text means when it is prepared, as far as a client has set them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Scope {
+    /// Those by which its literals are read, when it is prepared and never again; not kept of a text without literals.
+    pub(super) literals: Option<Arc<Settings>>,
+    /// Those by which its names are looked up, which servers do again when they have changed.
+    pub(super) names: Option<Arc<Settings>>,
+    /// Schemas have changed since there were statements of an earlier number.
+    pub(super) schema: u64,
+}
+
+impl Scope {
+    /// Settings of a session, as far as they count for a text.
+    pub(super) fn of(settings: Option<&Arc<Settings>>, has_literals: bool, schema: u64) -> Self {
+        let some = |names: &[&str]| {
+            settings.and_then(|settings| Settings::retain(settings, |name| names.contains(&name)))
+        };
+        let literals = if has_literals { some(&LITERALS) } else { None };
+        Self { literals, names: some(&NAMES), schema }
+    }
+}
+
+impl PartialEq for Scope {
+    fn eq(&self, other: &Self) -> bool {
+        // Equal settings are one.
+        let same = |one: &Option<Arc<Settings>>, other: &Option<Arc<Settings>>| {
+            one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
+        };
+        self.schema == other.schema
+            && same(&self.literals, &other.literals)
+            && same(&self.names, &other.names)
+    }
+}
+
+/// Variables that change how literals are read.
+pub(super) const LITERALS: [&str; 10] = [
+    "array_nulls",
+    "backslash_quote",
+    "client_encoding",
+    "datestyle",
+    "intervalstyle",
+    "lc_monetary",
+    "standard_conforming_strings",
+    "timezone",
+    "transform_null_equals",
+    "xmloption",
+];
+
+/// Variables that change what names stand for.
+const NAMES: [&str; 3] = ["search_path", "role", "session_authorization"];
+
+/// True when there may be a literal in a text whose meaning depends on more than the text.
+pub(super) fn has_literals(text: &[u8]) -> bool {
+    let dollar_quote =
+        || memchr::memchr_iter(b'$', text).any(|at| !text.get(at + 1).is_some_and(u8::is_ascii_digit));
+    memchr::memchr(b'\'', text).is_some() || !text.is_ascii() || dollar_quote()
 }
 
 /// What a client's statement name stands for.
@@ -60,9 +121,20 @@ pub(super) struct Asked {
 impl Statement {
     /// A statement of its own, for the unnamed ones.
     #[must_use]
-    pub fn new(tail: &[u8], mode: LexMode, facts: Arc<Facts>, digest: u128) -> Self {
+    pub(super) fn new(tail: &[u8], mode: LexMode, scope: Scope, facts: Arc<Facts>, digest: u128) -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { id, tail: tail.into(), facts, digest, mode, accepted_in: AtomicU64::new(0), home: None }
+        Self { id, tail: tail.into(), facts, digest, mode, scope, accepted_in: AtomicU64::new(0), home: None }
+    }
+
+    /// The same text where names stand for what they do under `names`.
+    pub(super) fn under(self: &Arc<Self>, names: Option<Arc<Settings>>) -> Arc<Self> {
+        let scope = Scope { names, ..self.scope.clone() };
+        match self.home.as_ref().and_then(|(home, _)| home.upgrade()) {
+            Some(home) if scope != self.scope => {
+                home.intern(&self.tail, self.mode, scope, || (self.facts.clone(), self.digest))
+            }
+            _ => self.clone(),
+        }
     }
 
     /// Statement text.
@@ -135,29 +207,30 @@ pub struct StatementCache {
 
 impl StatementCache {
     /// The entry for `tail`, made by `facts` when it is new.
-    pub fn intern(
+    pub(super) fn intern(
         self: &Arc<Self>,
         tail: &[u8],
         mode: LexMode,
+        scope: Scope,
         facts: impl FnOnce() -> (Arc<Facts>, u128),
     ) -> Arc<Statement> {
         let hash = self.hasher.hash_one(tail);
-        if let Some(found) = self.find(hash, tail, mode) {
+        if let Some(found) = self.find(hash, tail, mode, &scope) {
             return found;
         }
         // Classifying may parse, so no lock is held meanwhile; two at once make two entries, which is harmless.
         let (facts, digest) = facts();
-        let mut statement = Statement::new(tail, mode, facts, digest);
+        let mut statement = Statement::new(tail, mode, scope, facts, digest);
         statement.home = Some((Arc::downgrade(self), hash));
         let statement = Arc::new(statement);
         self.lock().entry(hash).or_default().push(Arc::downgrade(&statement));
         statement
     }
 
-    fn find(&self, hash: u64, tail: &[u8], mode: LexMode) -> Option<Arc<Statement>> {
+    fn find(&self, hash: u64, tail: &[u8], mode: LexMode, scope: &Scope) -> Option<Arc<Statement>> {
         // Upgraded outside of the lock's scope: the last owner may let go meanwhile, and dropping takes the lock.
         let candidates: Vec<_> = self.lock().get(&hash)?.iter().filter_map(Weak::upgrade).collect();
-        candidates.into_iter().find(|s| *s.tail == *tail && s.mode == mode)
+        candidates.into_iter().find(|s| *s.tail == *tail && s.mode == mode && s.scope == *scope)
     }
 
     fn remove(&self, hash: u64, id: u64) {

@@ -10,7 +10,7 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, atomic::Ordering},
 };
 
 use super::{
@@ -23,12 +23,13 @@ use super::{
     classify::{self, Classified, Classifier, LexMode},
     codec::{ErrorFields, HEADER_BYTES, Header, cstr, put_cstr, write_message},
     error::write_error,
+    inquiry,
     server::{
         Expect, MAX_HELD_BYTES, PgServer, Undo, greeting_mode, note_parameter, read_parameter, read_status,
     },
-    statement::{Asked, NAME_PREFIX, Prepared, Statement},
+    statement::{Asked, NAME_PREFIX, Prepared, Scope, Statement, has_literals},
 };
-use crate::buffer::Pipe;
+use crate::{buffer::Pipe, state::Settings};
 
 /// Longest Query or Parse that is read whole. What is longer is relayed unread, so its client is pinned.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
@@ -56,7 +57,7 @@ const GRAMMAR: &str = "scanner_yyerror";
 /// SQLSTATE of a syntax error.
 const SYNTAX_ERROR: &str = "42601";
 
-/// Name of the statement and portal by which we run `DISCARD SEQUENCES`.
+/// Name of the statement and portal by which we run statements of our own.
 const FORGET_NAME: &[u8] = b"_pinion_forget";
 
 /// A name that no statement on a server ever has.
@@ -104,17 +105,25 @@ pub struct PgTracker {
     nested: usize,
     /// While somebody wants outcomes.
     tally: Option<Box<Tally>>,
-    /// Set once the client may have statements that it prepared by SQL.
-    by_sql: Option<Box<BySql>>,
+    /// Settings may have changed since the session told of them.
+    unsettled: bool,
+    /// What few clients have.
+    rare: Option<Box<Rare>>,
     /// Tells pools apart: what one server accepts another user or database may not have.
     pool: u64,
 }
 
-/// Statements that a client has prepared by SQL: they are on the server under its own names.
+/// What few clients have.
 #[derive(Debug, Default)]
-struct BySql {
-    /// What it has closed by protocol since the session asked.
+struct Rare {
+    /// Settings that move with the client.
+    settings: Option<Arc<Settings>>,
+    /// There may be statements that it has prepared by SQL: they are on the server under its own names.
+    by_sql: bool,
+    /// Of those, what it has closed by protocol since the session asked.
     closed: Vec<Box<str>>,
+    /// Of statements of the protocol that could not be made again elsewhere, since the session asked.
+    pins: PinReasons,
 }
 
 /// How the statements of a request went.
@@ -245,7 +254,8 @@ impl Tracker<Postgres> for PgTracker {
             outer: None,
             nested: 0,
             tally: None,
-            by_sql: None,
+            unsettled: false,
+            rare: None,
             pool: pool.finish().max(1),
         }
     }
@@ -462,8 +472,16 @@ impl Tracker<Postgres> for PgTracker {
     }
 
     fn take_learned(&mut self) -> Learned {
-        let doubtful = self.by_sql.as_mut().map(|by_sql| std::mem::take(&mut by_sql.closed));
-        Learned { doubtful: doubtful.unwrap_or_default(), ..Learned::default() }
+        let Some(rare) = &mut self.rare else { return Learned::default() };
+        let (doubtful, pins) = (std::mem::take(&mut rare.closed), std::mem::take(&mut rare.pins));
+        Learned { doubtful, pins, ..Learned::default() }
+    }
+
+    fn settled(&mut self, settings: Option<&Arc<Settings>>) {
+        self.unsettled = false;
+        if settings.is_some() || self.rare.is_some() {
+            self.rare.get_or_insert_default().settings = settings.cloned();
+        }
     }
 
     fn on_server(&mut self, down: &mut Pipe, server: &mut PgServer) -> Result<ServerEvent, ProtocolError> {
@@ -503,6 +521,7 @@ impl Tracker<Postgres> for PgTracker {
             }
             if header.tag == b'Z' {
                 server.tx = read_status(&down.unread()[HEADER_BYTES..header.total()])?;
+                server.settle_schema();
                 let kept = match server.pop() {
                     Some(Expect::Sync { ours }) => !ours,
                     Some(Expect::Query { .. } | Expect::FunctionCall) => {
@@ -570,31 +589,11 @@ impl Tracker<Postgres> for PgTracker {
     }
 
     fn write_forget_session_functions(&mut self, server: &mut PgServer, up: &mut Pipe) {
-        let out = up.output();
-        // Whatever an earlier attempt, cut short by an error, may have left under these names.
-        write_close(out, b'S', FORGET_NAME);
-        write_close(out, b'P', FORGET_NAME);
-        write_parse(out, FORGET_NAME, b"DISCARD SEQUENCES\0\0\0");
-        write_message(out, b'B', |body| {
-            put_cstr(body, FORGET_NAME);
-            put_cstr(body, FORGET_NAME);
-            body.extend_from_slice(&[0; 6]);
-        });
-        write_message(out, b'E', |body| {
-            put_cstr(body, FORGET_NAME);
-            body.extend_from_slice(&[0; 4]);
-        });
-        write_close(out, b'S', FORGET_NAME);
-        server.expect(Expect::Close { ours: true, evicts: None });
-        server.expect(Expect::Close { ours: true, evicts: None });
-        server.expect(Expect::Parse { ours: true, adds: None, undo: None });
-        server.expect(Expect::Bind { ours: true, of: None });
-        server.expect(Expect::Execute { ours: true, drops: false });
-        server.expect(Expect::Close { ours: true, evicts: None });
+        write_hidden(up, server, b"DISCARD SEQUENCES", true);
         // In a batch of its own, so that the client's is what it was: alone in its implicit transaction, and not
         // skipped should this fail.
         if !server.batch_open {
-            write_message(out, b'S', |_| {});
+            write_message(up.output(), b'S', |_| {});
             server.expect(Expect::Sync { ours: true });
         }
     }
@@ -818,18 +817,36 @@ impl PgTracker {
         let text = cstr(tail).map_or(&[][..], |(text, _)| text);
         if self.mode_uncertain || text.len() > MAX_TEXT_BYTES {
             let opaque = opaque_statement(text.len());
-            return Arc::new(Statement::new(tail, self.mode, opaque.facts, opaque.digest));
+            let scope = self.scope(shared, text);
+            return Arc::new(Statement::new(tail, self.mode, scope, opaque.facts, opaque.digest));
         }
         let classify = || {
             let Classified { digest, facts } = shared.classifier.facts(text, self.mode);
             (facts, digest)
         };
-        if name.is_empty() {
+        let scope = self.scope(shared, text);
+        if name.is_empty() || self.unsettled {
             let (facts, digest) = classify();
-            Arc::new(Statement::new(tail, self.mode, facts, digest))
+            Arc::new(Statement::new(tail, self.mode, scope, facts, digest))
         } else {
-            shared.statements.intern(tail, self.mode, classify)
+            shared.statements.intern(tail, self.mode, scope, classify)
         }
+    }
+
+    /// Under what a text is prepared now.
+    fn scope(&self, shared: &Shared, text: &[u8]) -> Scope {
+        let settings = self.rare.as_ref().and_then(|rare| rare.settings.as_ref());
+        Scope::of(settings, has_literals(text), shared.schema.load(Ordering::Relaxed))
+    }
+
+    /// What a statement that runs may leave for those that are prepared after it.
+    fn note_run(&mut self, facts: &Facts, server: &mut PgServer) {
+        server.changes_schema |= facts.changes_schema;
+        server.code_ran |= facts.taints;
+        if facts.pins.contains(PinReason::PreparedStatement) {
+            self.rare.get_or_insert_default().by_sql = true;
+        }
+        self.unsettled |= facts.moves != Moves::Nothing || facts.changes_settings || facts.taints;
     }
 
     fn rows(&self) -> u64 {
@@ -883,9 +900,7 @@ impl PgTracker {
         if !facts.prepared_names.is_empty() {
             self.make_native(&facts.prepared_names, server, up);
         }
-        if facts.pins.contains(PinReason::PreparedStatement) {
-            self.by_sql.get_or_insert_default();
-        }
+        self.note_run(&facts, server);
         // A simple Query drops the unnamed statement and portal.
         self.unnamed = None;
         self.portals.unnamed = None;
@@ -979,7 +994,7 @@ impl PgTracker {
         }
         let named = self.named.get_or_insert_default();
         named.insert(name.clone(), prepared);
-        let undo = Some(Undo::Named { name, before: None });
+        let undo = Some(Undo::Named { name: name.clone(), before: None });
         // In a failed transaction the server refuses every Parse but of what ends it; let it say so.
         let refused = server.tx == Tx::Failed && !statement.facts.ends_transaction;
         let known = server.prepared.get(&statement.id).is_some() || server.pending.contains(&statement.id);
@@ -993,6 +1008,18 @@ impl PgTracker {
             server.expect(Expect::Parse { ours: false, adds: None, undo });
         } else {
             self.send_parse(server, up, &statement, false, undo);
+            if self.unsettled && has_literals(statement.text()) {
+                // Under which settings, nobody could say elsewhere.
+                let rare = self.rare.get_or_insert_default();
+                match std::str::from_utf8(&name) {
+                    Ok(native) if !name.starts_with(NAME_PREFIX) => {
+                        rare.pins.insert(PinReason::PreparedStatement);
+                        self.make_native(&[native.to_owned()], server, up);
+                    }
+                    // No question about it would find it.
+                    _ => rare.pins.insert(PinReason::Unknown),
+                }
+            }
         }
         Ok(None)
     }
@@ -1132,15 +1159,13 @@ impl PgTracker {
                 self.forget_named(&facts.prepared_names);
             }
         }
-        if facts.pins.contains(PinReason::PreparedStatement) {
-            self.by_sql.get_or_insert_default();
-        }
+        self.note_run(&facts, server);
         self.current = None;
         self.mode_uncertain |=
             facts.changes_settings || facts.taints || facts.kind == StatementKind::Transaction;
         self.take(up, header.total(), true);
         server.batch_open = true;
-        server.expect(Expect::Execute { ours: false, drops: facts.drops_all_prepared });
+        server.expect(Expect::Execute { drops: facts.drops_all_prepared });
         Ok(None)
     }
 
@@ -1155,7 +1180,7 @@ impl PgTracker {
         let (&kind, rest) = body.split_first().ok_or(ProtocolError::Malformed("Close"))?;
         let (name, _) = exact_cstr(rest, "Close")?;
         let name: Box<[u8]> = name.into();
-        let by_sql = self.by_sql.is_some() && !name.is_empty() && !self.knows(&name);
+        let by_sql = self.has_by_sql() && !name.is_empty() && !self.knows(&name);
         let native = server.as_ref().is_some_and(|s| s.native_names && !self.knows(&name));
         if kind != b'S' || by_sql || native {
             let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: None })) };
@@ -1164,8 +1189,8 @@ impl PgTracker {
             }
             if kind == b'P' {
                 self.portals.put(&name, None);
-            } else if by_sql && let Some(by_sql) = &mut self.by_sql {
-                by_sql.closed.push(classify::prepared(&String::from_utf8_lossy(&name)).into());
+            } else if by_sql && let Some(rare) = &mut self.rare {
+                rare.closed.push(classify::prepared(&String::from_utf8_lossy(&name)).into());
             }
             self.take(up, header.total(), true);
             server.batch_open = true;
@@ -1278,11 +1303,11 @@ impl PgTracker {
         if name.is_empty() {
             return Resolved { statement: self.resolve_unnamed(server, up), called: None };
         }
-        let Some(statement) = self.named_statement(name) else {
+        let Some(statement) = self.named_here(name) else {
             if name.starts_with(NAME_PREFIX) {
                 return Resolved { statement: None, called: Some(NOBODY.to_vec()) };
             }
-            if !server.native_names && self.by_sql.is_none() {
+            if !server.native_names && !self.has_by_sql() {
                 write_close(up.output(), b'S', name);
                 server.expect(Expect::Close { ours: true, evicts: None });
             }
@@ -1314,6 +1339,16 @@ impl PgTracker {
         Some(statement)
     }
 
+    /// What a name stands for as names are looked up now.
+    fn named_here(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        let settings = self.rare.as_ref().and_then(|rare| rare.settings.as_ref());
+        let prepared = self.named.as_mut()?.get_mut(name)?;
+        if settings.is_some() || prepared.statement.scope.names.is_some() {
+            prepared.statement = prepared.statement.under(Scope::of(settings, false, 0).names);
+        }
+        Some(prepared.statement.clone())
+    }
+
     /// Sends a Parse under our name, and before it the Close of what must make room.
     fn send_parse(
         &mut self,
@@ -1331,10 +1366,34 @@ impl PgTracker {
         }
         let mut name = Vec::new();
         statement.write_name(server.epoch, &mut name);
+        server.note_parse(statement.id);
+        // Its literals are read as they were when the client prepared it.
+        let back = self.go_back_for(statement, up, server);
         write_parse(up.output(), &name, &statement.tail);
-        server.pending.push(statement.id);
-        server.batch_open = true;
         server.expect(Expect::Parse { ours, adds: Some(statement.clone()), undo });
+        for text in back {
+            write_hidden(up, server, text.as_bytes(), false);
+        }
+    }
+
+    /// Makes the settings under which a text was prepared, where they are not those of the session any more; what undoes
+    /// that. Should anything between fail, the server undoes it.
+    fn go_back_for(&self, statement: &Statement, up: &mut Pipe, server: &mut PgServer) -> Vec<String> {
+        let now = self.rare.as_ref().and_then(|rare| rare.settings.as_ref());
+        let then = statement.scope.literals.as_ref();
+        if !has_literals(statement.text()) || (now.is_none() && then.is_none()) || self.unsettled {
+            return Vec::new();
+        }
+        let now = Scope::of(now, true, 0).literals;
+        let nothing = Settings::default();
+        let way = |from: Option<&Arc<Settings>>, to: Option<&Arc<Settings>>| {
+            let from = from.map_or(&nothing, |from| &**from);
+            inquiry::difference(from, to.map(|to| &**to)).unwrap_or_default()
+        };
+        for text in way(now.as_ref(), then) {
+            write_hidden(up, server, text.as_bytes(), false);
+        }
+        way(then, now.as_ref())
     }
 
     /// SQL that names protocol-level statements (`EXECUTE s1`) needs them on the server under the client's own
@@ -1387,7 +1446,7 @@ impl PgTracker {
             Some(server)
                 if server.tx == Tx::Failed
                     || server.native_names
-                    || self.by_sql.is_some()
+                    || self.has_by_sql()
                     || server.batch_open =>
             {
                 // The server's own refusal, or a name that it may well know.
@@ -1436,6 +1495,10 @@ impl PgTracker {
         }
     }
 
+    fn has_by_sql(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.by_sql)
+    }
+
     fn facts_of(&self, name: &[u8]) -> Option<Arc<Facts>> {
         self.prepared(name).map(|prepared| prepared.statement.facts.clone())
     }
@@ -1448,7 +1511,7 @@ impl PgTracker {
     fn on_answer(&mut self, tag: u8, down: &Pipe, server: &mut PgServer) -> Result<bool, ProtocolError> {
         let unexpected = || Err(ProtocolError::Unexpected(char::from(tag)));
         match tag {
-            b'D' => Ok(!matches!(server.head(), Some(Expect::Execute { ours: true, .. }))),
+            b'D' => Ok(!matches!(server.head(), Some(Expect::Hidden { .. }))),
             b'T' | b'n' => {
                 if matches!(server.head(), Some(Expect::Describe)) {
                     server.pop();
@@ -1533,16 +1596,19 @@ impl PgTracker {
             },
             b'C' | b'I' | b's' => {
                 let kept = match server.head() {
-                    Some(Expect::Execute { ours, .. }) => {
-                        let kept = !ours;
-                        server.forgot |= *ours && tag == b'C';
-                        server.ran |= kept;
+                    Some(Expect::Hidden { forgets }) => {
+                        server.forgot |= *forgets && tag == b'C';
                         server.pop();
-                        if kept && self.tally.is_some() {
+                        false
+                    }
+                    Some(Expect::Execute { .. }) => {
+                        server.ran = true;
+                        server.pop();
+                        if self.tally.is_some() {
                             let rows = counted_rows(message_body(down)?).filter(|_| tag == b'C');
                             self.note_outcome(rows.unwrap_or_else(|| self.rows()), None);
                         }
-                        kept
+                        true
                     }
                     Some(Expect::Query { .. }) => {
                         server.ran = true;
@@ -1571,7 +1637,7 @@ impl PgTracker {
                 Ok(true)
             }
             b'G' | b'W' => match server.head() {
-                Some(Expect::Query { .. } | Expect::Execute { ours: false, .. }) => {
+                Some(Expect::Query { .. } | Expect::Execute { .. }) => {
                     server.ran = true;
                     server.begin_copy_in();
                     Ok(true)
@@ -1788,6 +1854,33 @@ fn write_parse(out: &mut Vec<u8>, name: &[u8], tail: &[u8]) {
     });
 }
 
+/// Runs a statement of ours within the client's batch; its answers are swallowed.
+fn write_hidden(up: &mut Pipe, server: &mut PgServer, text: &[u8], forgets: bool) {
+    let out = up.output();
+    // Whatever an earlier attempt, cut short by an error, may have left under these names.
+    write_close(out, b'S', FORGET_NAME);
+    write_close(out, b'P', FORGET_NAME);
+    let mut tail = text.to_vec();
+    tail.extend_from_slice(&[0; 3]);
+    write_parse(out, FORGET_NAME, &tail);
+    write_message(out, b'B', |body| {
+        put_cstr(body, FORGET_NAME);
+        put_cstr(body, FORGET_NAME);
+        body.extend_from_slice(&[0; 6]);
+    });
+    write_message(out, b'E', |body| {
+        put_cstr(body, FORGET_NAME);
+        body.extend_from_slice(&[0; 4]);
+    });
+    write_close(out, b'S', FORGET_NAME);
+    server.expect(Expect::Close { ours: true, evicts: None });
+    server.expect(Expect::Close { ours: true, evicts: None });
+    server.expect(Expect::Parse { ours: true, adds: None, undo: None });
+    server.expect(Expect::Bind { ours: true, of: None });
+    server.expect(Expect::Hidden { forgets });
+    server.expect(Expect::Close { ours: true, evicts: None });
+}
+
 fn write_close(out: &mut Vec<u8>, kind: u8, name: &[u8]) {
     write_message(out, b'C', |body| {
         body.push(kind);
@@ -1831,6 +1924,7 @@ fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what:
         moves: Moves::Nothing,
         moved: Vec::new(),
         may_end: PinReasons::NONE,
+        changes_schema: false,
         moves_transaction: taints,
         digest_text: what.to_owned(),
     })

@@ -322,6 +322,7 @@ fn either(one: (Facts, Details), other: (Facts, Details)) -> Option<(Facts, Deta
         moves: Moves::Nothing,
         moved: Vec::new(),
         may_end: PinReasons::NONE,
+        changes_schema: false,
         moves_transaction: one.moves_transaction || other.moves_transaction,
         digest_text: String::new(),
     };
@@ -388,6 +389,7 @@ const fn empty() -> Facts {
         moves: Moves::Nothing,
         moved: Vec::new(),
         may_end: PinReasons::NONE,
+        changes_schema: false,
         moves_transaction: false,
         digest_text: String::new(),
     }

@@ -44,6 +44,7 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         moves: Moves::Nothing,
         moved: Vec::new(),
         may_end: PinReasons::NONE,
+        changes_schema: false,
         moves_transaction: false,
         digest_text: String::new(),
     };
@@ -81,6 +82,8 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         facts.may_end = facts.may_end.union(one.seen.may_end).union(one.clears);
         facts.moves = facts.moves.max(one.seen.moves);
         facts.moved.extend(one.seen.moved);
+        facts.changes_schema |=
+            one.kind == StatementKind::Ddl && one.seen.temporary == 0 && changes_schema(node);
     }
     if facts.statements > 1 && facts.moves != Moves::Nothing {
         // Which of them have run is not known before all have.
@@ -384,6 +387,30 @@ fn may_create_where_named(node: &NodeEnum) -> bool {
         }
         _ => false,
     }
+}
+
+/// True unless a schema change cannot concern what is prepared.
+fn changes_schema(node: &NodeEnum) -> bool {
+    !matches!(
+        node,
+        NodeEnum::VacuumStmt(_)
+            | NodeEnum::IndexStmt(_)
+            | NodeEnum::CommentStmt(_)
+            | NodeEnum::GrantStmt(_)
+            | NodeEnum::GrantRoleStmt(_)
+            | NodeEnum::AlterDefaultPrivilegesStmt(_)
+            | NodeEnum::ClusterStmt(_)
+            | NodeEnum::ReindexStmt(_)
+            | NodeEnum::CheckPointStmt(_)
+            | NodeEnum::TruncateStmt(_)
+            | NodeEnum::CreateRoleStmt(_)
+            | NodeEnum::AlterRoleStmt(_)
+            | NodeEnum::AlterSystemStmt(_)
+            | NodeEnum::CreatedbStmt(_)
+            | NodeEnum::RefreshMatViewStmt(_)
+            | NodeEnum::CreateStatsStmt(_)
+            | NodeEnum::SecLabelStmt(_)
+    )
 }
 
 /// True when `EXPLAIN` runs what it explains. An `ANALYZE` counts whatever value it is given: the tree shows a value

@@ -84,7 +84,7 @@ fn client() -> PgTracker {
 }
 
 fn new_server(max_prepared: usize) -> PgServer {
-    PgServer::new(ServerKey::default(), Arc::default(), max_prepared)
+    PgServer::new(ServerKey::default(), Arc::default(), max_prepared, Arc::default())
 }
 
 /// Messages by tag; the names in Parse, Bind, Describe and Close, ours without their number.
