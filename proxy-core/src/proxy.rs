@@ -632,6 +632,13 @@ impl SessionHandle {
         *lock(&self.who) = who;
     }
 
+    /// These reasons are left of those why it is pinned.
+    pub fn set_pin_reasons(&self, reasons: PinReasons) {
+        if let Some(note) = lock(&self.pin).as_mut() {
+            note.reasons = reasons;
+        }
+    }
+
     /// Why it is pinned now, if it is.
     pub fn note_pin(&self, note: Option<Box<PinNote>>) {
         *lock(&self.pin) = note;

@@ -759,7 +759,9 @@ impl<P: Protocol> Session<P> {
                 facts: cause.text,
                 plugin: cause.plugin,
             })));
-        } else if !before.is_empty() && self.pins.is_empty() {
+        } else if !before.is_empty() && !self.pins.is_empty() {
+            self.handle.set_pin_reasons(self.pins);
+        } else if !before.is_empty() {
             self.note_unpinned(now);
             debug!(client = self.handle.number, connection, "session unpinned");
         }
