@@ -445,6 +445,7 @@ impl<P: Protocol> Guest<P> {
             prefer_own: false,
             bare: false,
             settings: None,
+            least: None,
         };
         let first = match borrower.place() {
             Ok(place) => {

@@ -419,3 +419,41 @@ async fn a_schema_change_concerns_only_those_who_prepared_before_it() {
         }
     }
 }
+
+/// What takes state back is answered as a server does, and needs none when there is nothing to take back.
+#[tokio::test]
+async fn resets_of_clients_without_state_need_no_server() {
+    let bench = bench(1).await;
+    let mut direct = RawClient::connect(&bench.pg.address()).await;
+    let mut client = bench.proxy.raw().await;
+    prepared(&mut client, "mine", "SELECT 1").await;
+    let holder = bench.proxy.connect().await;
+    holder.execute("BEGIN").await;
+    holder.execute("SELECT 1").await;
+    for text in [
+        "DISCARD ALL",
+        "RESET ALL",
+        "DEALLOCATE ALL",
+        "UNLISTEN *",
+        "CLOSE ALL",
+        "DISCARD TEMP; DISCARD PLANS",
+        "RESET ROLE; SET SESSION AUTHORIZATION DEFAULT",
+        "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;",
+        "SET SESSION AUTHORIZATION DEFAULT;RESET ALL;CLOSE ALL;UNLISTEN *;SELECT pg_advisory_unlock_all();DISCARD TEMP",
+    ] {
+        assert_eq!(client.query(text).await, direct.query(text).await, "{text}");
+    }
+    // What is not quite that asks the server.
+    for text in ["SELECT pg_advisory_unlock_all() AS n", "DISCARD ALL; RESET ALL", "RESET work_mem"] {
+        assert!(
+            client.query(text).await.iter().any(|m| m.tag == b'E' && m.error().code == "08000"),
+            "{text}"
+        );
+    }
+    holder.execute("COMMIT").await;
+    // The statement is gone, and a setting is truly taken back.
+    assert_eq!(executed(&mut client, "mine").await, "26000");
+    client.query("SET timezone = 'Asia/Tokyo'").await;
+    let told: Vec<_> = client.query("RESET ALL").await;
+    assert!(told.iter().any(|message| message.tag == b'S'), "{told:?}");
+}

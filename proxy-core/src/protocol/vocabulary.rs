@@ -304,6 +304,9 @@ pub struct Facts {
     pub moves: Moves,
     /// What those are called among a session's settings, but for those whose names stand in literals.
     pub moved: Vec<String>,
+    /// Of a text that does nothing but take state back: what a server answers to each of its statements, whether or not
+    /// there is any.
+    pub resets: Vec<&'static str>,
     /// It changes what names stand for or what they give, in statements that are prepared.
     pub changes_schema: bool,
     /// Pins of which it may have ended some part: whether any is left, the server must be asked.
@@ -347,6 +350,7 @@ impl Facts {
             moves: Moves::Nothing,
             moved: Vec::new(),
             may_end: PinReasons::NONE,
+            resets: Vec::new(),
             changes_schema: true,
             moves_transaction: true,
             digest_text,

@@ -49,8 +49,10 @@ pub(crate) struct Borrower<'a, P: Protocol> {
     pub(crate) prefer_own: bool,
     /// Whoever else has used it since its last reset may have left what this client would read.
     pub(crate) bare: bool,
-    /// What the connection must wear.
+    /// What the connection must wear,
     pub(crate) settings: Option<&'a Arc<Settings>>,
+    /// or else, where what runs takes the rest back anyway.
+    pub(crate) least: Option<Option<Arc<Settings>>>,
 }
 
 impl<P: Protocol> Session<P> {
@@ -61,11 +63,11 @@ impl<P: Protocol> Session<P> {
     ) -> Result<Result<Box<ServerConnection<P>>, Fault>, SessionError> {
         let prefer_own = self.forget_on_borrow || self.session_functions.load(Ordering::Relaxed);
         let bare = self.tracker.reads_leftovers(&self.up);
-        let wanted = match &self.settings {
-            Some(settings) if !self.undressed.is_empty() => {
-                Settings::retain(settings, |name| !P::takes_back(self.undressed, name))
+        let least = match &self.settings {
+            Some(settings) if !self.taken_back.is_empty() => {
+                Some(Settings::retain(settings, |name| !P::takes_back(self.taken_back, name)))
             }
-            settings => settings.clone(),
+            _ => None,
         };
         let mut borrower = Borrower {
             endpoint: &self.endpoint,
@@ -77,7 +79,8 @@ impl<P: Protocol> Session<P> {
             up: &mut self.up,
             prefer_own,
             bare,
-            settings: wanted.as_ref(),
+            settings: self.settings.as_ref(),
+            least,
         };
         let first = match borrower.place() {
             Ok(place) => match borrower.acquire(place, now) {
@@ -238,7 +241,10 @@ impl<'a, P: Protocol> Borrower<'a, P> {
             Ok(())
         };
         let outcome = match outcome {
-            Ok(()) => connection.dress(self.settings).await,
+            Ok(()) => match (connection.dress(self.settings).await, &self.least) {
+                (Err(ServerError::Statement { .. }), Some(least)) => connection.dress(least.as_ref()).await,
+                (outcome, _) => outcome,
+            },
             outcome => outcome,
         };
         match outcome {

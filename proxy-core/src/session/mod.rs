@@ -162,8 +162,8 @@ pub struct Session<P: Protocol> {
     backlog: Option<Box<policy::Backlog>>,
     /// What is set again on each connection that serves this client.
     settings: Option<Arc<Settings>>,
-    /// But not those on the one that is borrowed now that a statement takes back which clears these.
-    undressed: PinReasons,
+    /// Those that a statement takes back which clears these need not be made for what is borrowed now, should that fail.
+    taken_back: PinReasons,
     /// What the server is to be asked before the held connection may serve others.
     question: Option<Box<Question>>,
 }
@@ -285,7 +285,7 @@ impl<P: Protocol> Session<P> {
             notes: None,
             backlog: None,
             settings: None,
-            undressed: PinReasons::NONE,
+            taken_back: PinReasons::NONE,
             question: None,
         }
     }
@@ -453,7 +453,7 @@ impl<P: Protocol> Session<P> {
     /// Gets a server connection for the request at the front, or refuses that request.
     async fn take_server(&mut self) -> Result<(), SessionError> {
         // What takes settings back need not have them made first, which may be what fails.
-        self.undressed = match &self.pending.text {
+        self.taken_back = match &self.pending.text {
             Some(text) if self.pending.reported == 1 && text.statements == 1 => text.clears,
             _ => PinReasons::NONE,
         };

@@ -42,6 +42,10 @@ const MAX_NAME_BYTES: usize = 16 * 1024;
 
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+/// Description and row of `SELECT pg_advisory_unlock_all()`: one column of type `void` (2278), four bytes long.
+const UNLOCKED_ALL: &[u8] =
+    b"T\0\0\0\x2f\0\x01pg_advisory_unlock_all\0\0\0\0\0\0\0\0\0\x08\xe6\0\x04\xff\xff\xff\xff\0\0\
+    D\0\0\0\x0a\0\x01\0\0\0\0";
 const DEALLOCATED: &[u8] = b"C\0\0\0\x0fDEALLOCATE\0";
 
 /// What no grammar takes, for making a transaction fail. The server's log shows it.
@@ -896,6 +900,10 @@ impl PgTracker {
         if facts.is_deallocate_one && self.knows_all(&facts.prepared_names) {
             return Ok(self.deallocate(&facts, header, up, server, down));
         }
+        if server.is_none() && !facts.resets.is_empty() && self.wears_nothing() {
+            self.answer_resets(&facts, header, up, down);
+            return Ok(None);
+        }
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
         if !facts.prepared_names.is_empty() {
             self.make_native(&facts.prepared_names, server, up);
@@ -1470,6 +1478,30 @@ impl PgTracker {
         None
     }
 
+    /// True when no statement of the client's would be answered otherwise on a new connection.
+    fn wears_nothing(&self) -> bool {
+        !self.unsettled && self.rare.as_ref().is_none_or(|rare| rare.settings.is_none())
+    }
+
+    /// `DISCARD ALL` and its like of a client that has no server connection, and so nothing there to take back.
+    fn answer_resets(&mut self, facts: &Facts, header: Header, up: &mut Pipe, down: &mut Pipe) {
+        self.take(up, header.total(), false);
+        self.current = None;
+        self.unnamed = None;
+        self.portals.unnamed = None;
+        if facts.drops_all_prepared {
+            self.named = None;
+        }
+        self.note_outcome(0, None);
+        for tag in &facts.resets {
+            if *tag == "SELECT 1" {
+                down.emit(UNLOCKED_ALL);
+            }
+            write_message(down.output(), b'C', |body| put_cstr(body, tag.as_bytes()));
+        }
+        write_ready(down.output(), Tx::Idle);
+    }
+
     fn forget_named(&mut self, names: &[String]) {
         if let Some(named) = &mut self.named {
             for name in names {
@@ -1924,6 +1956,7 @@ fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what:
         moves: Moves::Nothing,
         moved: Vec::new(),
         may_end: PinReasons::NONE,
+        resets: Vec::new(),
         changes_schema: false,
         moves_transaction: taints,
         digest_text: what.to_owned(),

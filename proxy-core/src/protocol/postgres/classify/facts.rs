@@ -44,10 +44,14 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         moves: Moves::Nothing,
         moved: Vec::new(),
         may_end: PinReasons::NONE,
+        resets: Vec::new(),
         changes_schema: false,
         moves_transaction: false,
         digest_text: String::new(),
     };
+    let lone = statements.len() == 1;
+    facts.resets =
+        statements.iter().map(|node| reset_tag(node, lone)).collect::<Option<_>>().unwrap_or_default();
     let mut ever_pinned = PinReasons::NONE;
     for node in statements {
         let one = Statement::read(node)?;
@@ -389,6 +393,34 @@ fn may_create_where_named(node: &NodeEnum) -> bool {
     }
 }
 
+/// What a server answers to a statement that takes state back and has nothing to complain of when there is none. The tag
+/// of a `SELECT` stands for that of `pg_advisory_unlock_all()`. Source: `src/include/tcop/cmdtaglist.h`.
+fn reset_tag(node: &NodeEnum, lone: bool) -> Option<&'static str> {
+    match node {
+        NodeEnum::DiscardStmt(discard) => match DiscardMode::try_from(discard.target).ok()? {
+            // Not allowed among others.
+            DiscardMode::DiscardAll => lone.then_some("DISCARD ALL"),
+            DiscardMode::DiscardPlans => Some("DISCARD PLANS"),
+            DiscardMode::DiscardTemp => Some("DISCARD TEMP"),
+            DiscardMode::DiscardSequences | DiscardMode::Undefined => None,
+        },
+        NodeEnum::DeallocateStmt(one) if one.isall => Some("DEALLOCATE ALL"),
+        NodeEnum::ClosePortalStmt(close) if close.portalname.is_empty() => Some("CLOSE CURSOR ALL"),
+        NodeEnum::UnlistenStmt(unlisten) if unlisten.conditionname.is_empty() => Some("UNLISTEN"),
+        NodeEnum::SelectStmt(select) if is_unlock_all(select) && !is_named(select) => Some("SELECT 1"),
+        NodeEnum::VariableSetStmt(set) if !set.is_local => {
+            let identity = ["role", "session_authorization"].contains(&&*set.name.to_lowercase());
+            match VariableSetKind::try_from(set.kind).ok()? {
+                VariableSetKind::VarResetAll => Some("RESET"),
+                VariableSetKind::VarReset if identity => Some("RESET"),
+                VariableSetKind::VarSetDefault if identity => Some("SET"),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
 /// True unless a schema change cannot concern what is prepared.
 fn changes_schema(node: &NodeEnum) -> bool {
     !matches!(
@@ -463,6 +495,12 @@ fn is_unlock_all(select: &SelectStmt) -> bool {
         matches!(name[..], ["pg_advisory_unlock_all"] | ["pg_catalog", "pg_advisory_unlock_all"])
             && call.args.is_empty()
     })
+}
+
+/// True when the first column has a name of its own.
+fn is_named(select: &SelectStmt) -> bool {
+    let target = select.target_list.first().and_then(|target| target.node.as_ref());
+    !matches!(target, Some(NodeEnum::ResTarget(target)) if target.name.is_empty())
 }
 
 /// `SELECT set_config('name', 'value', false)` and nothing else. What it says in literals is not looked at.
