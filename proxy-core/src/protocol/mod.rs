@@ -534,6 +534,8 @@ pub struct Watch {
     pub generation: u64,
     /// Keep [`Outcome`]s.
     pub outcomes: bool,
+    /// What takes back state of which there is none goes to a server all the same, where it pins.
+    pub asks_for_nothing: bool,
 }
 
 /// What became of a rewrite.

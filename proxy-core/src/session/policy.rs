@@ -77,6 +77,7 @@ impl<P: Protocol> Session<P> {
             prepares: plugins.rewrites(),
             generation: plugins.generation(),
             outcomes: plugins.asks(Hook::Events),
+            asks_for_nothing: self.endpoint.proxy.settings().profile == Profile::Rds,
         });
     }
 

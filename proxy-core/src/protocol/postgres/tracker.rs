@@ -900,7 +900,11 @@ impl PgTracker {
         if facts.is_deallocate_one && self.knows_all(&facts.prepared_names) {
             return Ok(self.deallocate(&facts, header, up, server, down));
         }
-        if server.is_none() && !facts.resets.is_empty() && self.wears_nothing() {
+        if server.is_none()
+            && !facts.resets.is_empty()
+            && !self.watch.asks_for_nothing
+            && self.wears_nothing()
+        {
             self.answer_resets(&facts, header, up, down);
             return Ok(None);
         }
