@@ -295,6 +295,10 @@ impl<P: Protocol> Session<P> {
                     self.take_server(facts.as_deref()).await?;
                     continue;
                 }
+                ClientEvent::AnsweredHere => {
+                    self.answered_here(None);
+                    continue;
+                }
                 ClientEvent::Kill(kill) => {
                     let outcome = Box::pin(self.endpoint.proxy.kill(kill, &self.key.user)).await;
                     self.tracker.killed(outcome, &mut self.up, &mut self.down);
@@ -457,8 +461,10 @@ impl<P: Protocol> Session<P> {
     /// Gets a server connection for the request at the front, or refuses that request.
     async fn take_server(&mut self, facts: Option<&Facts>) -> Result<(), SessionError> {
         // What takes all settings back need not have them made first, which may be what fails.
-        self.undressed = facts
-            .is_some_and(|facts| facts.statements == 1 && facts.clears.contains(PinReason::SessionVariable));
+        self.undressed = !self.in_transaction()
+            && facts.is_some_and(|facts| {
+                facts.statements == 1 && facts.clears.contains(PinReason::SessionVariable)
+            });
         let now = *self.received.get_or_insert_with(Instant::now);
         let borrowed = match self.route().await? {
             Ok(true) => self.borrow(now).await?,
@@ -662,6 +668,12 @@ impl<P: Protocol> Session<P> {
             self.sent = None;
             self.observe(received, None, Instant::now(), fault);
             self.endpoint.metrics.query_refused(self.client.is_tls(), received.elapsed());
+            if self.link.is_none() {
+                self.handle.set_activity(match self.tracker.deferred() {
+                    Tx::Idle => Activity::Other,
+                    Tx::Open | Tx::Failed => Activity::InTransaction,
+                });
+            }
         }
     }
 
@@ -903,7 +915,7 @@ impl<P: Protocol> Session<P> {
     /// Between transactions, with no request under way.
     fn is_at_boundary(&self) -> bool {
         match &self.link {
-            None => self.up.unread().is_empty(),
+            None => self.up.unread().is_empty() && self.tracker.deferred() == Tx::Idle,
             Some(connection) => {
                 connection.state.is_quiet()
                     && connection.state.tx() == Tx::Idle

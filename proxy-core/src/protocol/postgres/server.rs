@@ -9,6 +9,7 @@ use super::{
     classify::LexMode,
     codec::{ErrorFields, HEADER_BYTES, Header, cstr},
     statement::{Prepared, Statement},
+    tracker::Deferred,
 };
 use crate::buffer::Buffer;
 
@@ -42,6 +43,8 @@ pub(super) enum Expect {
     Execute { ours: bool, drops: bool },
     /// CloseComplete; swallowed when ours. `evicts` is what is then no longer prepared.
     Close { ours: bool, evicts: Option<Arc<Statement>> },
+    /// CommandComplete of a `BEGIN` that was answered before it was sent; swallowed.
+    Begin(Box<Deferred>),
     /// Our own answer, due when everything before it has been answered.
     Local { answer: &'static [u8], undo: Option<Undo> },
     /// The client has ended its CopyData here. Owed no answer of its own.
@@ -77,6 +80,8 @@ pub struct PgServer {
     pub(super) unnamed: Option<u64>,
     /// Extended-protocol messages were sent and no Sync after them.
     pub(super) batch_open: bool,
+    /// What `batch_open` tells of was begun by us, and a Query or FunctionCall follows in place of a Sync.
+    pub(super) ends_with_query: bool,
     /// The server ignores everything up to the next Sync.
     pub(super) skipping: bool,
     /// The server reads CopyData.
@@ -97,6 +102,8 @@ pub struct PgServer {
     pub(super) ignored_sync: bool,
     /// A COPY failed so early that the server may still answer that Sync. Never lent again.
     pub(super) extra_ready: bool,
+    /// It skips, and nobody has a Sync to send. Never lent again.
+    pub(super) cut_short: bool,
     /// Our DISCARD SEQUENCES has run.
     pub(super) forgot: bool,
     /// How this server reads text, as it last said.
@@ -120,6 +127,7 @@ impl PgServer {
             epoch: 0,
             unnamed: None,
             batch_open: false,
+            ends_with_query: false,
             skipping: false,
             copy_in: false,
             native_names: false,
@@ -130,6 +138,7 @@ impl PgServer {
             nothing_ran: false,
             ignored_sync: false,
             extra_ready: false,
+            cut_short: false,
             forgot: false,
             mode,
             absorbing: (None, None),
@@ -179,6 +188,11 @@ impl PgServer {
         };
         // The end of a request is the last that was sent of it, but for the end of a COPY's data.
         self.expected.iter().rev().find(|e| !matches!(e, Expect::CopyEnd)).is_some_and(ends)
+    }
+
+    /// True while a `BEGIN` of ours is not answered.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.expected.iter().any(|e| matches!(e, Expect::Begin(_)))
     }
 
     /// True when an Execute under way takes all prepared statements away.
@@ -261,7 +275,7 @@ impl ServerState for PgServer {
     }
 
     fn must_retire(&self) -> bool {
-        self.extra_ready
+        self.extra_ready || self.cut_short
     }
 
     fn take_forgot(&mut self) -> bool {
