@@ -242,6 +242,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_manual_has_the_error_that_is_told_here() {
+        let manual = include_str!("../../../../../docs/errors.md");
+        let row = manual.lines().find(|line| line.starts_with(&format!("| `{IN_FAILED_TRANSACTION}` |")));
+        assert!(row.is_some_and(|row| row.contains("Pinion itself")), "{row:?}");
+    }
+
+    #[test]
     fn only_control_that_no_server_refuses_is_answered_here() {
         let check =
             |text: &str, want: Option<Control>| assert_eq!(Control::read(text.as_bytes()), want, "{text}");
