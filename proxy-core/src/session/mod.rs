@@ -622,7 +622,7 @@ impl<P: Protocol> Session<P> {
         }
         self.handle.set_activity(match () {
             () if !self.pins.is_empty() => Activity::Pinned,
-            () if tx == Tx::Idle => Activity::Other,
+            () if tx == Tx::Idle && self.tracker.deferred() == Tx::Idle => Activity::Other,
             () => Activity::InTransaction,
         });
         if let Some(connection) = &mut self.link
