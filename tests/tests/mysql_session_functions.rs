@@ -45,7 +45,7 @@ impl Bench {
     async fn spoil(&self) {
         for neighbour in &self.neighbours {
             // Where a connection is kept, one of them waits in vain.
-            if neighbour.try_execute("BEGIN").await.is_ok() {
+            if neighbour.try_execute("START TRANSACTION READ WRITE").await.is_ok() {
                 neighbour.execute("INSERT INTO others (a) VALUES (1), (2), (3)").await;
                 neighbour.execute("SELECT * FROM others LIMIT 5").await;
                 neighbour.execute("SELECT 1/0").await;
@@ -238,7 +238,7 @@ async fn a_client_that_has_asked_keeps_its_connection_for_a_moment() {
     until("the connection is free", async || {
         let mut all = true;
         for neighbour in &bench.neighbours {
-            all &= neighbour.try_execute("BEGIN").await.is_ok();
+            all &= neighbour.try_execute("START TRANSACTION READ WRITE").await.is_ok();
         }
         for neighbour in &bench.neighbours {
             neighbour.try_execute("ROLLBACK").await.ok();
