@@ -247,3 +247,20 @@ async fn a_client_that_has_asked_keeps_its_connection_for_a_moment() {
     })
     .await;
 }
+
+/// What it needs there, a statement that runs code which no text shows and the text itself, is not made anew for ever.
+#[tokio::test]
+async fn a_prepared_statement_with_hidden_code_moves_to_another_connection() {
+    let bench = bench().await;
+    let mut client = bench.proxy.raw_mysql().await;
+    let prepared = client.prepare("SELECT last_id() >= 0").await.unwrap();
+    for _ in 0..3 {
+        // The connection used last is lent first.
+        let mut neighbour = bench.proxy.raw_mysql().await;
+        neighbour.ok("START TRANSACTION READ WRITE").await;
+        let replies = client.execute(prepared.id, 0, &[]).await;
+        let [Reply::Rows(rows)] = replies.as_slice() else { panic!("{replies:?}") };
+        assert_eq!(rows.values(), [[Some("1".to_owned())]]);
+        neighbour.ok("COMMIT").await;
+    }
+}
