@@ -249,6 +249,18 @@ async fn the_first_statement_begins_the_transaction_and_belongs_to_it() {
     assert_eq!(direct.scalar::<i32>("SELECT count(*) FROM t WHERE v = 'done'").await, 1);
 }
 
+/// What keeps a statement from running outside of a transaction whose BEGIN has failed.
+#[tokio::test]
+async fn a_server_skips_the_query_behind_a_failed_batch_without_a_sync() {
+    let pg = Server::postgres().start().await;
+    let mut raw = RawClient::connect(&pg.address()).await;
+    let begin = [wire::parse("", "BEGIN NONSENSE"), wire::bind("", "", &[]), wire::execute("", 0)].concat();
+    let insert = wire::query("INSERT INTO t (v) VALUES ('outside')");
+    raw.send_all(&[begin, insert, wire::sync()]).await;
+    assert_eq!(answers(&mut raw).await, "42601 I");
+    assert_eq!(raw.scalar("SELECT count(*) FROM t WHERE v = 'outside'").await, "0");
+}
+
 #[tokio::test]
 async fn who_leaves_before_the_first_statement_leaves_nothing() {
     let pg = Server::postgres().start().await;
