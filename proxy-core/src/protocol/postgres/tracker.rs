@@ -96,7 +96,7 @@ pub struct PgTracker {
     /// What ran in this batch may have changed how the server reads text.
     mode_uncertain: bool,
     /// Goes to the client in place of the server's error at the front.
-    substitute: Option<Vec<u8>>,
+    substitute: Option<Box<[u8]>>,
     /// A request failed here, not at the server: everything up to the Sync is skipped.
     skip_to_sync: bool,
     /// The transaction that no server has begun.
@@ -1527,7 +1527,7 @@ impl PgTracker {
                     self.note_outcome(self.rows(), Some(&error.code));
                 }
                 if let Some(in_place) = in_place {
-                    self.substitute = Some(in_place);
+                    self.substitute = Some(in_place.into());
                     self.on_error(server);
                     return Ok(false);
                 }
@@ -1540,7 +1540,7 @@ impl PgTracker {
                     fault.native_code = Some(NAME_TAKEN.to_owned());
                     let mut substitute = Vec::new();
                     write_error(&fault, &mut substitute);
-                    self.substitute = Some(substitute);
+                    self.substitute = Some(substitute.into());
                     self.on_error(server);
                     return Ok(false);
                 }
