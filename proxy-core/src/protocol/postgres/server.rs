@@ -98,6 +98,8 @@ pub struct PgServer {
     pub(super) ran: bool,
     /// The error came before any statement of the request ran.
     pub(super) nothing_ran: bool,
+    /// Goes to the client in place of the error at the front.
+    pub(super) substitute: Option<Vec<u8>>,
     /// A Sync was taken for ignored, since a COPY had begun.
     pub(super) ignored_sync: bool,
     /// A COPY failed so early that the server may still answer that Sync. Never lent again.
@@ -136,6 +138,7 @@ impl PgServer {
             failed: false,
             ran: false,
             nothing_ran: false,
+            substitute: None,
             ignored_sync: false,
             extra_ready: false,
             cut_short: false,

@@ -95,8 +95,6 @@ pub struct PgTracker {
     flushed: bool,
     /// What ran in this batch may have changed how the server reads text.
     mode_uncertain: bool,
-    /// Goes to the client in place of the server's error at the front.
-    substitute: Option<Box<[u8]>>,
     /// A request failed here, not at the server: everything up to the Sync is skipped.
     skip_to_sync: bool,
     /// The transaction that no server has begun.
@@ -234,7 +232,6 @@ impl Tracker<Postgres> for PgTracker {
             current: None,
             flushed: false,
             mode_uncertain: false,
-            substitute: None,
             skip_to_sync: false,
             deferred: None,
             mode: greeting_mode(&greeting.bytes),
@@ -546,7 +543,7 @@ impl Tracker<Postgres> for PgTracker {
             }
             let kept = self.on_answer(header.tag, down, server)?;
             relay(down, server, header.total(), kept);
-            if let Some(substitute) = self.substitute.take() {
+            if let Some(substitute) = server.substitute.take() {
                 down.emit(&substitute);
             }
             settle_heads(down, server);
@@ -1527,7 +1524,7 @@ impl PgTracker {
                     self.note_outcome(self.rows(), Some(&error.code));
                 }
                 if let Some(in_place) = in_place {
-                    self.substitute = Some(in_place.into());
+                    server.substitute = Some(in_place);
                     self.on_error(server);
                     return Ok(false);
                 }
@@ -1540,7 +1537,7 @@ impl PgTracker {
                     fault.native_code = Some(NAME_TAKEN.to_owned());
                     let mut substitute = Vec::new();
                     write_error(&fault, &mut substitute);
-                    self.substitute = Some(substitute.into());
+                    server.substitute = Some(substitute);
                     self.on_error(server);
                     return Ok(false);
                 }

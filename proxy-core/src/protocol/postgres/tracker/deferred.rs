@@ -225,9 +225,10 @@ impl PgTracker {
 
     /// A `BEGIN` has failed where it should have begun the client's transaction. To the client that is a transaction
     /// whose first statement has failed.
-    pub(super) fn take_back(&mut self, deferred: Box<Deferred>, server: &mut PgServer) {
+    pub(super) fn take_back(&mut self, mut deferred: Box<Deferred>, server: &mut PgServer) {
         server.tx = Tx::Idle;
-        self.deferred = Some(Box::new(Deferred { failed: true, ..*deferred }));
+        deferred.failed = true;
+        self.deferred = Some(deferred);
     }
 }
 
