@@ -475,7 +475,7 @@ pub const CANCEL: u8 = 8;
 pub enum Activity {
     /// Anything else.
     Other = 0,
-    /// Holds a server connection in a transaction.
+    /// In a transaction, be it one that no server has begun.
     InTransaction = 1,
     /// Keeps its server connection.
     Pinned = 2,
@@ -650,6 +650,8 @@ impl SessionHandle {
         let target = self.target().and_then(|target| targets.get(target)).map(AsRef::as_ref);
         let state = match (&*self.request(), self.activity()) {
             (Request::Waiting, _) => "WAITING",
+            // Of a transaction that waits for its first statement there is no connection.
+            (Request::None, Activity::InTransaction) => "IN_TRANSACTION",
             (Request::None, _) => "IDLE",
             (Request::Held(_), Activity::Pinned) => "PINNED",
             (Request::Held(_), Activity::InTransaction) => "IN_TRANSACTION",

@@ -227,8 +227,8 @@ async fn a_rotated_secret_works_without_restart() {
     let fresh = proxy.address().user("app", "rotated-1");
     let client = poll("the new password works", async || Client::connect(&fresh).await.ok()).await;
     // A new server connection logs in with it too.
-    client.execute("BEGIN").await;
-    old.execute("BEGIN").await; // the old client goes on
+    client.execute("BEGIN READ WRITE").await;
+    old.execute("BEGIN READ WRITE").await; // the old client goes on
     assert_eq!(client.scalar::<String>("SELECT current_user").await, "app");
     assert_eq!(proxy.refusal(&proxy.address()).await, "28P01");
 }

@@ -111,7 +111,7 @@ async fn a_client_that_waits_for_a_connection_can_be_cancelled_without_harm() {
     let pg = Server::postgres().start().await;
     let proxy = Proxy::in_front_of(&pg).max_connections(1).start().await;
     let (mut a, mut b) = (proxy.raw().await, proxy.raw().await);
-    a.query("BEGIN").await;
+    a.query("BEGIN READ WRITE").await;
     b.send_bytes(&wire::query("SELECT 1")).await;
     until("B waits", async || proxy.metric("pinion_pool_waiting", &[]).await == 1.0).await;
     send_cancel(&proxy.address(), &b.key.clone().unwrap()).await;

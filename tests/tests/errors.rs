@@ -33,7 +33,7 @@ fn is(error: &ServerError, severity: &str, code: &str, message: &str) {
 async fn borrow_timeout() {
     let bench = bench(|b| b.pool("connection_borrow_timeout = \"200ms\"")).await;
     let (mut a, mut b) = (bench.proxy.raw().await, bench.proxy.raw().await);
-    a.query("BEGIN").await;
+    a.query("BEGIN READ WRITE").await;
     let reply = b.query("SELECT 1").await;
     is(&reply[0].error(), "ERROR", "08000", "Timed-out waiting to acquire database connection.");
     assert_eq!(reply[1].tag, b'Z');

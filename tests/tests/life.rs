@@ -62,7 +62,7 @@ async fn a_second_signal_stops_at_once() {
     let mut proxy = Proxy::in_front_of(&pg).top_setting("drain_timeout = \"10m\"").start().await;
     let mut a = proxy.raw().await;
     let mut idle = proxy.raw().await;
-    a.query("BEGIN").await;
+    a.query("BEGIN READ WRITE").await;
     proxy.sigterm();
     assert_eq!(idle.expect_error().await.code, "57P01"); // the first signal was heard
     proxy.sigterm();
@@ -74,7 +74,7 @@ async fn readiness_ends_with_the_drain() {
     let pg = Server::postgres().start().await;
     let proxy = Proxy::in_front_of(&pg).start().await;
     let mut a = proxy.raw().await;
-    a.query("BEGIN").await;
+    a.query("BEGIN READ WRITE").await;
     proxy.sigterm();
     until("/readyz is not 200", async || proxy.http("/readyz").await.is_none_or(|(status, _)| status != 200))
         .await;

@@ -431,8 +431,8 @@ async fn a_rotated_secret_works_without_restart() {
         let fresh = proxy.address().user("app", "rotated-1");
         let client = poll("the new password works", async || MySqlClient::connect(&fresh).await.ok()).await;
         // A new server connection logs in with it too, and the old client goes on.
-        client.execute("BEGIN").await;
-        old.execute("BEGIN").await;
+        client.execute("START TRANSACTION READ WRITE").await;
+        old.execute("START TRANSACTION READ WRITE").await;
         assert_eq!(proxy.mysql_refusal(&proxy.address()).await, (1045, "28000".to_owned()));
     }
 }
@@ -447,7 +447,7 @@ async fn a_failed_server_login_reads_the_secret_again() {
     a.execute("SELECT 1").await;
     db.direct().await.execute("SET PASSWORD FOR app@'%' = PASSWORD('rotated-2')").await;
     proxy.rotate_secret("app", "rotated-2");
-    a.execute("BEGIN").await;
+    a.execute("START TRANSACTION READ WRITE").await;
     let b = poll("the new password works", async || {
         MySqlClient::connect(&proxy.address().user("app", "rotated-2")).await.ok()
     })

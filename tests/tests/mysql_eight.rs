@@ -334,7 +334,7 @@ async fn session_functions_answer_as_on_a_connection_of_ones_own() {
     let spoil = async || {
         // Where a connection is kept, one of them waits in vain.
         for neighbour in &neighbours {
-            if neighbour.try_execute("BEGIN").await.is_ok() {
+            if neighbour.try_execute("START TRANSACTION READ WRITE").await.is_ok() {
                 for sql in [
                     "INSERT INTO others (a) VALUES (1), (2), (3)",
                     "SELECT * FROM others LIMIT 5",

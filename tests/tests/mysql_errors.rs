@@ -49,7 +49,7 @@ fn is(error: &MySqlError, code: u16, state: &str, message: &str) {
 async fn borrow_timeout() {
     let bench = bench(|b| b.pool("connection_borrow_timeout = \"200ms\"")).await;
     let (mut a, mut b) = (bench.proxy.raw_mysql().await, bench.proxy.raw_mysql().await);
-    a.ok("BEGIN").await;
+    a.ok("START TRANSACTION READ WRITE").await;
     let text = "Timed-out waiting to acquire database connection.";
     is(&b.error("SELECT 1").await, 9501, "HY000", text);
     is(&b.simple(command::INIT_DB, b"otherdb").await.unwrap_err(), 9501, "HY000", text);
@@ -64,7 +64,7 @@ async fn borrow_timeout() {
 async fn borrow_timeout_in_a_login() {
     let bench = bench(|b| b.pool("connection_borrow_timeout = \"200ms\"")).await;
     let mut a = bench.proxy.raw_mysql().await;
-    a.ok("BEGIN").await;
+    a.ok("START TRANSACTION READ WRITE").await;
     let error = refused(&bench.proxy.address().user("app2", "app2-password")).await;
     is(&error, 9501, "HY000", "Timed-out waiting to acquire database connection.");
 }
@@ -214,7 +214,7 @@ async fn idle_too_long() {
 async fn cancelled_while_it_waits() {
     let bench = bench(|b| b).await;
     let (mut a, mut b) = (bench.proxy.raw_mysql().await, bench.proxy.raw_mysql().await);
-    a.ok("BEGIN").await;
+    a.ok("START TRANSACTION READ WRITE").await;
     b.command(command::QUERY, b"INSERT INTO t (v) VALUES ('never')").await;
     until("it waits", async || bench.proxy.metric("pinion_pool_waiting", &[]).await == 1.0).await;
     a.ok(&format!("KILL QUERY {}", b.greeting.id)).await;
@@ -356,7 +356,7 @@ async fn state_lost() {
     direct.execute("REVOKE BINLOG ADMIN ON *.* FROM app@'%'").await;
     let mut other = bench.proxy.raw_mysql().await;
     // Takes the one connection that there is, whose login had the privilege.
-    other.ok("BEGIN").await;
+    other.ok("START TRANSACTION READ WRITE").await;
     let error = client.error("SELECT 1").await;
     assert_eq!((error.code, error.state.as_str()), (1105, "HY000"), "{error:?}");
     let front = "The settings of this session could not be made again: ";

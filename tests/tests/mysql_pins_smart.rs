@@ -205,7 +205,7 @@ async fn com_reset_connection_ends_everything() {
         ("SET TRANSACTION READ ONLY", RESET),
         ("PREPARE s FROM 'SELECT 1'", RESET),
         ("HANDLER t OPEN", RESET),
-        ("BEGIN", RESET),
+        ("START TRANSACTION READ WRITE", RESET),
         ("SET autocommit = 0; SELECT v FROM t", RESET),
         (
             "CREATE TEMPORARY TABLE tt (n int); SELECT GET_LOCK('a', 0); SET @a = 1; PREPARE s FROM 'SELECT 1'; LOCK TABLES t READ",

@@ -36,7 +36,7 @@ async fn a_hundred_clients_never_exceed_the_budget() {
             for i in 0..20 {
                 assert_eq!(client.scalar::<i32>(&format!("SELECT {n} * 1000 + {i}")).await, n * 1000 + i);
                 if i % 5 == 0 {
-                    client.execute("BEGIN").await;
+                    client.execute("START TRANSACTION READ WRITE").await;
                     client.execute("DO SLEEP(0.001)").await;
                     client.execute("COMMIT").await;
                 }
@@ -67,7 +67,7 @@ async fn waiting_too_long_is_an_error_and_the_client_stays() {
     let proxy = builder.start().await;
     let (a, mut b) = (proxy.mysql().await, proxy.raw_mysql().await);
     let statement = b.prepare("SELECT ?").await.unwrap();
-    a.execute("BEGIN").await;
+    a.execute("START TRANSACTION READ WRITE").await;
     let begun = Instant::now();
     let error = b.error("SELECT 1").await;
     assert!(begun.elapsed() >= Duration::from_millis(400), "after {:?}", begun.elapsed());
@@ -92,7 +92,7 @@ async fn waiters_are_served_in_the_order_they_came() {
     db.direct().await.execute("CREATE TABLE served (n int AUTO_INCREMENT PRIMARY KEY, who int)").await;
     let proxy = Proxy::in_front_of(&db).max_connections(1).start().await;
     let holder = proxy.mysql().await;
-    holder.execute("BEGIN").await;
+    holder.execute("START TRANSACTION READ WRITE").await;
     let mut waiting = Vec::new();
     for who in 0..8 {
         let client = proxy.mysql().await;
@@ -137,7 +137,7 @@ async fn the_init_query_runs_on_each_new_connection() {
         .await;
     let told = "SELECT CONCAT(@@sort_buffer_size, ' ', @initialised)";
     let (a, b) = (proxy.mysql().await, proxy.mysql().await);
-    a.execute("BEGIN").await;
+    a.execute("START TRANSACTION READ WRITE").await;
     for client in [&a, &b] {
         assert_eq!(client.scalar::<String>(told).await, "300032 yes");
     }
@@ -238,7 +238,7 @@ async fn the_next_client_finds_a_clean_session() {
         assert_eq!(b.scalar::<String>(told).await, clean, "after {left}");
         assert_eq!(b.errno("EXECUTE mine").await, 1243, "after {left}");
         assert_eq!(b.errno("HANDLER mine READ FIRST").await, 1109, "after {left}");
-        b.execute("BEGIN").await;
+        b.execute("START TRANSACTION READ WRITE").await;
         b.execute("INSERT INTO t (v) VALUES ('next')").await;
         b.execute("ROLLBACK").await;
         b.close().await;
@@ -284,7 +284,7 @@ async fn a_client_lives_only_so_long_and_is_cut_between_transactions() {
     let db = Server::mariadb().start().await;
     let proxy = Proxy::in_front_of(&db).proxy_setting("max_client_lifetime = \"1s\"").start().await;
     let mut a = proxy.raw_mysql().await;
-    a.ok("BEGIN").await;
+    a.ok("START TRANSACTION READ WRITE").await;
     for _ in 0..15 {
         assert_eq!(a.scalar("SELECT SLEEP(0.1)").await, "0");
     }
@@ -297,7 +297,7 @@ async fn a_drain_tells_clients_between_two_transactions() {
     let db = Server::mariadb().start().await;
     let mut proxy = Proxy::in_front_of(&db).start().await;
     let (mut idle, mut busy) = (proxy.raw_mysql().await, proxy.raw_mysql().await);
-    busy.ok("BEGIN").await;
+    busy.ok("START TRANSACTION READ WRITE").await;
     busy.ok("INSERT INTO t (v) VALUES ('drained')").await;
     proxy.sigterm();
     assert_eq!(code(&idle.expect_farewell().await), (1053, "08S01"));
@@ -339,7 +339,7 @@ async fn a_server_lost_in_a_transaction_is_a_transaction_to_run_again() {
     for prepared in [false, true] {
         let mut a = proxy.raw_mysql().await;
         let statement = a.prepare("INSERT INTO t (v) VALUES ('lost')").await.unwrap();
-        a.ok("BEGIN").await;
+        a.ok("START TRANSACTION READ WRITE").await;
         a.ok("INSERT INTO t (v) VALUES ('lost')").await;
         kill(&db, newest_backend(&db).await).await;
         let error = if prepared {
@@ -396,7 +396,7 @@ async fn an_old_server_connection_is_replaced_between_transactions() {
     let a = proxy.mysql().await;
     a.execute("SET time_zone = '+05:00'").await;
     let first = backend_of(&a, &db).await;
-    a.execute("BEGIN").await;
+    a.execute("START TRANSACTION READ WRITE").await;
     for _ in 0..15 {
         a.execute("DO SLEEP(0.1)").await;
     }
@@ -413,7 +413,7 @@ async fn metrics_and_the_admin_api_tell_of_mysql_sessions() {
     let db = Server::mariadb().start().await;
     let proxy = Proxy::in_front_of(&db).max_connections(3).admin().start().await;
     let (a, b) = (proxy.mysql().await, proxy.mysql_as("app2").await);
-    a.execute("BEGIN").await;
+    a.execute("START TRANSACTION READ WRITE").await;
     b.execute("CREATE TEMPORARY TABLE mine (n int)").await;
     a.exec("SELECT ?", (1,)).await;
     b.errno("SELECT * FROM missing").await;

@@ -48,7 +48,7 @@ async fn targets_are_listed_with_what_they_do() {
     let cluster = Cluster::mariadb(1).await;
     let proxy = Proxy::in_front_of_cluster(&cluster).max_connections(4).start().await;
     let client = proxy.mysql().await;
-    client.execute("BEGIN").await;
+    client.execute("START TRANSACTION READ WRITE").await;
     let target = proxy.target(&cluster.primary).await;
     assert_eq!(target["address"], *cluster.primary.name());
     assert_eq!(target["role"], "READ_WRITE");

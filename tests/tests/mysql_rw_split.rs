@@ -227,6 +227,10 @@ async fn a_hundred_statements_run_where_they_belong() {
     let mut prepared = 0;
     for binary in [false, true] {
         for (number, (sql, belongs, why)) in STATEMENTS.iter().enumerate() {
+            if binary && *sql == "SHOW WARNINGS" {
+                // It asks what its own preparing has left, and is refused where others have left something before.
+                continue;
+            }
             let mark = format!("mark-{number}-{binary}.");
             let client = proxy.mysql().await;
             let text = format!("/* {mark} */ {sql}");
@@ -239,6 +243,10 @@ async fn a_hundred_statements_run_where_they_belong() {
                 prepared += 1;
             } else {
                 client.try_execute(&text).await.ok();
+                if sql.starts_with("START TRANSACTION") {
+                    // It begins with its first statement.
+                    client.try_execute("SELECT 1").await.ok();
+                }
             }
             let role = ran_on(&cluster, &mark).await;
             if role != *belongs {

@@ -45,7 +45,7 @@ impl Bench {
     async fn spoil(&self) {
         for neighbour in &self.neighbours {
             // Where a connection is kept, one of them waits in vain.
-            if neighbour.try_execute("BEGIN").await.is_ok() {
+            if neighbour.try_execute("START TRANSACTION READ WRITE").await.is_ok() {
                 neighbour.execute("INSERT INTO others (a) VALUES (1), (2), (3)").await;
                 neighbour.execute("SELECT * FROM others LIMIT 5").await;
                 neighbour.execute("SELECT 1/0").await;
@@ -238,7 +238,7 @@ async fn a_client_that_has_asked_keeps_its_connection_for_a_moment() {
     until("the connection is free", async || {
         let mut all = true;
         for neighbour in &bench.neighbours {
-            all &= neighbour.try_execute("BEGIN").await.is_ok();
+            all &= neighbour.try_execute("START TRANSACTION READ WRITE").await.is_ok();
         }
         for neighbour in &bench.neighbours {
             neighbour.try_execute("ROLLBACK").await.ok();
@@ -246,4 +246,21 @@ async fn a_client_that_has_asked_keeps_its_connection_for_a_moment() {
         all
     })
     .await;
+}
+
+/// What it needs there, a statement that runs code which no text shows and the text itself, is not made anew for ever.
+#[tokio::test]
+async fn a_prepared_statement_with_hidden_code_moves_to_another_connection() {
+    let bench = bench().await;
+    let mut client = bench.proxy.raw_mysql().await;
+    let prepared = client.prepare("SELECT last_id() >= 0").await.unwrap();
+    for _ in 0..3 {
+        // The connection used last is lent first.
+        let mut neighbour = bench.proxy.raw_mysql().await;
+        neighbour.ok("START TRANSACTION READ WRITE").await;
+        let replies = client.execute(prepared.id, 0, &[]).await;
+        let [Reply::Rows(rows)] = replies.as_slice() else { panic!("{replies:?}") };
+        assert_eq!(rows.values(), [[Some("1".to_owned())]]);
+        neighbour.ok("COMMIT").await;
+    }
 }

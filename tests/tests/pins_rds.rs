@@ -337,7 +337,7 @@ async fn ordinary_work_does_not_pin() {
 async fn tx_01_a_transaction_holds_and_then_frees() {
     let bench = bench().await;
     let (a, b) = (bench.proxy.connect().await, bench.proxy.connect().await);
-    a.execute("BEGIN").await;
+    a.execute("BEGIN READ WRITE").await;
     assert_eq!(b.sqlstate("SELECT 1").await, "08000");
     assert_eq!(a.sqlstate("SELECT 1 / 0").await, "22012");
     assert_eq!(b.sqlstate("SELECT 1").await, "08000", "a failed transaction is still one");

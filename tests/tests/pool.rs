@@ -44,7 +44,7 @@ async fn waiting_too_long_is_an_error_and_the_client_stays() {
     let builder = Proxy::in_front_of(&pg).max_connections(1).pool("connection_borrow_timeout = \"400ms\"");
     let proxy = builder.start().await;
     let (a, b) = (proxy.connect().await, proxy.connect().await);
-    a.execute("BEGIN").await;
+    a.execute("BEGIN READ WRITE").await;
     let begun = Instant::now();
     assert_eq!(b.sqlstate("SELECT 1").await, "08000");
     assert!(begun.elapsed() >= Duration::from_millis(400), "after {:?}", begun.elapsed());
@@ -60,7 +60,7 @@ async fn a_borrow_timeout_of_zero_does_not_wait() {
     // The first login needs a server connection, for whose opening nobody waits either.
     let a = poll("a connection is there", async || Client::connect(&proxy.address()).await.ok()).await;
     let b = proxy.connect().await;
-    a.execute("BEGIN").await;
+    a.execute("BEGIN READ WRITE").await;
     assert_eq!(b.sqlstate("SELECT 1").await, "08000");
     a.execute("COMMIT").await;
     until("B is served", async || b.try_execute("SELECT 1").await.is_ok()).await;
@@ -74,7 +74,7 @@ async fn a_pipeline_that_waited_too_long_is_answered_once_for_each_sync() {
     let proxy = builder.start().await;
     let a = proxy.connect().await;
     let mut b = proxy.raw().await;
-    a.execute("BEGIN").await;
+    a.execute("BEGIN READ WRITE").await;
     b.send_all(&[wire::parse("", "SELECT 1"), wire::bind("", "", &[]), wire::execute("", 0), wire::sync()])
         .await;
     assert_eq!(
@@ -94,7 +94,7 @@ async fn waiters_are_served_in_the_order_they_came() {
         .await;
     let proxy = Proxy::in_front_of(&pg).max_connections(1).start().await;
     let holder = proxy.connect().await;
-    holder.execute("BEGIN").await;
+    holder.execute("BEGIN READ WRITE").await;
     let mut waiting = Vec::new();
     for who in 0..12 {
         let client = proxy.connect().await;
@@ -139,7 +139,7 @@ async fn a_waiter_of_another_user_is_served_when_a_connection_comes_free() {
     let pg = Server::postgres().start().await;
     let proxy = Proxy::in_front_of(&pg).max_connections(1).start().await;
     let (a, b) = (proxy.connect().await, proxy.connect_as("app2").await);
-    a.execute("BEGIN").await;
+    a.execute("BEGIN READ WRITE").await;
     let waiting = tokio::spawn(async move { b.scalar::<String>("SELECT current_user").await });
     until("it waits", async || proxy.metric("pinion_pool_waiting", &[]).await == 1.0).await;
     a.execute("COMMIT").await;
@@ -155,7 +155,7 @@ async fn the_init_query_runs_on_each_new_connection() {
         .start()
         .await;
     let (a, b) = (proxy.connect().await, proxy.connect().await);
-    a.execute("BEGIN").await;
+    a.execute("BEGIN READ WRITE").await;
     for client in [&a, &b] {
         assert_eq!(client.scalar::<String>("SHOW app.initialised").await, "yes");
         assert_eq!(client.scalar::<String>("SHOW work_mem").await, "2MB");
@@ -249,7 +249,7 @@ async fn an_idle_client_in_a_transaction_frees_its_connection() {
     let builder = Proxy::in_front_of(&pg).max_connections(1).proxy_setting("idle_client_timeout = \"1s\"");
     let proxy = builder.start().await;
     let mut a = proxy.raw().await;
-    a.query("BEGIN").await;
+    a.query("BEGIN READ WRITE").await;
     assert_eq!(a.expect_error().await.code, "57P05");
     assert_eq!(proxy.connect().await.scalar::<i32>("SELECT 1").await, 1);
 }
@@ -259,7 +259,7 @@ async fn a_client_lives_only_so_long_and_is_cut_between_transactions() {
     let pg = Server::postgres().start().await;
     let proxy = Proxy::in_front_of(&pg).proxy_setting("max_client_lifetime = \"1s\"").start().await;
     let mut a = proxy.raw().await;
-    a.query("BEGIN").await;
+    a.query("BEGIN READ WRITE").await;
     for _ in 0..15 {
         assert_eq!(a.scalar("SELECT pg_sleep(0.1)::text || 'x'").await, "x");
     }
@@ -338,7 +338,7 @@ async fn connections_are_used_last_in_first_out() {
     let proxy = Proxy::in_front_of(&pg).max_connections(5).start().await;
     let clients = [proxy.connect().await, proxy.connect().await, proxy.connect().await];
     for client in &clients {
-        client.execute("BEGIN").await;
+        client.execute("BEGIN READ WRITE").await;
     }
     for client in &clients {
         client.execute("COMMIT").await;

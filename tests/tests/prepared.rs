@@ -58,12 +58,12 @@ async fn a_statement_follows_its_client_to_other_connections() {
         // A neighbour's transaction holds one of the two connections, another each time. Raw clients all: server
         // connections are shared by clients with the same start-up parameters.
         let (mut neighbour, mut second) = (proxy.raw().await, proxy.raw().await);
-        neighbour.query("BEGIN").await;
+        neighbour.query("BEGIN READ WRITE").await;
         let answer = run(&mut a, "s", &[&i.to_string()]).await.unwrap();
         let (pid, echoed) = answer.split_once('/').unwrap();
         assert_eq!(echoed, i.to_string());
         seen.insert(pid.to_owned());
-        second.query("BEGIN").await;
+        second.query("BEGIN READ WRITE").await;
         neighbour.query("COMMIT").await;
         let answer = run(&mut a, "s", &["x"]).await.unwrap();
         seen.insert(answer.split_once('/').unwrap().0.to_owned());

@@ -66,7 +66,7 @@ async fn targets_are_listed_with_what_they_do() {
     let cluster = Cluster::start(1).await;
     let proxy = Proxy::in_front_of_cluster(&cluster).max_connections(4).start().await;
     let client = proxy.connect().await;
-    client.execute("BEGIN").await;
+    client.execute("BEGIN READ WRITE").await;
     let target = proxy.target(&cluster.primary).await;
     assert_eq!(target["proxy"], "test");
     assert_eq!(target["address"], *cluster.primary.name());

@@ -23,7 +23,7 @@ async fn each_session_says_what_it_does_and_why_it_is_pinned() {
     let (a, b, c) = (proxy.connect().await, proxy.connect().await, proxy.connect().await);
     assert_eq!(states(&proxy).await, ["IDLE", "IDLE", "IDLE"]);
     a.execute("CREATE TEMP TABLE cart (id int)").await;
-    b.execute("BEGIN").await;
+    b.execute("BEGIN READ WRITE").await;
     let waiting = tokio::spawn(async move { c.execute("SELECT 1").await });
     until("all have their states", async || states(&proxy).await == ["PINNED", "IN_TRANSACTION", "WAITING"])
         .await;

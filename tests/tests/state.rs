@@ -42,7 +42,9 @@ impl Bench {
     /// Others use every connection that is free.
     async fn spoil(&self, others: &[Client]) {
         for other in others {
+            // One statement more, since a transaction begins with its first.
             other.try_execute("BEGIN").await.ok();
+            other.try_execute("SELECT 1").await.ok();
         }
         for other in others {
             other.try_execute("COMMIT").await.ok();

@@ -187,6 +187,9 @@ impl World {
                 Ok(ClientEvent::NeedAnswer) => {
                     assert!(self.answer(who), "the tracker waits for an answer that nobody owes");
                 }
+                Ok(ClientEvent::AnsweredHere) => {
+                    (client.undecided, client.pending, client.taints) = (false, PinReasons::NONE, false)
+                }
                 Ok(ClientEvent::NeedBytes) => return,
                 Ok(ClientEvent::Kill(_)) => {
                     client.tracker.killed(Killed::Unknown, &mut client.up, &mut client.down);

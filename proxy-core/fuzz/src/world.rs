@@ -187,6 +187,7 @@ impl World {
                 Ok(ClientEvent::NeedAnswer) => {
                     assert!(self.answer(who), "the tracker waits for an answer that nobody owes");
                 }
+                Ok(ClientEvent::AnsweredHere) => client.pending = Pending::default(),
                 Ok(ClientEvent::NeedBytes) => return,
                 Ok(ClientEvent::Quit) => client.over = Some("quit".to_owned()),
                 Ok(event) => panic!("PostgreSQL has nothing like {event:?}"),

@@ -18,6 +18,7 @@ pub mod postgres;
 
 mod digest;
 mod vocabulary;
+mod words;
 
 pub use postgres::scram::MockKey;
 pub use vocabulary::{
@@ -482,6 +483,8 @@ pub enum ClientEvent {
     Kill(Kill),
     /// The client wants to log in anew; take the request by [`Tracker::take_login`].
     LogIn,
+    /// The statement last admitted was answered without a server. Look at what follows it by coming again.
+    AnsweredHere,
     /// The client said goodbye.
     Quit,
 }
@@ -663,6 +666,11 @@ pub trait Tracker<P: Protocol>: Send {
     fn write_question(&mut self, _server: &mut P::Server, _up: &mut Pipe) {}
     /// Judges what the server sent.
     fn on_server(&mut self, down: &mut Pipe, server: &mut P::Server) -> Result<ServerEvent, ProtocolError>;
+    /// The state of a transaction that the client was told of and that no server has begun; else idle. It begins as soon
+    /// as there is a server connection, before anything else of the client's runs there.
+    fn deferred(&self) -> Tx {
+        Tx::Idle
+    }
     /// True when whatever the client runs next begins a transaction, without saying so.
     fn opens_transactions(&self) -> bool {
         false

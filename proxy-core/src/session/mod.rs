@@ -320,6 +320,10 @@ impl<P: Protocol> Session<P> {
                     self.take_server().await?;
                     continue;
                 }
+                ClientEvent::AnsweredHere => {
+                    self.answered_here(None);
+                    continue;
+                }
                 ClientEvent::Kill(kill) => {
                     let outcome = Box::pin(self.endpoint.proxy.kill(kill, &self.key.user)).await;
                     self.tracker.killed(outcome, &mut self.up, &mut self.down);
@@ -454,7 +458,9 @@ impl<P: Protocol> Session<P> {
     async fn take_server(&mut self) -> Result<(), SessionError> {
         // What takes settings back need not have them made first, which may be what fails.
         self.taken_back = match &self.pending.text {
-            Some(text) if self.pending.reported == 1 && text.statements == 1 => text.clears,
+            Some(text) if self.pending.reported == 1 && text.statements == 1 && !self.in_transaction() => {
+                text.clears
+            }
             _ => PinReasons::NONE,
         };
         let now = *self.received.get_or_insert_with(Instant::now);
@@ -619,7 +625,7 @@ impl<P: Protocol> Session<P> {
         }
         self.handle.set_activity(match () {
             () if !self.pins.is_empty() => Activity::Pinned,
-            () if tx == Tx::Idle => Activity::Other,
+            () if tx == Tx::Idle && self.tracker.deferred() == Tx::Idle => Activity::Other,
             () => Activity::InTransaction,
         });
         if let Some(connection) = &mut self.link
@@ -666,6 +672,12 @@ impl<P: Protocol> Session<P> {
             self.sent = None;
             self.observe(received, None, Instant::now(), fault);
             self.endpoint.metrics.query_refused(self.client.is_tls(), received.elapsed());
+            if self.link.is_none() {
+                self.handle.set_activity(match self.tracker.deferred() {
+                    Tx::Idle => Activity::Other,
+                    Tx::Open | Tx::Failed => Activity::InTransaction,
+                });
+            }
         }
     }
 
@@ -820,7 +832,7 @@ impl<P: Protocol> Session<P> {
     /// Between transactions, with no request under way.
     fn is_at_boundary(&self) -> bool {
         match &self.link {
-            None => self.up.unread().is_empty(),
+            None => self.up.unread().is_empty() && self.tracker.deferred() == Tx::Idle,
             Some(connection) => {
                 connection.state.is_quiet()
                     && connection.state.tx() == Tx::Idle

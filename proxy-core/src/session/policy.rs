@@ -264,7 +264,7 @@ impl<P: Protocol> Session<P> {
                 facts: &statement.facts,
                 text,
                 hint: tracker.hint(text),
-                in_transaction: self.tracker.opens_transactions(),
+                in_transaction: tracker.opens_transactions(),
                 prepares: statement.prepares,
             };
             let verdict = proxy.plugins.on_route(&ask, decisions);
@@ -457,7 +457,8 @@ impl<P: Protocol> Session<P> {
 
     pub(super) fn in_transaction(&self) -> bool {
         use crate::protocol::{ServerState as _, Tx};
-        self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle || c.state.is_request_under_way())
+        self.tracker.deferred() != Tx::Idle
+            || self.link.as_ref().is_some_and(|c| c.state.tx() != Tx::Idle || c.state.is_request_under_way())
     }
 }
 

@@ -130,7 +130,13 @@ impl Left {
         let lasting = SessionFunctions::FOUND_ROWS.union(SessionFunctions::DIAGNOSTICS);
         let has_found = !wants(SessionFunctions::FOUND_ROWS) || owners.found_rows == own.found_rows;
         let has_diagnostics = !wants(SessionFunctions::DIAGNOSTICS) || owners.diagnostics == own.diagnostics;
-        let has_last = others.without(lasting).is_empty() || owners.row_count == own.row_count;
+        let last = others.without(lasting);
+        // Before a client's first statement, and behind one that no server has seen, nothing but that is known here: no
+        // row was counted.
+        let counts_only = last.without(SessionFunctions::ROW_COUNT).is_empty();
+        let has_last = last.is_empty()
+            || (owners.row_count == own.row_count
+                && (own.row_count != 0 || counts_only || !server.had_others()));
         let has_others = has_found && has_diagnostics && has_last;
         let has_insert_id = owners.insert_id == own.insert_id;
         let was_set = has_insert_id || owners.insert_id == own.insert_id | Owners::STAND_IN;
@@ -139,7 +145,10 @@ impl Left {
         let asks_itself = nature.several && asks && !(has_others && was_set);
         // It has left nothing, and finds nothing; but sequences and transactions forget nothing.
         let forgettable = lasting.union(SessionFunctions::ROW_COUNT);
-        let is_first = own.row_count == 0 && !has_others && others.without(forgettable).is_empty();
+        let has_left = own.row_count != 0
+            || (wants(SessionFunctions::FOUND_ROWS) && own.found_rows != 0)
+            || (wants(SessionFunctions::DIAGNOSTICS) && own.diagnostics != 0);
+        let is_first = !has_left && !has_others && others.without(forgettable).is_empty();
         if asks_itself || is_first {
             return Ask::Set(self.insert_id);
         }
@@ -222,6 +231,11 @@ impl Left {
             || (asked(SessionFunctions::LAST_INSERT_ID) && self.inexact && nature.writes)
             || (asked(SessionFunctions::ROW_COUNT) && nature.writes)
             || (asked(SessionFunctions::FOUND_ROWS) && nature.finds)
+    }
+
+    /// A statement of the client's was answered without a server. It counts no rows.
+    pub(super) fn note_here(&mut self) {
+        self.own.row_count = 0;
     }
 
     /// A statement of the client's was prepared, which empties the diagnostics if it uses tables, and may leave some.

@@ -16,6 +16,7 @@ use super::{
     left::Owners,
     query::{ResultHeader, write_query},
     statement::Statement,
+    tracker::Deferred,
 };
 use crate::buffer::Buffer;
 
@@ -33,6 +34,8 @@ pub(super) enum Reply {
     Results,
     /// One of the first three, to a command that is no statement.
     Command,
+    /// OK or ERR, to a `BEGIN` that was answered before it was sent.
+    Begin(Box<Deferred>),
     /// COM_STMT_PREPARE's OK and definitions.
     Prepared(Arc<Statement>),
     /// Column definitions up to an EOF.
@@ -352,6 +355,11 @@ impl MyServer {
             Visitors::Only(one) if one == number => Visitors::Only(one),
             Visitors::Only(_) | Visitors::Several => Visitors::Several,
         };
+        self.visitors == Visitors::Several
+    }
+
+    /// Others than the client that runs a statement have been here.
+    pub(super) fn had_others(&self) -> bool {
         self.visitors == Visitors::Several
     }
 

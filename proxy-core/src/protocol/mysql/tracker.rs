@@ -29,11 +29,13 @@ use crate::buffer::Pipe;
 mod answers;
 mod changes;
 mod commands;
+mod deferred;
 mod prepared;
 mod variables;
 
 use answers::too_long;
 use changes::{Asks, Explained};
+pub(super) use deferred::Deferred;
 use variables::Variables;
 
 /// Longest request that is read whole. A longer statement is relayed unread, so its client is pinned; a longer
@@ -71,6 +73,12 @@ pub struct MyTracker {
     may_have_named: bool,
     /// The transaction was rolled back since policy refused a statement of it; the client has not ended it yet.
     aborted: bool,
+    /// The transaction that no server has begun.
+    deferred: Option<Box<Deferred>>,
+    /// Why a server would not begin it: the next command is told.
+    unbegun: Option<Box<ErrPacket>>,
+    /// The session has settings by which a `BEGIN` or a `COMMIT` may do or say something else.
+    settings_of_transactions: bool,
     /// Of the statement under way: what the server will report of it is known from its text.
     explains: Explained,
     left: Left,
@@ -230,6 +238,9 @@ impl Tracker<MySql> for MyTracker {
             state_changed: false,
             may_have_named: false,
             aborted: false,
+            deferred: None,
+            unbegun: None,
+            settings_of_transactions: false,
             explains: Explained::default(),
             left: Left::default(),
             variables: Variables::new(),
@@ -288,6 +299,12 @@ impl Tracker<MySql> for MyTracker {
                 return Err(ProtocolError::Malformed("command"));
             }
             let Some(&byte) = up.unread().get(HEADER_BYTES) else { return Ok(ClientEvent::NeedBytes) };
+            if self.deferred.is_some()
+                && let Some(server) = server.as_deref_mut()
+                && let Some(event) = self.begin_deferred(byte, header, up, server, down)
+            {
+                return Ok(event);
+            }
             let server = server.as_deref_mut();
             let event = match Command::from_byte(byte) {
                 Some(Command::Quit) => Some(ClientEvent::Quit),
@@ -428,6 +445,9 @@ impl Tracker<MySql> for MyTracker {
     }
 
     fn extent(&self, up: &Pipe) -> Upcoming {
+        if self.deferred.is_some() {
+            return Upcoming::Whole;
+        }
         match Header::read(up.unread()) {
             Some(header) if up.unread().len() >= header.total().min(MAX_TEXT_BYTES) => Upcoming::Whole,
             _ => Upcoming::Partial,
@@ -435,7 +455,10 @@ impl Tracker<MySql> for MyTracker {
     }
 
     fn upcoming(&self, _shared: &Shared, up: &Pipe, visit: &mut dyn FnMut(&Submitted, &[u8])) -> Upcoming {
-        if let Some(current) = &self.current {
+        if let Some(deferred) = &self.deferred {
+            // With it goes its whole transaction, as if it had gone there at once.
+            visit(&deferred.statement, &deferred.text);
+        } else if let Some(current) = &self.current {
             visit(&current.statement, self.text(up));
         }
         self.extent(up)
@@ -576,6 +599,10 @@ impl Tracker<MySql> for MyTracker {
         }
     }
 
+    fn deferred(&self) -> Tx {
+        if self.deferred.is_some() { Tx::Open } else { Tx::Idle }
+    }
+
     fn opens_transactions(&self) -> bool {
         !self.status.contains(Status::AUTOCOMMIT)
     }
@@ -598,6 +625,7 @@ impl Tracker<MySql> for MyTracker {
 
     fn refuse(&mut self, fault: &Fault, up: &mut Pipe, down: &mut Pipe) {
         self.current = None;
+        self.refuse_deferred(fault);
         let Some(header) = Header::read(up.unread()) else { return };
         self.take_packet(up, header, false);
         write_error(fault, 1, self.agreed, down.output());

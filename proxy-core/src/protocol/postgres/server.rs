@@ -16,6 +16,7 @@ use super::{
     classify::LexMode,
     codec::{ErrorFields, HEADER_BYTES, Header, cstr},
     statement::{Prepared, Statement},
+    tracker::Deferred,
 };
 use crate::buffer::Buffer;
 
@@ -51,6 +52,8 @@ pub(super) enum Expect {
     Hidden { forgets: bool },
     /// CloseComplete; swallowed when ours. `evicts` is what is then no longer prepared.
     Close { ours: bool, evicts: Option<Arc<Statement>> },
+    /// CommandComplete of a `BEGIN` that was answered before it was sent; swallowed.
+    Begin(Box<Deferred>),
     /// Our own answer, due when everything before it has been answered.
     Local { answer: &'static [u8], undo: Option<Undo> },
     /// The client has ended its CopyData here. Owed no answer of its own.
@@ -86,6 +89,8 @@ pub struct PgServer {
     pub(super) unnamed: Option<u64>,
     /// Extended-protocol messages were sent and no Sync after them.
     pub(super) batch_open: bool,
+    /// What `batch_open` tells of was begun by us, and a Query or FunctionCall follows in place of a Sync.
+    pub(super) ends_with_query: bool,
     /// The server ignores everything up to the next Sync.
     pub(super) skipping: bool,
     /// The server reads CopyData.
@@ -102,10 +107,14 @@ pub struct PgServer {
     pub(super) ran: bool,
     /// The error came before any statement of the request ran.
     pub(super) nothing_ran: bool,
+    /// Goes to the client in place of the error at the front.
+    pub(super) substitute: Option<Vec<u8>>,
     /// A Sync was taken for ignored, since a COPY had begun.
     pub(super) ignored_sync: bool,
     /// A COPY failed so early that the server may still answer that Sync. Never lent again.
     pub(super) extra_ready: bool,
+    /// It skips, and nobody has a Sync to send. Never lent again.
+    pub(super) cut_short: bool,
     /// Our DISCARD SEQUENCES has run.
     pub(super) forgot: bool,
     /// How this server reads text, as it last said.
@@ -144,6 +153,7 @@ impl PgServer {
             epoch: 0,
             unnamed: None,
             batch_open: false,
+            ends_with_query: false,
             skipping: false,
             copy_in: false,
             native_names: false,
@@ -152,8 +162,10 @@ impl PgServer {
             failed: false,
             ran: false,
             nothing_ran: false,
+            substitute: None,
             ignored_sync: false,
             extra_ready: false,
+            cut_short: false,
             forgot: false,
             mode,
             changes_schema: false,
@@ -210,6 +222,11 @@ impl PgServer {
         };
         // The end of a request is the last that was sent of it, but for the end of a COPY's data.
         self.expected.iter().rev().find(|e| !matches!(e, Expect::CopyEnd)).is_some_and(ends)
+    }
+
+    /// True while a `BEGIN` of ours is not answered.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.expected.iter().any(|e| matches!(e, Expect::Begin(_)))
     }
 
     /// True when an Execute under way takes all prepared statements away.
@@ -316,7 +333,7 @@ impl ServerState for PgServer {
     }
 
     fn must_retire(&self) -> bool {
-        self.extra_ready
+        self.extra_ready || self.cut_short
     }
 
     fn take_forgot(&mut self) -> bool {

@@ -31,6 +31,10 @@ use super::{
 };
 use crate::{buffer::Pipe, state::Settings};
 
+mod deferred;
+
+pub(super) use deferred::Deferred;
+
 /// Longest Query or Parse that is read whole. What is longer is relayed unread, so its client is pinned.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 
@@ -96,10 +100,10 @@ pub struct PgTracker {
     flushed: bool,
     /// What ran in this batch may have changed how the server reads text.
     mode_uncertain: bool,
-    /// Goes to the client in place of the server's error at the front.
-    substitute: Option<Vec<u8>>,
     /// A request failed here, not at the server: everything up to the Sync is skipped.
     skip_to_sync: bool,
+    /// The transaction that no server has begun.
+    deferred: Option<Box<Deferred>>,
     mode: LexMode,
     standing: PinReasons,
     watch: Watch,
@@ -250,8 +254,8 @@ impl Tracker<Postgres> for PgTracker {
             current: None,
             flushed: false,
             mode_uncertain: false,
-            substitute: None,
             skip_to_sync: false,
+            deferred: None,
             mode: greeting_mode(&greeting.bytes),
             standing,
             watch: Watch::default(),
@@ -282,6 +286,11 @@ impl Tracker<Postgres> for PgTracker {
             let Some(header) = Header::read_from_client(up.unread())? else {
                 return Ok(ClientEvent::NeedBytes);
             };
+            if self.deferred.is_some()
+                && let Some(server) = server.as_deref_mut()
+            {
+                self.begin_deferred(header.tag, server, up);
+            }
             if let Some(server) = server.as_deref_mut()
                 && self.must_wait(header.tag, server, up)
             {
@@ -296,7 +305,7 @@ impl Tracker<Postgres> for PgTracker {
             let event = match header.tag {
                 b'Q' => self.query(header, shared, up, server, down)?,
                 b'P' => self.parse(header, shared, up, server, down)?,
-                b'B' => self.bind(header, up, server)?,
+                b'B' => self.bind(header, up, server, down)?,
                 b'D' => self.describe(header, up, server)?,
                 b'E' => self.execute(header, up, server)?,
                 b'C' => self.close(header, up, server, down)?,
@@ -436,6 +445,9 @@ impl Tracker<Postgres> for PgTracker {
     }
 
     fn extent(&self, up: &Pipe) -> Upcoming {
+        if self.deferred.is_some() {
+            return Upcoming::Whole;
+        }
         let mut rest = up.unread();
         loop {
             let Ok(Some(header)) = Header::read_from_client(rest) else { return Upcoming::Partial };
@@ -450,6 +462,11 @@ impl Tracker<Postgres> for PgTracker {
     }
 
     fn upcoming(&self, shared: &Shared, up: &Pipe, visit: &mut dyn FnMut(&Submitted, &[u8])) -> Upcoming {
+        if let Some(deferred) = &self.deferred {
+            // With it goes its whole transaction, as if it had gone there at once.
+            visit(&deferred.statement, &deferred.text);
+            return Upcoming::Whole;
+        }
         let mut request = Request::default();
         let seen = self.look_ahead(shared, up, &mut request);
         for Mentioned { name, parsed, bound } in &request.statements {
@@ -526,6 +543,10 @@ impl Tracker<Postgres> for PgTracker {
             if header.tag == b'Z' {
                 server.tx = read_status(&down.unread()[HEADER_BYTES..header.total()])?;
                 server.settle_schema();
+                if self.deferred.is_some() {
+                    // Of a transaction that has failed before it began.
+                    down.patch(HEADER_BYTES, b'E');
+                }
                 let kept = match server.pop() {
                     Some(Expect::Sync { ours }) => !ours,
                     Some(Expect::Query { .. } | Expect::FunctionCall) => {
@@ -560,11 +581,22 @@ impl Tracker<Postgres> for PgTracker {
             }
             let kept = self.on_answer(header.tag, down, server)?;
             relay(down, server, header.total(), kept);
-            if let Some(substitute) = self.substitute.take() {
+            if let Some(substitute) = server.substitute.take() {
                 down.emit(&substitute);
             }
             settle_heads(down, server);
+            if header.tag == b'E' && server.cut_short {
+                write_ready(down.output(), Tx::Failed);
+                return Ok(ServerEvent::Answered {
+                    failed: std::mem::take(&mut server.failed),
+                    nothing_ran: true,
+                });
+            }
         }
+    }
+
+    fn deferred(&self) -> Tx {
+        self.deferred_tx()
     }
 
     fn reads_leftovers(&self, _up: &Pipe) -> bool {
@@ -582,11 +614,12 @@ impl Tracker<Postgres> for PgTracker {
 
     fn refuse(&mut self, fault: &Fault, up: &mut Pipe, down: &mut Pipe) {
         self.forget_current();
+        self.fail_deferred();
         write_error(fault, down.output());
         match Header::read(up.unread()) {
             Ok(Some(header)) if matches!(header.tag, b'Q' | b'F') => {
                 self.take(up, header.total(), false);
-                write_ready(down.output(), Tx::Idle);
+                write_ready(down.output(), self.deferred_tx());
             }
             _ => self.skip_to_sync = true,
         }
@@ -897,12 +930,25 @@ impl PgTracker {
             Ok(facts) => facts,
             Err(event) => return Ok(Some(event)),
         };
+        if server.is_none()
+            && let Some(event) = self.control_here(&facts, header, up, down)
+        {
+            return Ok(Some(event));
+        }
+        let mut server = server;
+        if !facts.prepared_names.is_empty()
+            && let Some(server) = server.as_deref_mut()
+            && self.awaits_begin(server, up)
+        {
+            return Ok(Some(ClientEvent::NeedAnswer));
+        }
         if facts.is_deallocate_one && self.knows_all(&facts.prepared_names) {
             return Ok(self.deallocate(&facts, header, up, server, down));
         }
         if server.is_none()
             && !facts.resets.is_empty()
             && !self.watch.asks_for_nothing
+            && self.deferred.is_none()
             && self.wears_nothing()
         {
             self.answer_resets(&facts, header, up, down);
@@ -960,8 +1006,11 @@ impl PgTracker {
         };
         let statement = prepared.statement.clone();
         let Some(server) = server else {
-            if !name.is_empty() && statement.is_accepted(self.pool) && !self.knows(name) {
-                let name: Box<[u8]> = name.into();
+            let name: Box<[u8]> = name.into();
+            if self.refuse_in_failed(Some(&statement.facts), header, up, down) {
+                return Ok(None);
+            }
+            if !name.is_empty() && statement.is_accepted(self.pool) && !self.knows(&name) {
                 up.skip(header.total());
                 self.put_prepared(&name, prepared);
                 down.emit(PARSE_COMPLETE);
@@ -1074,6 +1123,7 @@ impl PgTracker {
         header: Header,
         up: &mut Pipe,
         server: Option<&mut PgServer>,
+        down: &mut Pipe,
     ) -> Result<Option<ClientEvent>, ProtocolError> {
         let Some(portal) = front_cstr(header, up, HEADER_BYTES, "Bind")? else {
             return Ok(Some(ClientEvent::NeedBytes));
@@ -1084,7 +1134,11 @@ impl PgTracker {
             return Ok(Some(event));
         }
         let Some(server) = server else {
-            return Ok(Some(ClientEvent::NeedServer { facts: self.facts_of(&name) }));
+            let facts = self.facts_of(&name);
+            if self.refuse_in_failed(facts.as_deref(), header, up, down) {
+                return Ok(None);
+            }
+            return Ok(Some(ClientEvent::NeedServer { facts }));
         };
         self.current = None;
         server.batch_open = true;
@@ -1277,7 +1331,7 @@ impl PgTracker {
         match server {
             None => {
                 self.take(up, header.total(), false);
-                write_ready(down.output(), Tx::Idle);
+                write_ready(down.output(), self.deferred_tx());
             }
             Some(server) => {
                 self.take(up, header.total(), true);
@@ -1451,7 +1505,7 @@ impl PgTracker {
         down: &mut Pipe,
     ) -> Option<ClientEvent> {
         let tx = match server {
-            None => Tx::Idle,
+            None => self.deferred_tx(),
             Some(server) if !server.expects_nothing() && !server.batch_open => {
                 return Some(ClientEvent::NeedAnswer);
             }
@@ -1578,6 +1632,7 @@ impl PgTracker {
                             | Expect::Taken(_)
                             | Expect::Rejected(_)
                             | Expect::Bind { .. }
+                            | Expect::Begin(_)
                             | Expect::Describe,
                         ) => !server.ran,
                         _ => false,
@@ -1593,7 +1648,7 @@ impl PgTracker {
                     self.note_outcome(self.rows(), Some(&error.code));
                 }
                 if let Some(in_place) = in_place {
-                    self.substitute = Some(in_place);
+                    server.substitute = Some(in_place);
                     self.on_error(server);
                     return Ok(false);
                 }
@@ -1606,7 +1661,7 @@ impl PgTracker {
                     fault.native_code = Some(NAME_TAKEN.to_owned());
                     let mut substitute = Vec::new();
                     write_error(&fault, &mut substitute);
-                    self.substitute = Some(substitute);
+                    server.substitute = Some(substitute);
                     self.on_error(server);
                     return Ok(false);
                 }
@@ -1632,6 +1687,10 @@ impl PgTracker {
             },
             b'C' | b'I' | b's' => {
                 let kept = match server.head() {
+                    Some(Expect::Begin(_)) if tag == b'C' => {
+                        server.pop();
+                        false
+                    }
                     Some(Expect::Hidden { forgets }) => {
                         server.forgot |= *forgets && tag == b'C';
                         server.pop();
@@ -1710,6 +1769,12 @@ impl PgTracker {
         if server.expects_nothing() {
             server.skipping = true;
         }
+        let begins = skipped.iter().any(|entry| matches!(entry, Expect::Begin(_)));
+        if begins && std::mem::take(&mut server.ends_with_query) {
+            server.cut_short = true;
+            server.skipping = false;
+            server.batch_open = false;
+        }
         for (at, entry) in skipped.into_iter().enumerate().rev() {
             let undo = match entry {
                 Expect::Parse { adds, undo, .. } => {
@@ -1725,6 +1790,10 @@ impl PgTracker {
                     None
                 }
                 Expect::Local { undo, .. } => undo,
+                Expect::Begin(deferred) => {
+                    self.take_back(deferred, server);
+                    None
+                }
                 _ => None,
             };
             match undo {

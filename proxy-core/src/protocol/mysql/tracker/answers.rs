@@ -105,6 +105,10 @@ impl MyTracker {
                         self.unprepared = Some(Box::new((statement.id, error)))
                     }
                     // What we asked for ourselves has not come about; nobody may rely on this connection.
+                    Some(Reply::Begin(deferred)) => {
+                        self.deferred = Some(deferred);
+                        self.unbegun = Some(Box::new(error));
+                    }
                     _ => server.set_retire(),
                 }
                 return Ok(None);

@@ -9,6 +9,7 @@ use super::{
         server::MyServer,
     },
     MyTracker,
+    deferred::OF_TRANSACTIONS,
 };
 
 /// What is known of a statement under way beside what the server says.
@@ -221,6 +222,7 @@ impl MyTracker {
                     return;
                 }
                 self.asks.note(&name);
+                self.settings_of_transactions |= OF_TRANSACTIONS.contains(&&*name);
                 if OURS.contains(&(&*name, value)) {
                     return;
                 }

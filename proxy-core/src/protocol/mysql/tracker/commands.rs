@@ -111,7 +111,8 @@ impl MyTracker {
             return Ok(Some(ClientEvent::Kill(Kill { id, query_only: kill.query_only })));
         }
         let Some(server) = server else {
-            return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
+            let here = self.control_here(&facts, header, up, down);
+            return Ok(Some(here.unwrap_or(ClientEvent::NeedServer { facts: Some(facts) })));
         };
         if let Some((code, sqlstate, message)) = self.stopped(&facts) {
             self.aborted &= !facts.ends_transaction;
@@ -230,6 +231,7 @@ impl MyTracker {
         self.statements.clear();
         self.left.forget();
         self.aborted = false;
+        self.settings_of_transactions = false;
         self.take_packet(up, header, false);
         let schema = server.current_schema.clone();
         let answers = server.write_reset(up.output());

@@ -75,6 +75,25 @@ impl Talk {
         format!("{}{}", shown(&sent), waits.unwrap_or_default()).trim_start().to_owned()
     }
 
+    /// The client sends this while it has no server; what it is told, and what else there is to do.
+    fn alone(&mut self, bytes: &[u8]) -> String {
+        let mut waits = String::new();
+        for piece in bytes.chunks(self.step) {
+            self.up.input_mut().extend(piece);
+            while waits.is_empty() {
+                match self.tracker.on_client(&self.shared, &mut self.up, None, &mut self.down).unwrap() {
+                    ClientEvent::Statement(_) => self.tracker.admit(true),
+                    ClientEvent::AnsweredHere => {}
+                    ClientEvent::NeedBytes => break,
+                    ClientEvent::NeedServer { .. } => waits = "server! ".to_owned(),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(self.up.take_output(), b"");
+        waits + &self.local()
+    }
+
     /// The server sends this; what goes to the client.
     fn server(&mut self, bytes: &[u8]) -> String {
         let mut sent = Vec::new();
@@ -556,5 +575,81 @@ fn what_no_server_may_say_ends_the_connection() {
             }
         };
         assert!(end.is_err(), "{said:?}: {end:?}");
+    }
+}
+
+/// OK in a transaction.
+const IN_TRANSACTION: &[u8] = b"\0\0\0\x03\0\0\0";
+
+#[test]
+fn a_begin_is_answered_here_and_goes_out_before_what_needs_a_server() {
+    at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+        assert_eq!(t.alone(&query("BEGIN")), shown(&answer(&[IN_TRANSACTION])));
+        assert_eq!(t.tracker.deferred(), Tx::Open);
+        let ping = packets(&[(0, b"\x0e")]);
+        assert_eq!(t.alone(&ping), shown(&answer(&[IN_TRANSACTION])));
+        assert_eq!(t.alone(&query("COMMIT")), shown(&answer(&[DONE])));
+        assert_eq!(t.tracker.deferred(), Tx::Idle);
+        let read_only = b"\0\0\0\x03\x20\0\0";
+        assert_eq!(t.alone(&query("START TRANSACTION READ ONLY;")), shown(&answer(&[read_only])));
+        assert_eq!(t.alone(&query("SELECT 1")), "server! ");
+        // Should it fail, what is behind it must not run outside of the transaction.
+        assert_eq!(t.client(b""), r"0:\x03START TRANSACTION READ ONLY; NeedAnswer");
+        assert_eq!(t.server.tx(), Tx::Open);
+        assert_eq!(t.server(&answer(&[read_only])), "");
+        assert_eq!(t.client(b""), r"0:\x03SELECT 1");
+        assert_eq!(t.server(&answer(&[IN_TRANSACTION])), shown(&answer(&[IN_TRANSACTION])));
+    });
+}
+
+#[test]
+fn a_begin_that_fails_is_the_next_commands_error_and_tried_again() {
+    at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+        let error = answer(&[b"\xff\x25\x05#70100Query execution was interrupted"]);
+        t.alone(&query("BEGIN"));
+        assert_eq!(t.client(&query("INSERT INTO t VALUES (1)")), r"0:\x03BEGIN NeedAnswer");
+        assert_eq!(t.server(&error), "");
+        assert_eq!(t.client(b""), "AnsweredHere");
+        assert_eq!(t.local(), shown(&error));
+        assert_eq!(t.tracker.deferred(), Tx::Open);
+        assert_eq!(t.client(&query("INSERT INTO t VALUES (2)")), r"0:\x03BEGIN NeedAnswer");
+        assert_eq!(t.server(&answer(&[IN_TRANSACTION])), "");
+        assert_eq!(t.client(b""), r"0:\x03INSERT INTO t VALUES (2)");
+    });
+}
+
+#[test]
+fn a_reset_ends_a_transaction_that_no_server_has_begun() {
+    at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+        t.alone(&query("BEGIN"));
+        let reset = packets(&[(0, b"\x1f")]);
+        assert_eq!(t.alone(&reset), "server! ");
+        assert!(t.client(b"").starts_with(r"0:\x1f "));
+        assert_eq!(t.tracker.deferred(), Tx::Idle);
+    });
+}
+
+#[test]
+fn only_control_that_no_server_refuses_is_answered_here() {
+    let mut t = Talk::new(usize::MAX, NEW, NEW, NO_EXTENSION);
+    for text in [
+        "START TRANSACTION WITH CONSISTENT SNAPSHOT",
+        "START TRANSACTION /*!40100 WITH CONSISTENT SNAPSHOT */",
+        "START TRANSACTION READ WRITE",
+        "BEGIN; SELECT 1",
+        "COMMIT",
+        "ROLLBACK",
+    ] {
+        assert_eq!(t.alone(&query(text)), "server! ", "{text}");
+        t.tracker = tracker(NEW);
+        t.up = Pipe::default();
+    }
+    for text in
+        ["COMMIT AND CHAIN", "ROLLBACK RELEASE", "ROLLBACK TO a", "SAVEPOINT a", "BEGIN", "XA START 'x'"]
+    {
+        t.alone(&query("BEGIN"));
+        assert_eq!(t.alone(&query(text)), "server! ", "{text}");
+        t.tracker = tracker(NEW);
+        t.up = Pipe::default();
     }
 }

@@ -51,6 +51,25 @@ impl Talk {
         short(&sent)
     }
 
+    /// The client sends this while it has no server; what it is told, and what else there is to do.
+    fn alone(&mut self, bytes: &[u8]) -> String {
+        let mut waits = String::new();
+        for piece in bytes.chunks(self.step) {
+            self.up.input_mut().extend(piece);
+            while waits.is_empty() {
+                match self.tracker.on_client(&self.shared, &mut self.up, None, &mut self.down).unwrap() {
+                    ClientEvent::Statement(_) => self.tracker.admit(true),
+                    ClientEvent::AnsweredHere => {}
+                    ClientEvent::NeedBytes => break,
+                    ClientEvent::NeedServer { .. } => waits = "server! ".to_owned(),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(self.up.take_output(), b"");
+        waits + &self.local()
+    }
+
     /// The server sends this; what goes to the client, in short form.
     fn server(&mut self, bytes: &[u8]) -> String {
         let mut sent = Vec::new();
@@ -641,4 +660,116 @@ fn a_refused_batch_is_skipped_up_to_its_sync() {
     t.tracker.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
     t.tracker.refuse(&fault, &mut t.up, &mut t.down);
     assert_eq!(t.local(), "E ZI");
+}
+
+/// What begins a transaction that the client was told of.
+const BEGINS: &str = "P() B(,) E C(P)";
+
+#[test]
+fn a_begin_is_answered_here_and_goes_out_before_what_needs_a_server() {
+    at_every_cut(9, |t| {
+        assert_eq!(t.alone(&query("BEGIN")), "C ZT");
+        assert_eq!(t.tracker.deferred(), Tx::Open);
+        assert_eq!(t.alone(&sync()), "ZT");
+        assert_eq!(t.alone(&query("COMMIT")), "C ZI");
+        assert_eq!(t.tracker.deferred(), Tx::Idle);
+        assert_eq!(t.client(&query("COMMIT")), "Q");
+        assert_eq!(t.server(&answers("C ZI")), "C ZI");
+
+        assert_eq!(t.alone(&query("BEGIN")), "C ZT");
+        assert_eq!(t.client(&query("SELECT 1")), format!("{BEGINS} Q"));
+        assert_eq!((t.tracker.deferred(), t.server.tx()), (Tx::Idle, Tx::Open));
+        assert_eq!(t.server(&answers("1 2 C 3 T D C ZT")), "T D C ZT");
+        assert_eq!(t.client(&query("COMMIT")), "Q");
+        assert_eq!(t.server(&answers("C ZI")), "C ZI");
+        assert!(t.server.is_quiet());
+
+        assert_eq!(t.alone(&query("BEGIN")), "C ZT");
+        let request = [parse("", "SELECT $1"), bind("", ""), execute(), sync()].concat();
+        assert_eq!(t.client(&request), format!("{BEGINS} P() B(,) E S"));
+        assert_eq!(t.server(&answers("1 2 C 3 1 2 D C ZT")), "1 2 D C ZT");
+    });
+}
+
+#[test]
+fn what_is_sent_as_begin_is_the_very_text() {
+    let mut t = Talk::new(4096, 9);
+    t.alone(&query("/* who */ Begin Read Only ;"));
+    t.up.input_mut().extend(&query("SELECT 1"));
+    for _ in 0..2 {
+        let server = Some(&mut t.server);
+        t.tracker.on_client(&t.shared, &mut t.up, server, &mut t.down).unwrap();
+        t.tracker.admit(true);
+    }
+    let sent = t.up.take_output();
+    assert!(
+        sent.starts_with(&message(b'P', b"\0/* who */ Begin Read Only ;\0\0\0")),
+        "{}",
+        sent.escape_ascii()
+    );
+}
+
+#[test]
+fn a_begin_that_fails_keeps_the_query_behind_it_from_running() {
+    at_every_cut(9, |t| {
+        t.alone(&query("BEGIN"));
+        t.client(&query("INSERT INTO t VALUES (1)"));
+        // A server skips everything behind an error up to a Sync, which nobody sends here.
+        assert_eq!(t.server(&answers("1 2 E")), "E ZE");
+        assert_eq!(t.answered, 1);
+        assert!(t.server.is_quiet() && t.server.must_retire());
+        assert_eq!((t.tracker.deferred(), t.server.tx()), (Tx::Failed, Tx::Idle));
+        t.server = new_server(9);
+        assert_eq!(t.alone(&query("SELECT 1")), "E ZE");
+        assert_eq!(t.alone(&query("COMMIT")), "C ZI");
+    });
+}
+
+#[test]
+fn a_begin_that_fails_in_a_batch_leaves_a_failed_transaction() {
+    at_every_cut(9, |t| {
+        t.alone(&query("BEGIN"));
+        t.client(&[parse("s0", "SELECT $1"), bind("", "s0"), execute()].concat());
+        assert_eq!(t.server(&answers("1 2 E")), "E");
+        assert_eq!(t.client(&sync()), "S");
+        assert_eq!(t.server(&answers("ZI")), "ZE");
+        assert!(t.server.is_quiet() && !t.server.must_retire());
+        assert_eq!((t.tracker.deferred(), t.server.tx()), (Tx::Failed, Tx::Idle));
+        // A name of what was not prepared.
+        assert_eq!(t.alone(&[bind("", "s0"), sync()].concat()), "server! ");
+    });
+}
+
+#[test]
+fn what_fails_without_a_server_fails_the_transaction_there_too() {
+    at_every_cut(9, |t| {
+        t.alone(&query("BEGIN"));
+        assert_eq!(t.alone(&query("SELECT 1")), "server! ");
+        let fault = Fault::error(FaultKind::BorrowTimeout, "no");
+        t.tracker.refuse(&fault, &mut t.up, &mut t.down);
+        assert_eq!(t.local(), "E ZE");
+        assert_eq!(t.alone(&query("")), "I ZE");
+        assert_eq!(t.alone(&[parse("", "SELECT $1"), bind("", ""), execute(), sync()].concat()), "E ZE");
+        // What may end it or fail otherwise is the server's, in a transaction that has failed there.
+        assert_eq!(t.alone(&query("ROLLBACK TO a")), "server! ");
+        assert_eq!(t.client(b""), format!("{BEGINS} P(_pinion_forget) S Q"));
+        assert_eq!(t.server.tx(), Tx::Failed);
+        assert_eq!(t.server(&answers("1 2 C 3 E ZE")), "");
+        assert_eq!(t.server(&answers("E ZE")), "E ZE");
+        assert_eq!(t.client(&query("ROLLBACK")), "Q");
+        assert_eq!(t.server(&answers("C ZI")), "C ZI");
+        assert!(t.server.is_quiet());
+    });
+}
+
+#[test]
+fn what_names_a_statement_waits_for_the_begin_before_it() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("s0", "SELECT $1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        t.alone(&query("BEGIN"));
+        assert_eq!(t.client(&query("EXECUTE s0")), format!("{BEGINS} S NeedAnswer"));
+        assert_eq!(t.server(&answers("1 2 C 3 ZT")), "");
+        assert_eq!(t.client(b""), "P(s0) S Q");
+    });
 }
