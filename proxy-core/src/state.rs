@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::mutant::{self, Mutant};
+
 /// A client's settings that are replayed. Never empty inside an [`Arc`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -59,6 +61,9 @@ impl Worn {
     /// True when a client with `settings` finds here what it expects.
     #[must_use]
     pub fn fits(&self, settings: Option<&Arc<Settings>>) -> bool {
+        if mutant::is(Mutant::Labels) {
+            return true;
+        }
         match (self, settings) {
             (Self::Nothing, None) => true,
             (Self::Settings(worn), Some(settings)) => Arc::ptr_eq(worn, settings) || worn == settings,

@@ -171,12 +171,32 @@ pub async fn psql(address: &Address, script: &str) -> String {
     tool("psql", address, &arguments).await.trim().to_owned()
 }
 
+/// Runs `psql` on a script as it would come from a file, stopping at the first error.
+pub async fn psql_fed(address: &Address, script: &str) -> String {
+    fed(tool_command("psql", address, &["-X", "-q", "-v", "ON_ERROR_STOP=1"]), script).await
+}
+
 /// Runs `pgbench`; its report.
 pub async fn pgbench(address: &Address, arguments: &[&str]) -> String {
     tool("pgbench", address, arguments).await
 }
 
+/// Runs `pg_dump` on the database of `address`; what it says, which is the dump unless that goes to a file.
+pub async fn pg_dump(address: &Address, arguments: &[&str]) -> String {
+    tool("pg_dump", address, arguments).await
+}
+
+/// Runs `pg_restore` into the database of `address`, stopping at the first error.
+pub async fn pg_restore(address: &Address, arguments: &[&str]) -> String {
+    let database = ["--exit-on-error", "--dbname", &address.database];
+    tool("pg_restore", address, &[database.as_slice(), arguments].concat()).await
+}
+
 async fn tool(name: &str, address: &Address, arguments: &[&str]) -> String {
+    finished(tool_command(name, address, arguments)).await
+}
+
+fn tool_command(name: &str, address: &Address, arguments: &[&str]) -> tokio::process::Command {
     let mut command = tokio::process::Command::new(bin_dir().join(name));
     command
         .args(arguments)
@@ -186,7 +206,7 @@ async fn tool(name: &str, address: &Address, arguments: &[&str]) -> String {
         .env("PGPASSWORD", &address.password)
         .env("PGDATABASE", &address.database)
         .env("PGSSLMODE", if address.ca.is_some() { "require" } else { "disable" });
-    finished(command).await
+    command
 }
 
 async fn finished(mut command: tokio::process::Command) -> String {

@@ -82,7 +82,7 @@ const ODD_VALUES: &[&str] = &[
     "SET app.x TO a, b, 'c d'",
     "SET work_mem = 2048",
     "SET work_mem = 0x800",
-    "SET statement_timeout = 1.5",
+    "SET statement_timeout = 45000.5",
     "SET extra_float_digits TO -1",
     "SET datestyle = iso, dmy",
     "SET SCHEMA 'other'",
@@ -186,6 +186,7 @@ impl Engine for Postgres {
         ("execution later", 2),
         ("statement closed", 1),
         ("binary parameters", 1),
+        ("parameters miscounted", 1),
         ("batches", 1),
         ("shape changed", 1),
         ("portal", 1),
@@ -217,7 +218,16 @@ impl Engine for Postgres {
         ("odds and errors", 1),
     ];
 
-    const PENDING: &'static [&'static str] = &[];
+    const PENDING: &'static [&'static str] = &[
+        // What a function has set, locked or made is cleared before another client gets the connection, and does not
+        // go with the one that called it.
+        "routine",
+        // The server's error names the statement as Pinion calls it.
+        "parameters miscounted",
+        // Triggers are not seen: docs/session.md.
+        "trigger",
+        "trigger left behind",
+    ];
 
     fn create(client: usize) -> Vec<String> {
         let t = table(client);
@@ -440,15 +450,20 @@ impl Engine for Postgres {
                     "SELECT $1::float4, $2::int4 FROM {t}_more ORDER BY a LIMIT 2",
                     "INSERT INTO {t} (a) SELECT $1::int4 + $2::int4 RETURNING a",
                 ]);
-                let bind = Part::BindBinary("s1".to_owned(), vec![7, -1]);
+                let bind = Part::BindBinary("binary".to_owned(), vec![7, -1]);
                 let parse = vec![
-                    Part::Close("s1".to_owned()),
-                    Part::Parse("s1".to_owned(), text.to_owned()),
+                    Part::Close("binary".to_owned()),
+                    Part::Parse("binary".to_owned(), text.to_owned()),
                     bind.clone(),
                     execute(0),
                 ];
                 vec![Action::Extended(parse), Self::read(random), Action::Extended(vec![bind, execute(0)])]
             }
+            "parameters miscounted" => vec![Action::Extended(vec![
+                Part::Close("s2".to_owned()),
+                Part::Parse("s2".to_owned(), "SELECT $1::int".to_owned()),
+                bind("s2", &[1, 2]),
+            ])],
             "batches" => {
                 let mut parts = Vec::new();
                 for _ in 0..2 + random.below(3) {
@@ -849,7 +864,7 @@ impl Engine for Postgres {
         }
         // A setting of one's own that was taken back is empty where it was made, and not there elsewhere.
         let (null, empty) = (r"D \x00\x01\xff\xff\xff\xff", r"D \x00\x01\x00\x00\x00\x00");
-        if direct.contains("custom 0") && direct != through {
+        if direct.contains("T custom ") && through.contains("T custom ") {
             let same = |text: &str| text.replace(&format!("{null:?}"), &format!("{empty:?}"));
             return same(direct) == same(through);
         }
