@@ -16,20 +16,27 @@ use crate::{Address, Engine, server::bin_dir, target_dir};
 /// What the Python programs in `clients/` import. Of mysql-connector-python this is the last whose compiled part runs
 /// with Debian 12's OpenSSL.
 const PYTHON_PACKAGES: fn(Engine) -> &'static [&'static str] = |engine| match engine {
-    Engine::Postgres => &["psycopg[binary]==3.3.9", "psycopg2-binary==2.9.13", "asyncpg==0.32.0"],
+    Engine::Postgres => &[
+        "psycopg[binary]==3.3.9",
+        "psycopg2-binary==2.9.13",
+        "asyncpg==0.32.0",
+        "SQLAlchemy==2.1.9",
+        "Django==5.2.19",
+    ],
     Engine::MySql => &[
         "PyMySQL[rsa,ed25519]==1.2.4",
         "mysqlclient==2.3.1",
         "mysql-connector-python==9.7.0",
         "asyncmy==0.2.18",
+        "aiomysql==0.3.2",
         "SQLAlchemy==2.1.9",
         "Django==5.2.19",
     ],
 };
 /// What the Node programs in `clients/` import.
 const NODE_PACKAGES: fn(Engine) -> &'static [&'static str] = |engine| match engine {
-    Engine::Postgres => &["pg@8.23.1"],
-    Engine::MySql => &["mysql2@3.24.6"],
+    Engine::Postgres => &["pg@8.23.1", "postgres@3.4.9", "knex@3.3.0", "sequelize@6.37.8", "typeorm@1.1.1"],
+    Engine::MySql => &["mysql2@3.24.6", "mariadb@3.5.4", "knex@3.3.0", "sequelize@6.37.8", "typeorm@1.1.1"],
 };
 
 /// Runs `clients/<script>` under Python with `arguments` and the drivers for PostgreSQL; its output, once it has
@@ -56,6 +63,11 @@ pub async fn mysql_node(driver: &str, address: &Address) -> String {
     let (arguments, _authority) = mysql_arguments(driver, address);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     finished(node_command(Engine::MySql, "mysql_drivers.js", &arguments).await).await
+}
+
+/// Runs `clients/<script>` under Node with `arguments` and the drivers for MySQL; its output, once it has succeeded.
+pub async fn mysql_node_script(script: &str, arguments: &[&str]) -> String {
+    finished(node_command(Engine::MySql, script, arguments).await).await
 }
 
 /// Runs `clients/<script>` under Python with `arguments`, the drivers for MySQL, and `input` as its standard input; its

@@ -206,7 +206,8 @@ impl Dumps {
 
 /// Without the key against injection, which is a random one for each dump (from 15.14 on).
 fn plain(dump: &str) -> String {
-    let lines = dump.lines().filter(|line| !line.starts_with("\\restrict ") && !line.starts_with("\\unrestrict "));
+    let lines =
+        dump.lines().filter(|line| !line.starts_with("\\restrict ") && !line.starts_with("\\unrestrict "));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -223,7 +224,9 @@ fn same(one: &str, other: &str) {
 #[tokio::test]
 async fn a_dump_through_the_proxy_is_the_same() {
     let dumps = Dumps::start().await;
-    for arguments in [&[][..], &["--inserts", "--rows-per-insert=50"], &["--schema-only", "--clean", "--if-exists"]] {
+    for arguments in
+        [&[][..], &["--inserts", "--rows-per-insert=50"], &["--schema-only", "--clean", "--if-exists"]]
+    {
         let direct = plain(&foreign::pg_dump(&dumps.direct("source"), arguments).await);
         let through = plain(&foreign::pg_dump(&dumps.through("source"), arguments).await);
         assert!(direct.contains("CREATE MATERIALIZED VIEW shop.per_day"), "{direct}");

@@ -444,9 +444,8 @@ impl<'a, E: Engine> Twins<'a, E> {
             let differs = |step: &usize| {
                 let here = direct.replies.get(*step).map_or("", String::as_str);
                 let there = through.replies[*step].as_str();
-                let is_compared = !script[*step].production.is_empty()
-                    || E::is_loss(there)
-                    || there.starts_with(GAVE_UP);
+                let is_compared =
+                    !script[*step].production.is_empty() || E::is_loss(there) || there.starts_with(GAVE_UP);
                 is_compared && here != there && !E::may_differ(here, there)
             };
             if first.is_none()

@@ -153,7 +153,9 @@ impl Engine for MariaDb {
         ("named locks", 1),
         ("table lock", 1),
         ("warnings", 1),
+        ("warnings counted", 1),
         ("diagnostics", 1),
+        ("rows diagnosed", 1),
         ("last insert id", 1),
         ("rows counted", 1),
         ("sequence", 1),
@@ -172,7 +174,14 @@ impl Engine for MariaDb {
         ("odds and errors", 1),
     ];
 
-    const PENDING: &'static [&'static str] = &[];
+    const PENDING: &'static [&'static str] = &[
+        // `SHOW COUNT(*) WARNINGS` and the variables may tell of statements before the last.
+        "warnings counted",
+        // After `NEXTVAL` has failed in a READ ONLY transaction `LASTVAL` leaves the error where it alone clears it.
+        "sequence",
+        // ROW_COUNT is 0 in place of -1 after an error.
+        "rows diagnosed",
+    ];
 
     fn create(client: usize) -> Vec<String> {
         let t = table(client);
@@ -271,7 +280,11 @@ impl Engine for MariaDb {
                     "INSERT INTO {t} (a) VALUES (2)",
                     "SELECT MAX(id) FROM {t}",
                 ]),
-                _ => queries(&["SET last_insert_id = 77", "SELECT LAST_INSERT_ID()", "SELECT @@last_insert_id"]),
+                _ => queries(&[
+                    "SET last_insert_id = 77",
+                    "SELECT LAST_INSERT_ID()",
+                    "SELECT @@last_insert_id",
+                ]),
             },
             "user variable" => {
                 let text = random.pick(&[
@@ -481,20 +494,44 @@ impl Engine for MariaDb {
                 random.pick(&["SELECT RELEASE_ALL_LOCKS()", "DO RELEASE_LOCK('{t}')"]),
             ]),
             "table lock" => vec![
-                query(random.pick(&["LOCK TABLES {t} WRITE", "LOCK TABLES {t} READ", "LOCK TABLE {t} WRITE"])),
+                query(random.pick(&[
+                    "LOCK TABLES {t} WRITE",
+                    "LOCK TABLES {t} READ",
+                    "LOCK TABLE {t} WRITE",
+                ])),
                 Self::write(random),
                 query("SELECT COUNT(*) FROM {t}_more"),
                 query("UNLOCK TABLES"),
                 query("SELECT COUNT(*) FROM {t}_more"),
             ],
             "warnings" => queries(&[
-                random.pick(&["SELECT 1/0", "SELECT CAST('x' AS INT)", "SELECT 1", "SELECT nothing FROM nowhere"]),
-                random.pick(&["SHOW WARNINGS", "SHOW ERRORS", "SHOW COUNT(*) WARNINGS", "SELECT @@warning_count"]),
+                random.pick(&[
+                    "SELECT 1/0",
+                    "SELECT CAST('x' AS INT)",
+                    "SELECT 1",
+                    "SELECT nothing FROM nowhere",
+                ]),
+                random.pick(&["SHOW WARNINGS", "SHOW ERRORS"]),
+            ]),
+            "warnings counted" => queries(&[
+                random.pick(&["SELECT 1/0", "SELECT COUNT(*) FROM {t}", "SELECT nothing FROM nowhere"]),
+                random.pick(&["SHOW COUNT(*) WARNINGS", "SELECT @@warning_count", "SELECT @@error_count"]),
+            ]),
+            "rows diagnosed" => queries(&[
+                "BEGIN",
+                random.pick(&["INSERT INTO {t} (id) VALUES (1)", "UPDATE {t} SET a = 1"]),
+                "GET DIAGNOSTICS @b = ROW_COUNT",
+                "SELECT @b",
+                "COMMIT",
             ]),
             // In a transaction, which keeps the connection: elsewhere it may be refused, and then sets nothing.
             "diagnostics" => queries(&[
                 "BEGIN",
-                random.pick(&["SELECT CAST('x' AS INT)", "SELECT COUNT(*) FROM {t}", "INSERT INTO {t} (id) VALUES (1)"]),
+                random.pick(&[
+                    "SELECT CAST('x' AS INT)",
+                    "SELECT COUNT(*) FROM {t}",
+                    "INSERT INTO {t} (id) VALUES (1)",
+                ]),
                 "GET DIAGNOSTICS @a = NUMBER",
                 "GET DIAGNOSTICS CONDITION 1 @c = MESSAGE_TEXT",
                 "SELECT @a, @b, @c",
@@ -538,7 +575,9 @@ impl Engine for MariaDb {
             ],
             "database" => match random.below(3) {
                 0 => queries(&["USE {t}_db", "SELECT DATABASE()", "USE appdb"]),
-                1 => vec![Action::InitDb("{t}_db".to_owned()), query("SELECT DATABASE()"), query("USE appdb")],
+                1 => {
+                    vec![Action::InitDb("{t}_db".to_owned()), query("SELECT DATABASE()"), query("USE appdb")]
+                }
                 _ => vec![Action::InitDb("no_such_database".to_owned()), query("SELECT DATABASE()")],
             },
             "routine" | "routine left behind" => {
