@@ -19,7 +19,10 @@ const CLIENTS: usize = 10;
 const CONNECTIONS: u32 = 10;
 
 /// Who pins, for which reason, and what it does that is the reason.
-const PINS: &[(&str, &str, &str)] = &[];
+const PINS: &[(&str, &str, &str)] = &[
+    // Goes when such settings move with their client.
+    ("sequelize_pg", "session-variable", "it sets client_min_messages and more once it is connected"),
+];
 
 /// Runs a driver's cycles through a proxy, and asserts that it pins for no other reason than its own.
 async fn cycles(engine: Engine, driver: &str, run: impl AsyncFnOnce(&Address)) {
@@ -37,7 +40,6 @@ async fn cycles(engine: Engine, driver: &str, run: impl AsyncFnOnce(&Address)) {
     until("the clients are gone", async || proxy.metric("pinion_client_connections", &[]).await == 0.0).await;
     let metrics = proxy.metrics().await;
     let borrows = metrics.sum("pinion_database_connections_borrow_latency_seconds_count", &[]);
-    assert!(borrows >= CYCLES as f64, "{driver} borrowed {borrows} times only");
     let pins: Vec<_> = metrics
         .iter()
         .filter(|(name, _, value)| name == "pinion_pins_total" && *value > 0.0)
@@ -49,6 +51,8 @@ async fn cycles(engine: Engine, driver: &str, run: impl AsyncFnOnce(&Address)) {
     let log = proxy.log();
     let first = log.lines().find(|line| line.contains("session pinned")).unwrap_or_default();
     assert!(unexpected.is_empty(), "{driver}: {unexpected:?}\n{first}");
+    // Who pins borrows once.
+    assert!(borrows >= CYCLES as f64 || !pins.is_empty(), "{driver} borrowed {borrows} times only");
     for (_, why, _) in PINS.iter().filter(|(who, ..)| *who == driver) {
         assert!(
             pins.iter().any(|(reason, _)| reason == why),

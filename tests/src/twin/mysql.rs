@@ -164,6 +164,8 @@ impl Engine for MariaDb {
         ("database", 1),
         ("routine", 1),
         ("routine left behind", 1),
+        ("trigger", 1),
+        ("trigger left behind", 1),
         ("handler", 1),
         ("xa", 1),
         ("file", 1),
@@ -179,6 +181,9 @@ impl Engine for MariaDb {
         "warnings counted",
         // After `NEXTVAL` has failed in a READ ONLY transaction `LASTVAL` leaves the error where it alone clears it.
         "sequence",
+        // Triggers are not seen: docs/session.md.
+        "trigger",
+        "trigger left behind",
         // ROW_COUNT is 0 in place of -1 after an error.
         "rows diagnosed",
     ];
@@ -580,15 +585,15 @@ impl Engine for MariaDb {
                 }
                 _ => vec![Action::InitDb("no_such_database".to_owned()), query("SELECT DATABASE()")],
             },
-            "routine" | "routine left behind" => {
-                let text = random.pick(&[
-                    "CALL {t}_procedure(5)",
-                    "SELECT {t}_function(6)",
-                    "INSERT INTO {t}_triggered VALUES (7)",
-                    "DO {t}_function(8)",
-                ]);
+            "routine" | "routine left behind" | "trigger" | "trigger left behind" => {
+                let text = random.pick(match production {
+                    "routine" | "routine left behind" => {
+                        &["CALL {t}_procedure(5)", "SELECT {t}_function(6)", "DO {t}_function(8)"]
+                    }
+                    _ => &["INSERT INTO {t}_triggered VALUES (7)"],
+                });
                 let mut actions = vec![query(text)];
-                if production == "routine left behind" {
+                if production.ends_with("left behind") {
                     actions.push(match random.below(3) {
                         0 => Action::Reset,
                         1 => Action::ChangeUser,
@@ -819,6 +824,33 @@ fn lines(mut replies: Vec<Reply>) -> String {
             // Other columns than when it was prepared, which here may have been just now.
             done.status &= !METADATA_CHANGED;
         }
+        if let Reply::Rows(Rows { columns, rows, .. }) = reply {
+            // A variable that is NULL has the type of what it was before, which is not known where it was not before.
+            let variables = columns.iter_mut().enumerate().filter(|(_, c)| is_user_variable(&c.name));
+            for (at, column) in variables {
+                if rows.iter().all(|row| is_null(row, at)) {
+                    (column.kind, column.flags) = (0, 0);
+                }
+            }
+        }
     }
     format!("{replies:?}")
+}
+
+fn is_user_variable(name: &str) -> bool {
+    name.starts_with('@') && !name.starts_with("@@")
+}
+
+/// True of a row of texts whose value there is NULL; the values before it are short.
+fn is_null(row: &[u8], at: usize) -> bool {
+    let mut rest = row;
+    for _ in 0..at {
+        let length = match rest.first() {
+            Some(&0xfb) => 0,
+            Some(&length) => usize::from(length),
+            None => return false,
+        };
+        rest = rest.get(1 + length..).unwrap_or_default();
+    }
+    rest.first() == Some(&0xfb)
 }
