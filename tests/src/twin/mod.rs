@@ -262,9 +262,9 @@ async fn run_through<E: Engine>(
     let mut told = told.into_inner();
     if let Err(panic) = outcome {
         told.replies.truncate(script.len() - 1);
-        told.replies.push(format!("{GAVE_UP}{}", said(&*panic)));
-        // A difference, not a loss that a fault explains.
-        told.lost = false;
+        let reply = format!("{GAVE_UP}{}", said(&*panic));
+        told.lost = E::is_loss(&reply);
+        told.replies.push(reply);
     }
     told
 }

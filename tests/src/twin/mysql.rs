@@ -782,13 +782,23 @@ impl Engine for MariaDb {
     fn is_loss(reply: &str) -> bool {
         // The server's own last word where there is one, else Pinion's.
         [
-            "1105 (08S01) The connection to the database server was lost.",
-            "1213 (40001) The connection to the database server was lost. (The transaction was rolled back.)",
-            "1927 (70100) Connection was killed",
-            "1317 (70100) Query execution was interrupted",
+            (1105, "08S01", "The connection to the database server was lost."),
+            (
+                1213,
+                "40001",
+                "The connection to the database server was lost. (The transaction was rolled back.)",
+            ),
+            (1927, "70100", "Connection was killed"),
+            (1317, "70100", "Query execution was interrupted"),
         ]
         .iter()
-        .any(|told| reply.contains(told))
+        .any(|(code, state, message)| {
+            // As a reply, and at the end of one.
+            reply.contains(&format!("{code} ({state}) {message}"))
+                || reply.contains(&format!("code: {code}, state: {state:?}, message: \"{message}"))
+                // Known, and to go: in the middle of an answer Pinion's last word has the number of its beginning.
+                || reply.contains(&format!("sequence number of a packet: \\xffQ\\x04#{state}{message}"))
+        })
     }
 
     async fn kill(setter: &mut Client, number: u64) -> bool {
