@@ -796,9 +796,14 @@ impl Engine for MariaDb {
             // As a reply, and at the end of one.
             reply.contains(&format!("{code} ({state}) {message}"))
                 || reply.contains(&format!("code: {code}, state: {state:?}, message: \"{message}"))
-                // Known, and to go: in the middle of an answer Pinion's last word has the number of its beginning.
-                || reply.contains(&format!("sequence number of a packet: \\xffQ\\x04#{state}{message}"))
         })
+    }
+
+    fn is_flawed_loss(reply: &str) -> bool {
+        // In the middle of an answer Pinion's last word is numbered as if it were the beginning.
+        (reply.contains("sequence number of a packet") && reply.contains(r"\xffQ\x04#08S01The connection to the"))
+            // While a file is on its way there is no last word.
+            || reply.contains("closed in place of a reply")
     }
 
     async fn kill(setter: &mut Client, number: u64) -> bool {

@@ -902,11 +902,17 @@ impl Engine for Postgres {
     fn is_loss(reply: &str) -> bool {
         // The server's own last word where there is one, else Pinion's.
         let told = |what: &str| reply.contains(&format!("\"E FATAL {what}"));
-        // Known, and to go: told of one connection's end, the client may be served by the next all the same.
-        let closed = reply.ends_with("\"closed\"]") || reply.starts_with("[\"E FATAL 57P01");
+        let closed = reply.ends_with("\"closed\"]");
         closed
             && (told("08006 The connection to the database server was lost.")
                 || told("57P01 terminating connection due to administrator command"))
+    }
+
+    fn is_flawed_loss(reply: &str) -> bool {
+        // Told of one connection's end, the client is served by the next all the same.
+        reply.starts_with("[\"E FATAL 57P01 terminating connection due to administrator command\"")
+            // There is no last word.
+            || reply == "[\"closed\"]"
     }
 
     async fn kill(setter: &mut RawClient, number: u64) -> bool {
