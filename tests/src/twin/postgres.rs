@@ -225,6 +225,8 @@ impl Engine for Postgres {
         "routine",
         // A text that was prepared with another search_path is not read again: what it lacks now shows one step later.
         "prepared along the path",
+        // A statement prepared before its table changed fails in `Parse` and `Describe`, too, where a new one would not.
+        "shape changed",
         // The server's error names the statement as Pinion calls it.
         "parameters miscounted",
         // Triggers are not seen: docs/session.md.
