@@ -552,3 +552,59 @@ pub async fn twin<E: Engine>(ways: &Ways, options: &Options) -> Result<Tally, St
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{mysql::MariaDb, postgres::Postgres, *};
+
+    #[test]
+    fn faults_have_names() {
+        assert_eq!("".parse(), Ok(Faults::default()));
+        assert_eq!("kill,drop".parse(), Ok(Faults { drop: true, kill: true }));
+        assert!("kil".parse::<Faults>().is_err());
+    }
+
+    #[test]
+    fn what_comes_before_a_change_of_connections_has_moved() {
+        let step = |production| Step { production, action: () };
+        let script = ["", "a", "a", "b", "", "a", ""].map(step);
+        let mut tally = Tally::default();
+        tally.count(&script, &["1", "", "", "", "2", "", "2"].map(str::to_owned));
+        assert_eq!(tally.productions, BTreeMap::from([("a", (2, 1)), ("b", (1, 1))]));
+        assert_eq!(tally.least_moved().1, 1);
+    }
+
+    #[test]
+    fn pending_productions_run_only_when_named() {
+        fn runs<E: Engine>(only: &str, with: &str) -> Vec<&'static str> {
+            let list = |name: &str| Vec::from_iter((!name.is_empty()).then(|| name.to_owned()));
+            let options = Options { only: list(only), with: list(with), ..Options::default() };
+            options.productions::<E>().into_iter().map(|(name, _)| name).collect()
+        }
+        fn check<E: Engine>() {
+            let all: Vec<_> = E::PRODUCTIONS.iter().map(|(name, _)| *name).collect();
+            assert!(E::PENDING.iter().all(|name| all.contains(name)));
+            assert_eq!(runs::<E>("", "all"), all);
+            assert_eq!(runs::<E>("", "").len() + E::PENDING.len(), all.len());
+            assert_eq!(runs::<E>(E::PENDING[0], ""), [E::PENDING[0]]);
+            let mut random = Random::new(1);
+            for name in all {
+                assert!((0..50).all(|_| !E::produce(name, &mut random, 0).is_empty()), "{name}");
+            }
+        }
+        check::<Postgres>();
+        check::<MariaDb>();
+    }
+
+    #[test]
+    fn a_loss_is_told_in_the_words_that_are_documented() {
+        let lost = r#"["E FATAL 08006 The connection to the database server was lost.", "closed"]"#;
+        assert!(Postgres::is_loss(lost));
+        assert!(!Postgres::is_loss(r#"["closed"]"#));
+        assert!(!Postgres::is_loss(
+            r#"["E ERROR 57P01 terminating connection due to administrator command", "Z I"]"#
+        ));
+        assert!(MariaDb::is_loss("[1105 (08S01) The connection to the database server was lost.]"));
+        assert!(!MariaDb::is_loss("[1146 (42S02) Table 'appdb.x' doesn't exist]"));
+    }
+}
