@@ -14,6 +14,7 @@ pub mod handshake;
 pub mod listener;
 pub mod logging;
 pub mod metrics;
+pub mod mutant;
 pub mod plugin;
 pub mod pool;
 pub mod protocol;

@@ -10,6 +10,8 @@ use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
 };
 
+use crate::mutant::{self, Mutant};
+
 /// A client's settings that are replayed. Never empty inside an [`Arc`], and there one of its kind: equal settings of any
 /// clients are the same [`Arc`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -141,6 +143,9 @@ impl Worn {
     /// True when a client with `settings` finds here what it expects.
     #[must_use]
     pub fn fits(&self, settings: Option<&Arc<Settings>>) -> bool {
+        if mutant::is(Mutant::Labels) {
+            return true;
+        }
         match (self, settings) {
             (Self::Nothing, None) => true,
             (Self::Settings(worn), Some(settings)) => Arc::ptr_eq(worn, settings),

@@ -16,20 +16,27 @@ use crate::{Address, Engine, server::bin_dir, target_dir};
 /// What the Python programs in `clients/` import. Of mysql-connector-python this is the last whose compiled part runs
 /// with Debian 12's OpenSSL.
 const PYTHON_PACKAGES: fn(Engine) -> &'static [&'static str] = |engine| match engine {
-    Engine::Postgres => &["psycopg[binary]==3.3.9", "psycopg2-binary==2.9.13", "asyncpg==0.32.0"],
+    Engine::Postgres => &[
+        "psycopg[binary]==3.3.9",
+        "psycopg2-binary==2.9.13",
+        "asyncpg==0.32.0",
+        "SQLAlchemy==2.1.9",
+        "Django==5.2.19",
+    ],
     Engine::MySql => &[
         "PyMySQL[rsa,ed25519]==1.2.4",
         "mysqlclient==2.3.1",
         "mysql-connector-python==9.7.0",
         "asyncmy==0.2.18",
+        "aiomysql==0.3.2",
         "SQLAlchemy==2.1.9",
         "Django==5.2.19",
     ],
 };
 /// What the Node programs in `clients/` import.
 const NODE_PACKAGES: fn(Engine) -> &'static [&'static str] = |engine| match engine {
-    Engine::Postgres => &["pg@8.23.1"],
-    Engine::MySql => &["mysql2@3.24.6"],
+    Engine::Postgres => &["pg@8.23.1", "postgres@3.4.9", "knex@3.3.0", "sequelize@6.37.8", "typeorm@1.1.1"],
+    Engine::MySql => &["mysql2@3.24.6", "mariadb@3.5.4", "knex@3.3.0", "sequelize@6.37.8", "typeorm@1.1.1"],
 };
 
 /// Runs `clients/<script>` under Python with `arguments` and the drivers for PostgreSQL; its output, once it has
@@ -56,6 +63,11 @@ pub async fn mysql_node(driver: &str, address: &Address) -> String {
     let (arguments, _authority) = mysql_arguments(driver, address);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     finished(node_command(Engine::MySql, "mysql_drivers.js", &arguments).await).await
+}
+
+/// Runs `clients/<script>` under Node with `arguments` and the drivers for MySQL; its output, once it has succeeded.
+pub async fn mysql_node_script(script: &str, arguments: &[&str]) -> String {
+    finished(node_command(Engine::MySql, script, arguments).await).await
 }
 
 /// Runs `clients/<script>` under Python with `arguments`, the drivers for MySQL, and `input` as its standard input; its
@@ -171,12 +183,32 @@ pub async fn psql(address: &Address, script: &str) -> String {
     tool("psql", address, &arguments).await.trim().to_owned()
 }
 
+/// Runs `psql` on a script as it would come from a file, stopping at the first error.
+pub async fn psql_fed(address: &Address, script: &str) -> String {
+    fed(tool_command("psql", address, &["-X", "-q", "-v", "ON_ERROR_STOP=1"]), script).await
+}
+
 /// Runs `pgbench`; its report.
 pub async fn pgbench(address: &Address, arguments: &[&str]) -> String {
     tool("pgbench", address, arguments).await
 }
 
+/// Runs `pg_dump` on the database of `address`; what it says, which is the dump unless that goes to a file.
+pub async fn pg_dump(address: &Address, arguments: &[&str]) -> String {
+    tool("pg_dump", address, arguments).await
+}
+
+/// Runs `pg_restore` into the database of `address`, stopping at the first error.
+pub async fn pg_restore(address: &Address, arguments: &[&str]) -> String {
+    let database = ["--exit-on-error", "--dbname", &address.database];
+    tool("pg_restore", address, &[database.as_slice(), arguments].concat()).await
+}
+
 async fn tool(name: &str, address: &Address, arguments: &[&str]) -> String {
+    finished(tool_command(name, address, arguments)).await
+}
+
+fn tool_command(name: &str, address: &Address, arguments: &[&str]) -> tokio::process::Command {
     let mut command = tokio::process::Command::new(bin_dir().join(name));
     command
         .args(arguments)
@@ -186,7 +218,7 @@ async fn tool(name: &str, address: &Address, arguments: &[&str]) -> String {
         .env("PGPASSWORD", &address.password)
         .env("PGDATABASE", &address.database)
         .env("PGSSLMODE", if address.ca.is_some() { "require" } else { "disable" });
-    finished(command).await
+    command
 }
 
 async fn finished(mut command: tokio::process::Command) -> String {

@@ -2,44 +2,65 @@
 //! change connections all the time. A short run with a fixed seed; `cargo xtask twin` runs longer ones.
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::{env, time::Duration};
 
 use pinion_tests::{
-    Proxy, Server,
-    twin::{self, Ways},
+    Proxy, ProxyBuilder, Server,
+    twin::{self, Engine, Options, Ways},
 };
 
+/// What `cargo xtask twin` says, as text.
+fn said(variable: &str) -> String {
+    env::var(variable).unwrap_or_default()
+}
+
 fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).map_or(otherwise, |value| value.parse().unwrap())
+    env::var(variable).map_or(otherwise, |value| value.parse().unwrap())
 }
 
-fn seed() -> u64 {
-    number("PINION_TWIN_SEED", 1)
+fn names(variable: &str) -> Vec<String> {
+    said(variable).split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
-fn lasts() -> Duration {
-    Duration::from_secs(number("PINION_TWIN_SECONDS", 20))
+async fn twins<E: Engine>(proxy: ProxyBuilder, direct: pinion_tests::Address, behind: pinion_tests::Address) {
+    let proxy = proxy.max_connections(twin::CONNECTIONS).start().await;
+    let ways = Ways { direct, behind, through: proxy.address() };
+    let must_differ = env::var_os("PINION_TWIN_MUST_DIFFER").is_some();
+    let options = Options {
+        seed: number("PINION_TWIN_SEED", 1),
+        lasts: Duration::from_secs(number("PINION_TWIN_SECONDS", 25)),
+        faults: said("PINION_TWIN_FAULTS").parse().unwrap(),
+        only: names("PINION_TWIN_ONLY"),
+        with: names("PINION_TWIN_WITH"),
+        shrinks: Duration::from_secs(if must_differ { 0 } else { 90 }),
+    };
+    match twin::twin::<E>(&ways, &options).await {
+        Ok(tally) if !must_differ => {
+            println!("{tally}");
+            let (production, moved) = tally.least_moved();
+            let least = number("PINION_TWIN_LEAST", 0);
+            assert!(moved >= least, "{production} changed hands {moved} times only, not {least}");
+        }
+        Ok(tally) => panic!("no difference, and there should be one:\n{tally}"),
+        Err(difference) if must_differ => println!("{difference}"),
+        Err(difference) => panic!("{difference}"),
+    }
 }
 
 #[tokio::test]
 async fn mariadb() {
     let start = async || Server::mariadb().without_general_log().start().await;
     let (alone, behind) = (start().await, start().await);
-    let proxy = Proxy::in_front_of(&behind).max_connections(twin::CONNECTIONS).start().await;
-    let ways = Ways { direct: alone.address(), behind: behind.address(), through: proxy.address() };
-    match twin::twin::<twin::mysql::MariaDb>(&ways, seed(), lasts()).await {
-        Ok(tally) => println!("{tally}"),
-        Err(difference) => panic!("{difference}"),
-    }
+    twins::<twin::mysql::MariaDb>(Proxy::in_front_of(&behind), alone.address(), behind.address()).await;
 }
 
 #[tokio::test]
 async fn postgresql() {
-    let (alone, behind) = (Server::postgres().start().await, Server::postgres().start().await);
-    let proxy = Proxy::in_front_of(&behind).max_connections(twin::CONNECTIONS).start().await;
-    let ways = Ways { direct: alone.address(), behind: behind.address(), through: proxy.address() };
-    match twin::twin::<twin::postgres::Postgres>(&ways, seed(), lasts()).await {
-        Ok(tally) => println!("{tally}"),
-        Err(difference) => panic!("{difference}"),
-    }
+    let start = async || {
+        let server = Server::postgres().start().await;
+        server.direct().await.execute("GRANT app2 TO app").await;
+        server
+    };
+    let (alone, behind) = (start().await, start().await);
+    twins::<twin::postgres::Postgres>(Proxy::in_front_of(&behind), alone.address(), behind.address()).await;
 }

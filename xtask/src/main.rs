@@ -39,9 +39,17 @@ cargo xtask COMMAND
   mysql8 [--mysqld PATH] [ARGS…]
                   run the tests with a real MySQL 8: the one given, else the system's, else one that apt can fetch,
                   unpacked to target/mysql8; where there is none, say why they are skipped. ARGS go to `cargo test`
-  twin [--seed N] [--minutes N] [ENGINE]
-                  run scripts straight to a server and through Pinion, and compare every reply; default seed 1,
-                  30 minutes for each engine. ENGINE is mariadb or postgresql; default both
+  twin [OPTIONS] [ENGINE]
+                  run scripts straight to a server and through Pinion, and compare every reply. ENGINE is mariadb or
+                  postgresql; default both
+      --seed N          of the first round, default 1
+      --minutes N       for each engine, default 30
+      --least N         times that every production has to run while its connection changes hands; default 1000 from
+                        30 minutes on
+      --faults LIST     of drop,kill: what goes wrong meanwhile
+      --only LIST       of productions
+      --with LIST       of pending productions, or all
+      --mutants         run Pinions that are broken on purpose, each until it is caught
   plugins         build every plugin to target/plugins/*.wasm, and those for tests to target/plugins/fixtures
   setup           only install what is missing
   bench [OPTIONS] compare Pinion, PgBouncer and a direct connection; for MySQL Pinion, HAProxy and a direct one

@@ -3,16 +3,27 @@
 //!
 //! Clients run side by side, each on tables, locks and names of its own, so that what one sees does not depend on when
 //! the others run, but which server connection serves it does.
+//!
+//! With [`Faults`] server connections are killed and clients' sockets dropped meanwhile. Whom that hits is not compared
+//! any more from there on; all others are.
 
 use std::{
+    any::Any,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     fmt::{self, Debug, Write},
+    panic::AssertUnwindSafe,
+    str::FromStr,
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
+use futures_util::{
+    FutureExt,
+    future::{join, join_all},
+};
+use tokio::time::{sleep, timeout};
 
-use crate::Address;
+use crate::{Address, until};
 
 pub mod mysql;
 pub mod postgres;
@@ -23,18 +34,32 @@ pub const CLIENTS: usize = 8;
 pub const CONNECTIONS: u32 = CLIENTS as u32 / 4;
 /// Productions in one client's script.
 const PRODUCTIONS: usize = 25;
+/// Longest pause between two server connections killed.
+const KILL_WITHIN_MS: usize = 100;
+/// A client's socket is dropped after so long at most.
+const DROP_WITHIN_MS: usize = 1500;
+
+/// How a reply begins that the client could not read.
+const GAVE_UP: &str = "the client gave up: ";
 
 /// One engine's statements.
 pub trait Engine {
     /// One thing that a client does.
-    type Action: Clone + Debug;
+    type Action: Clone + Debug + From<String>;
     /// A logged-in client.
     type Client;
 
-    /// Clears what earlier rounds left and makes what the scripts of `client` use.
-    fn setup(client: usize) -> Vec<String>;
-    /// A production and its actions, for a client of this number.
-    fn produce(random: &mut Random, client: usize) -> (&'static str, Vec<Self::Action>);
+    /// The names of all productions, and how often each comes up among the others.
+    const PRODUCTIONS: &'static [(&'static str, usize)];
+    /// Those that only run when asked for by name: what Pinion does not do yet.
+    const PENDING: &'static [&'static str];
+
+    /// Makes what the scripts of `client` use, on a server that has nothing of it.
+    fn create(client: usize) -> Vec<String>;
+    /// Puts that back to what it was before a round: one text.
+    fn renew(client: usize) -> String;
+    /// The actions of a production, for a client of this number.
+    fn produce(production: &str, random: &mut Random, client: usize) -> Vec<Self::Action>;
     /// What asks for the server connection's number; its reply is not compared.
     fn identity() -> Self::Action;
     /// Logs in.
@@ -49,6 +74,16 @@ pub trait Engine {
     fn leave(client: Self::Client) -> impl Future<Output = ()>;
     /// True where the replies may differ, and why that is right. All such places stand in this one function.
     fn may_differ(direct: &str, through: &str) -> bool;
+    /// True of what a client is told whose server connection is lost, see `docs/errors.md`.
+    fn is_loss(reply: &str) -> bool;
+    /// True of what such a client is told or not told today, though it should not be. The tally counts them. Flaws that
+    /// are mended go from here.
+    fn is_flawed_loss(reply: &str) -> bool;
+    /// Kills one of the server connections of others of the same user: which one, `number` decides. False if there is
+    /// none.
+    fn kill(setter: &mut Self::Client, number: u64) -> impl Future<Output = bool>;
+    /// True when no other session of the same user does anything on the server.
+    fn is_quiet(setter: &mut Self::Client) -> impl Future<Output = bool>;
 }
 
 /// A step of a script: its production, and what is done.
@@ -97,17 +132,93 @@ impl Random {
     pub fn once_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
+
+    /// A time shorter than so many milliseconds.
+    fn within(&mut self, milliseconds: usize) -> Duration {
+        Duration::from_millis(self.below(milliseconds) as u64)
+    }
+}
+
+/// What goes wrong while scripts run through Pinion.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Faults {
+    /// Sockets of clients close, whatever they are doing.
+    pub drop: bool,
+    /// Server connections are killed, whatever they are doing.
+    pub kill: bool,
+}
+
+impl FromStr for Faults {
+    type Err = String;
+
+    /// Names with commas between them; none of an empty text.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut faults = Self::default();
+        for name in text.split(',').filter(|name| !name.is_empty()) {
+            match name {
+                "drop" => faults.drop = true,
+                "kill" => faults.kill = true,
+                other => return Err(format!("no fault is called {other}; there are drop and kill")),
+            }
+        }
+        Ok(faults)
+    }
+}
+
+/// How [`twin`] runs.
+#[derive(Debug, Default, Clone)]
+pub struct Options {
+    /// Of the first round; each later one has the next number.
+    pub seed: u64,
+    /// Rounds begin for so long.
+    pub lasts: Duration,
+    /// What goes wrong meanwhile.
+    pub faults: Faults,
+    /// Only these productions; empty for all but the pending ones.
+    pub only: Vec<String>,
+    /// These pending ones, too; `all` is all of them.
+    pub with: Vec<String>,
+    /// A difference is cut down to a short script for so long.
+    pub shrinks: Duration,
+}
+
+impl Options {
+    /// The productions that run, and how often each comes up.
+    fn productions<E: Engine>(&self) -> Vec<(&'static str, usize)> {
+        let wants = |name: &str| {
+            let named = |list: &[String]| list.iter().any(|wanted| wanted == name || wanted == "all");
+            match self.only.is_empty() {
+                true => !E::PENDING.contains(&name) || named(&self.with),
+                false => named(&self.only),
+            }
+        };
+        let chosen: Vec<_> = E::PRODUCTIONS.iter().copied().filter(|(name, _)| wants(name)).collect();
+        assert!(!chosen.is_empty(), "no production is called {:?}: {:?}", self.only, E::PRODUCTIONS);
+        chosen
+    }
 }
 
 /// A script for `client`.
 #[must_use]
-pub fn script<E: Engine>(random: &mut Random, client: usize) -> Script<E::Action> {
+pub fn script<E: Engine>(
+    productions: &[(&'static str, usize)],
+    random: &mut Random,
+    client: usize,
+) -> Script<E::Action> {
     let identity = || Step { production: "", action: E::identity() };
+    let weights = productions.iter().map(|(_, weight)| weight).sum();
     let mut script = vec![identity()];
     for _ in 0..PRODUCTIONS {
-        let (production, actions) = E::produce(random, client);
+        let mut at = random.below(weights);
+        let chosen = productions.iter().find(|(_, weight)| {
+            let here = at < *weight;
+            at = at.saturating_sub(*weight);
+            here
+        });
+        let (production, _) = *chosen.expect("below the sum of the weights");
+        let actions = E::produce(production, random, client);
         script.extend(actions.into_iter().map(|action| Step { production, action }));
-        if random.once_in(3) {
+        if random.once_in(2) {
             script.push(identity());
         }
     }
@@ -115,22 +226,74 @@ pub fn script<E: Engine>(random: &mut Random, client: usize) -> Script<E::Action
     script
 }
 
-/// Runs a script; one reply a step.
-async fn run<E: Engine>(address: &Address, script: &[Step<E::Action>]) -> Vec<String> {
+/// What a client was told; shorter than its script where that did not come to its end.
+#[derive(Debug, Default)]
+struct Told {
+    replies: Vec<String>,
+    /// The last reply is the news that the connection is lost.
+    lost: bool,
+}
+
+/// Runs a script up to its end, or to the loss of the connection.
+async fn run<E: Engine>(address: &Address, script: &[Step<E::Action>], told: &RefCell<Told>) {
     let mut client = E::connect(address).await;
-    let mut replies = Vec::new();
     for step in script {
-        replies.push(E::run(&mut client, address, &step.action).await);
+        let reply = E::run(&mut client, address, &step.action).await;
+        let lost = E::is_loss(&reply) || E::is_flawed_loss(&reply);
+        let mut told = told.borrow_mut();
+        told.replies.push(reply);
+        told.lost = lost;
+        if lost {
+            return;
+        }
     }
     E::leave(client).await;
-    replies
+}
+
+/// [`run`] through Pinion: a reply that the client cannot read is one as well. With `until` its socket closes then.
+async fn run_through<E: Engine>(
+    address: &Address,
+    script: &[Step<E::Action>],
+    until: Option<Duration>,
+) -> Told {
+    let told = RefCell::default();
+    let running = AssertUnwindSafe(run::<E>(address, script, &told)).catch_unwind();
+    let outcome = match until {
+        Some(until) => timeout(until, running).await.unwrap_or(Ok(())),
+        None => running.await,
+    };
+    let mut told = told.into_inner();
+    if let Err(panic) = outcome {
+        told.replies.truncate(script.len() - 1);
+        let reply = format!("{GAVE_UP}{}", said(&*panic));
+        told.lost = E::is_loss(&reply) || E::is_flawed_loss(&reply);
+        told.replies.push(reply);
+    }
+    told
+}
+
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("for no reason")
 }
 
 /// How often each production ran, and how often its client was served by another server connection right after.
 #[derive(Debug, Default)]
-pub struct Tally(BTreeMap<&'static str, (u64, u64)>);
+pub struct Tally {
+    productions: BTreeMap<&'static str, (u64, u64)>,
+    rounds: u64,
+    dropped: u64,
+    killed: u64,
+    lost: u64,
+    flawed: u64,
+}
 
 impl Tally {
+    fn new(productions: &[(&'static str, usize)]) -> Self {
+        let productions = productions.iter().map(|(name, _)| (*name, (0, 0))).collect();
+        Self { productions, ..Self::default() }
+    }
+
     fn count<A>(&mut self, script: &[Step<A>], replies: &[String]) {
         let mut since: Vec<&'static str> = Vec::new();
         let mut last: Option<&str> = None;
@@ -138,13 +301,13 @@ impl Tally {
             if !step.production.is_empty() {
                 if since.last() != Some(&step.production) {
                     since.push(step.production);
-                    self.0.entry(step.production).or_default().0 += 1;
+                    self.productions.entry(step.production).or_default().0 += 1;
                 }
                 continue;
             }
             if last.is_some_and(|last| last != reply) {
                 for production in &since {
-                    self.0.entry(production).or_default().1 += 1;
+                    self.productions.entry(production).or_default().1 += 1;
                 }
             }
             since.clear();
@@ -152,20 +315,23 @@ impl Tally {
         }
     }
 
-    /// The least that any production ran while its connection changed hands.
+    /// The production that ran least often while its connection changed hands, and how often.
     #[must_use]
-    pub fn least_moved(&self) -> u64 {
-        self.0.values().map(|(_, moved)| *moved).min().unwrap_or(0)
+    pub fn least_moved(&self) -> (&'static str, u64) {
+        let moved = self.productions.iter().map(|(name, (_, moved))| (*name, *moved));
+        moved.min_by_key(|(_, moved)| *moved).unwrap_or_default()
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:28} {:>9} {:>9}", "production", "ran", "moved")?;
-        for (production, (ran, moved)) in &self.0 {
+        for (production, (ran, moved)) in &self.productions {
             writeln!(f, "{production:28} {ran:>9} {moved:>9}")?;
         }
-        Ok(())
+        write!(f, "{} rounds; {} clients dropped; ", self.rounds, self.dropped)?;
+        write!(f, "{} server connections killed, by which {} clients lost theirs", self.killed, self.lost)?;
+        writeln!(f, ", {} of them told of it otherwise than they should be", self.flawed)
     }
 }
 
@@ -193,121 +359,186 @@ pub struct Ways {
     pub through: Address,
 }
 
-async fn prepare<E: Engine>(address: &Address, clients: impl Iterator<Item = usize>)
-where
-    E::Action: From<String>,
-{
-    let mut setter = E::connect(address).await;
-    for client in clients {
-        for statement in E::setup(client) {
-            E::run(&mut setter, address, &statement.into()).await;
-        }
-    }
-    E::leave(setter).await;
+/// Both ways, set up.
+struct Twins<'a, E: Engine> {
+    ways: &'a Ways,
+    faults: Faults,
+    /// Set up the one server and the other, and kill connections there.
+    direct: E::Client,
+    behind: E::Client,
+    /// Connections killed in the round before: the last of them may not be found dead before this round.
+    killed_before: u64,
 }
 
-/// Runs all scripts both ways.
-pub async fn round<E: Engine>(
-    ways: &Ways,
-    scripts: &[(usize, Script<E::Action>)],
-    tally: &mut Tally,
-) -> Option<Difference>
-where
-    E::Action: From<String>,
-{
-    prepare::<E>(&ways.direct, scripts.iter().map(|(client, _)| *client)).await;
-    prepare::<E>(&ways.behind, scripts.iter().map(|(client, _)| *client)).await;
-    let all = |address: &Address| {
-        let address = address.clone();
-        async move { join_all(scripts.iter().map(|(_, script)| run::<E>(&address, script))).await }
-    };
-    let direct = all(&ways.direct).await;
-    let through = all(&ways.through).await;
-    let mut first = None;
-    for (((client, script), direct), through) in scripts.iter().zip(&direct).zip(&through) {
-        tally.count(script, through);
-        let differs = |step: &usize| {
-            let (direct, through) = (&direct[*step], &through[*step]);
-            !script[*step].production.is_empty() && direct != through && !E::may_differ(direct, through)
+impl<'a, E: Engine> Twins<'a, E> {
+    async fn new(ways: &'a Ways, faults: Faults) -> Self {
+        let set_up = async |address: &Address| {
+            let mut setter = E::connect(address).await;
+            for statement in (0..CLIENTS).flat_map(E::create) {
+                E::run(&mut setter, address, &statement.into()).await;
+            }
+            setter
         };
-        if first.is_none()
-            && let Some(step) = (0..script.len()).find(differs)
-        {
-            let (direct, through) = (direct[step].clone(), through[step].clone());
-            first = Some(Difference { client: *client, step, direct, through });
-        }
+        let (direct, behind) = join(set_up(&ways.direct), set_up(&ways.behind)).await;
+        Self { ways, faults, direct, behind, killed_before: 0 }
     }
-    first
-}
 
-/// Leaves out of the script of the client that differs what is not needed for a difference; the others stay as they
-/// are. What is left, and the difference it makes.
-async fn shrink<E: Engine>(
-    ways: &Ways,
-    scripts: &[(usize, Script<E::Action>)],
-    found: Difference,
-    until: Instant,
-) -> (Script<E::Action>, Difference)
-where
-    E::Action: From<String>,
-{
-    let at = scripts.iter().position(|(client, _)| *client == found.client).unwrap_or(0);
-    let mut all = scripts.to_vec();
-    let mut found = found;
-    all[at].1.truncate(found.step + 1);
-    let mut chunk = (all[at].1.len() / 2).max(1);
-    while Instant::now() < until {
-        let mut begin = 0;
-        let mut less = false;
-        while begin < all[at].1.len() && Instant::now() < until {
-            let mut tried = all.clone();
-            let end = (begin + chunk).min(tried[at].1.len());
-            tried[at].1.drain(begin..end);
-            // Who is served by which connection is a matter of chance.
-            let mut smaller = None;
-            for _ in 0..3 {
-                let difference = round::<E>(ways, &tried, &mut Tally::default()).await;
-                smaller = difference.filter(|difference| {
-                    let kind = |script: &Script<_>, at: usize| script.get(at).map(|step| step.production);
-                    difference.client == found.client
-                        && kind(&tried[at].1, difference.step) == kind(&all[at].1, found.step)
+    async fn renew(&mut self, scripts: &[(usize, Script<E::Action>)]) {
+        let renew = async |setter: &mut E::Client, address: &Address| {
+            for (client, _) in scripts {
+                E::run(setter, address, &E::renew(*client).into()).await;
+            }
+        };
+        let (direct, behind) = (&mut self.direct, &mut self.behind);
+        join(renew(direct, &self.ways.direct), renew(behind, &self.ways.behind)).await;
+    }
+
+    /// Runs all scripts both ways; `chance` decides about the faults.
+    async fn round(
+        &mut self,
+        scripts: &[(usize, Script<E::Action>)],
+        chance: &mut Random,
+        tally: &mut Tally,
+    ) -> Option<Difference> {
+        self.renew(scripts).await;
+        let straight = join_all(scripts.iter().map(async |(_, script)| {
+            let told = RefCell::default();
+            run::<E>(&self.ways.direct, script, &told).await;
+            told.into_inner()
+        }));
+        let drops: Vec<Option<Duration>> = scripts
+            .iter()
+            .map(|_| (self.faults.drop && chance.once_in(3)).then(|| chance.within(DROP_WITHIN_MS)))
+            .collect();
+        let over = Cell::new(false);
+        let through = async {
+            let all = scripts.iter().zip(&drops);
+            let all = all.map(|((_, script), until)| run_through::<E>(&self.ways.through, script, *until));
+            let told = join_all(all).await;
+            over.set(true);
+            told
+        };
+        let behind = &mut self.behind;
+        let kills = async {
+            let mut killed = 0;
+            while self.faults.kill && !over.get() {
+                sleep(chance.within(KILL_WITHIN_MS)).await;
+                killed += u64::from(!over.get() && E::kill(behind, chance.number()).await);
+            }
+            killed
+        };
+        let (direct, (through, killed)) = join(straight, join(through, kills)).await;
+        if self.faults != Faults::default() {
+            // What a dropped client has sent may not have ended with it.
+            until("nothing runs behind Pinion", async || E::is_quiet(&mut self.behind).await).await;
+        }
+        let lost = through.iter().filter(|told| told.lost).count() as u64;
+        tally.rounds += 1;
+        tally.killed += killed;
+        tally.lost += lost;
+        let flawed = through.iter().filter_map(|told| told.replies.last().filter(|_| told.lost));
+        tally.flawed += flawed.filter(|reply| !E::is_loss(reply)).count() as u64;
+        tally.dropped += drops.iter().flatten().count() as u64;
+        // One killed connection is lost by one client at most.
+        let mut unexplained = lost.saturating_sub(killed + self.killed_before);
+        self.killed_before = killed;
+        let mut first = None;
+        for (((client, script), direct), through) in scripts.iter().zip(&direct).zip(&through) {
+            tally.count(script, &through.replies);
+            let mut compared = through.replies.len();
+            if through.lost && unexplained == 0 {
+                compared -= 1;
+            } else if through.lost {
+                unexplained -= 1;
+            }
+            let differs = |step: &usize| {
+                let here = direct.replies.get(*step).map_or("", String::as_str);
+                let there = through.replies[*step].as_str();
+                let is_compared =
+                    !script[*step].production.is_empty() || E::is_loss(there) || there.starts_with(GAVE_UP);
+                is_compared && here != there && !E::may_differ(here, there)
+            };
+            if first.is_none()
+                && let Some(step) = (0..compared).find(differs)
+            {
+                let direct = direct.replies.get(step).cloned().unwrap_or_default();
+                first = Some(Difference {
+                    client: *client,
+                    step,
+                    direct,
+                    through: through.replies[step].clone(),
                 });
-                if smaller.is_some() {
-                    break;
-                }
-            }
-            match smaller {
-                Some(difference) => {
-                    tried[at].1.truncate(difference.step + 1);
-                    (all, found, less) = (tried, difference, true);
-                }
-                None => begin = end,
             }
         }
-        if !less && chunk == 1 {
-            break;
-        }
-        chunk = (chunk / 2).max(1);
+        first
     }
-    (all.swap_remove(at).1, found)
+
+    /// Leaves out of the script of the client that differs what is not needed for a difference; the others stay as they
+    /// are. What is left, and the difference it makes.
+    async fn shrink(
+        &mut self,
+        scripts: &[(usize, Script<E::Action>)],
+        chance: &mut Random,
+        found: Difference,
+        until: Instant,
+    ) -> (Script<E::Action>, Difference) {
+        let at = scripts.iter().position(|(client, _)| *client == found.client).unwrap_or(0);
+        let mut all = scripts.to_vec();
+        let mut found = found;
+        all[at].1.truncate(found.step + 1);
+        let mut chunk = (all[at].1.len() / 2).max(1);
+        while Instant::now() < until {
+            let mut begin = 0;
+            let mut less = false;
+            while begin < all[at].1.len() && Instant::now() < until {
+                let mut tried = all.clone();
+                let end = (begin + chunk).min(tried[at].1.len());
+                tried[at].1.drain(begin..end);
+                // Who is served by which connection is a matter of chance.
+                let mut smaller = None;
+                for _ in 0..3 {
+                    let difference = self.round(&tried, chance, &mut Tally::default()).await;
+                    smaller = difference.filter(|difference| {
+                        let kind = |script: &Script<_>, at: usize| script.get(at).map(|step| step.production);
+                        difference.client == found.client
+                            && kind(&tried[at].1, difference.step) == kind(&all[at].1, found.step)
+                    });
+                    if smaller.is_some() {
+                        break;
+                    }
+                }
+                match smaller {
+                    Some(difference) => {
+                        tried[at].1.truncate(difference.step + 1);
+                        (all, found, less) = (tried, difference, true);
+                    }
+                    None => begin = end,
+                }
+            }
+            if !less && chunk == 1 {
+                break;
+            }
+            chunk = (chunk / 2).max(1);
+        }
+        (all.swap_remove(at).1, found)
+    }
 }
 
-/// Runs rounds from `seed` on for so long. What was run; or, as a text to read, a difference with the short script that
-/// makes it.
-pub async fn twin<E: Engine>(ways: &Ways, seed: u64, lasts: Duration) -> Result<Tally, String>
-where
-    E::Action: From<String>,
-{
-    let end = Instant::now() + lasts;
-    let mut tally = Tally::default();
-    let mut number = seed;
+/// Runs rounds. What was run; or, as a text to read, a difference with the short script that makes it.
+pub async fn twin<E: Engine>(ways: &Ways, options: &Options) -> Result<Tally, String> {
+    let end = Instant::now() + options.lasts;
+    let productions = options.productions::<E>();
+    let mut tally = Tally::new(&productions);
+    let mut twins = Twins::<E>::new(ways, options.faults).await;
+    let mut number = options.seed;
     loop {
         let mut random = Random::new(number);
-        let scripts: Vec<_> = (0..CLIENTS).map(|client| (client, script::<E>(&mut random, client))).collect();
-        if let Some(found) = round::<E>(ways, &scripts, &mut tally).await {
+        let scripts: Vec<_> =
+            (0..CLIENTS).map(|client| (client, script::<E>(&productions, &mut random, client))).collect();
+        if let Some(found) = twins.round(&scripts, &mut random, &mut tally).await {
             let mut report = format!("seed {number}, client {}: {found:#?}\n", found.client);
-            let until = Instant::now() + Duration::from_secs(60);
-            let (script, found) = shrink::<E>(ways, &scripts, found, until).await;
+            let until = Instant::now() + options.shrinks;
+            let (script, found) = twins.shrink(&scripts, &mut random, found, until).await;
             writeln!(report, "shortest script found:").ok();
             for step in &script {
                 writeln!(report, "  {:24} {:?}", step.production, step.action).ok();
@@ -319,5 +550,61 @@ where
         if Instant::now() >= end {
             return Ok(tally);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{mysql::MariaDb, postgres::Postgres, *};
+
+    #[test]
+    fn faults_have_names() {
+        assert_eq!("".parse(), Ok(Faults::default()));
+        assert_eq!("kill,drop".parse(), Ok(Faults { drop: true, kill: true }));
+        assert!("kil".parse::<Faults>().is_err());
+    }
+
+    #[test]
+    fn what_comes_before_a_change_of_connections_has_moved() {
+        let step = |production| Step { production, action: () };
+        let script = ["", "a", "a", "b", "", "a", ""].map(step);
+        let mut tally = Tally::default();
+        tally.count(&script, &["1", "", "", "", "2", "", "2"].map(str::to_owned));
+        assert_eq!(tally.productions, BTreeMap::from([("a", (2, 1)), ("b", (1, 1))]));
+        assert_eq!(tally.least_moved().1, 1);
+    }
+
+    #[test]
+    fn pending_productions_run_only_when_named() {
+        fn runs<E: Engine>(only: &str, with: &str) -> Vec<&'static str> {
+            let list = |name: &str| Vec::from_iter((!name.is_empty()).then(|| name.to_owned()));
+            let options = Options { only: list(only), with: list(with), ..Options::default() };
+            options.productions::<E>().into_iter().map(|(name, _)| name).collect()
+        }
+        fn check<E: Engine>() {
+            let all: Vec<_> = E::PRODUCTIONS.iter().map(|(name, _)| *name).collect();
+            assert!(E::PENDING.iter().all(|name| all.contains(name)));
+            assert_eq!(runs::<E>("", "all"), all);
+            assert_eq!(runs::<E>("", "").len() + E::PENDING.len(), all.len());
+            assert_eq!(runs::<E>(E::PENDING[0], ""), [E::PENDING[0]]);
+            let mut random = Random::new(1);
+            for name in all {
+                assert!((0..50).all(|_| !E::produce(name, &mut random, 0).is_empty()), "{name}");
+            }
+        }
+        check::<Postgres>();
+        check::<MariaDb>();
+    }
+
+    #[test]
+    fn a_loss_is_told_in_the_words_that_are_documented() {
+        let lost = r#"["E FATAL 08006 The connection to the database server was lost.", "closed"]"#;
+        assert!(Postgres::is_loss(lost));
+        assert!(!Postgres::is_loss(r#"["closed"]"#));
+        assert!(!Postgres::is_loss(
+            r#"["E ERROR 57P01 terminating connection due to administrator command", "Z I"]"#
+        ));
+        assert!(MariaDb::is_loss("[1105 (08S01) The connection to the database server was lost.]"));
+        assert!(!MariaDb::is_loss("[1146 (42S02) Table 'appdb.x' doesn't exist]"));
     }
 }
