@@ -914,7 +914,7 @@ impl Engine for Postgres {
         // Told of one connection's end, the client is served by the next all the same.
         reply.starts_with("[\"E FATAL 57P01 terminating connection due to administrator command\"")
             // There is no last word.
-            || reply == "[\"closed\"]"
+            || (reply.ends_with("\"closed\"]") && !reply.contains("\"E "))
     }
 
     async fn kill(setter: &mut RawClient, number: u64) -> bool {
