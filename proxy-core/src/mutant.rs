@@ -8,6 +8,8 @@ pub enum Mutant {
     Labels,
     /// What others have left on a server connection stays there.
     Reset,
+    /// Servers are not asked how a session stands.
+    Probe,
 }
 
 /// True when this is broken.
@@ -23,7 +25,7 @@ pub const fn is(_: Mutant) -> bool {
 pub fn is(mutant: Mutant) -> bool {
     static CHOSEN: std::sync::LazyLock<Option<Mutant>> = std::sync::LazyLock::new(|| {
         let name = std::env::var("PINION_MUTANT").ok()?;
-        let known = [("labels", Mutant::Labels), ("reset", Mutant::Reset)];
+        let known = [("labels", Mutant::Labels), ("reset", Mutant::Reset), ("probe", Mutant::Probe)];
         let found = known.iter().find(|(known, _)| *known == name);
         let (_, mutant) = found.unwrap_or_else(|| panic!("PINION_MUTANT names none of {known:?}"));
         Some(*mutant)

@@ -248,9 +248,16 @@ impl<P: Protocol> ServerConnection<P> {
         {
             found = P::read_survey(&row);
         }
-        let survey = found.unwrap_or(Survey { names: Vec::new(), others: true });
+        let survey = found.unwrap_or(Survey { names: Vec::new(), others: true, behind_writes: true });
         self.survey = Some((now, survey.clone()));
         Ok(survey)
+    }
+
+    /// True unless it is known that nothing unseen runs behind statements that write.
+    pub fn may_run_behind_writes(&self, now: Instant) -> bool {
+        self.survey
+            .as_ref()
+            .is_none_or(|(since, survey)| now >= *since + SURVEY_LASTS || survey.behind_writes)
     }
 
     /// Puts the session back to what it was when the connection was new.

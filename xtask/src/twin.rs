@@ -10,7 +10,11 @@ use crate::{
 };
 
 /// What is broken in a Pinion built with the feature `twin-mutants`, and in front of which engines it must show.
-const MUTANTS: &[(&str, &[&str])] = &[("labels", &["mariadb"]), ("reset", &["mariadb", "postgresql"])];
+const MUTANTS: &[(&str, &[&str])] = &[
+    ("labels", &["mariadb", "postgresql"]),
+    ("reset", &["mariadb", "postgresql"]),
+    ("probe", &["postgresql"]),
+];
 /// Seconds in which a mutant must be caught.
 const MUTANT_SECONDS: &str = "60";
 

@@ -153,6 +153,8 @@ pub struct Survey {
     pub names: Vec<Box<str>>,
     /// And any others.
     pub others: bool,
+    /// Some of it may run behind statements that write, without being named.
+    pub behind_writes: bool,
 }
 
 /// Knows a statement text as proxies of its dialect do: its digest, its facts and its hint.

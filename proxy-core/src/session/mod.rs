@@ -184,6 +184,8 @@ struct Pending {
     reported: u16,
     /// One of them begins or ends transactions, or may.
     moves_transaction: bool,
+    /// One of them writes.
+    writes: bool,
     /// Of the last statement.
     digest: u128,
     text: Option<Arc<Facts>>,

@@ -12,6 +12,7 @@ use tracing::debug;
 use super::{Cause, Pending, Rare, Session, SessionError};
 use crate::{
     config::Profile,
+    mutant::{self, Mutant},
     protocol::{
         Facts, Findings, Moves, PinReason, PinReasons, Protocol, ServerState, StateChange, Statement,
         StatementKind, Tracker, Tx,
@@ -41,6 +42,10 @@ pub(super) struct Question {
     code: bool,
     /// and any others that there may be.
     all: bool,
+    /// Statements have written, behind which code may run,
+    behind_writes: bool,
+    /// and nothing else raised it.
+    only_writes: bool,
     /// The last statement that raised it.
     cause: Cause,
 }
@@ -72,6 +77,7 @@ impl<P: Protocol> Session<P> {
         in_transaction: bool,
     ) {
         let facts = &statement.facts;
+        self.pending.writes |= facts.writes || facts.kind == StatementKind::Copy;
         if replay.is_some() {
             self.follow_replayed(statement, replay, sets, in_transaction);
             return;
@@ -109,6 +115,8 @@ impl<P: Protocol> Session<P> {
             (Moves::ByText | Moves::Back | Moves::ByValue, ..) => pending.asks = true,
         }
         pending.asks |= in_transaction && pending.settings.len() > changes_before;
+        // Among others it has taken back whatever there was.
+        pending.asks_all |= facts.moves != Moves::Nothing && !facts.clears.is_empty();
         pending.asks |= facts.taints;
         pending.ran_code |= facts.taints;
         pending.touched.extend(names);
@@ -183,6 +191,7 @@ impl<P: Protocol> Session<P> {
         if changes.is_empty() || lone_failure {
             return;
         }
+        let takes_back = changes.iter().any(|change| matches!(change, Change::Cleared(_)));
         let mut settings = self.settings.clone();
         let mut followed = outside && !failed && !pending.is_entangled();
         let mut certain = !matches!(connection.worn, Worn::Uncertain);
@@ -212,7 +221,9 @@ impl<P: Protocol> Session<P> {
             }
             self.settings = settings;
         } else if can_ask {
-            pending.rare().asks = true;
+            let rare = pending.rare();
+            rare.asks = true;
+            rare.asks_all |= takes_back;
         } else {
             connection.worn = Worn::Uncertain;
             pending.sets.insert(PinReason::SessionVariable);
@@ -236,20 +247,22 @@ impl<P: Protocol> Session<P> {
         // One statement that failed has not set anything, but for what no rollback undoes.
         let nothing = Rare::default();
         let rare = pending.rare.as_deref().unwrap_or(&nothing);
+        let behind_writes = pending.writes && connection.may_run_behind_writes(Instant::now());
         let asks = if failed && lone { rare.asks_all || rare.ran_code } else { rare.asks };
         let ends = !rare.may_end.intersection(self.pins).intersection(P::PROVABLE).is_empty();
         let doubtful = !lone && !pending.sets.intersection(P::PROVABLE).is_empty();
-        if !(asks || ends || doubtful) {
+        if !(asks || ends || doubtful || behind_writes) {
             return None;
         }
+        let only_writes = !(asks || ends || doubtful);
         if asks {
             // Until it has been asked, nobody knows.
             connection.worn = Worn::Uncertain;
         }
         let cause = Cause { digest: pending.digest, text: pending.text.clone(), plugin: rare.plugin.clone() };
         let names = if asks { rare.touched.clone() } else { Vec::new() };
-        let (code, all) = (asks && rare.ran_code, asks && rare.asks_all);
-        Some(Box::new(Question { names, code, all, cause }))
+        let (code, all) = (behind_writes || asks && rare.ran_code, asks && rare.asks_all);
+        Some(Box::new(Question { names, code, all, behind_writes, only_writes, cause }))
     }
 
     /// Adds to what the server is to be asked.
@@ -258,6 +271,8 @@ impl<P: Protocol> Session<P> {
         if let Some(before) = self.question.take() {
             question.names.extend(before.names);
             question.code |= before.code;
+            question.behind_writes |= before.behind_writes;
+            question.only_writes &= before.only_writes;
             question.all |= before.all;
         }
         question.names.sort_unstable();
@@ -275,6 +290,9 @@ impl<P: Protocol> Session<P> {
             .union(PinReasons::only(PinReason::SessionVariable))
             .union(PinReasons::only(PinReason::SessionIdentity))
             .union(PinReasons::only(PinReason::SessionFunction));
+        if mutant::is(Mutant::Probe) {
+            self.question = None;
+        }
         if self.question.is_some() && !self.pins.without(ends).is_empty() {
             // The connection is this client's to its end, whatever the answer.
             self.question = None;
@@ -295,19 +313,22 @@ impl<P: Protocol> Session<P> {
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(())),
         })
         .await?;
-        let findings = self.inquire(&question).await?;
-        let now = Instant::now();
-        let Some(connection) = &mut self.link else { return Ok(()) };
-        let id = connection.state.key().id;
         let before = self.pins;
-        match findings {
-            Some(findings) => self.take_findings(findings),
-            None => {
-                connection.worn = Worn::Uncertain;
-                connection.tainted = true;
-                self.pins.insert(PinReason::SessionVariable);
+        if !self.is_answered_by_survey(&question).await? {
+            match self.inquire(&question).await? {
+                Some(findings) => self.take_findings(findings),
+                None => {
+                    if let Some(connection) = &mut self.link {
+                        connection.worn = Worn::Uncertain;
+                        connection.tainted = true;
+                    }
+                    self.pins.insert(PinReason::SessionVariable);
+                }
             }
         }
+        let now = Instant::now();
+        let Some(connection) = &self.link else { return Ok(()) };
+        let id = connection.state.key().id;
         self.tracker.settled(self.settings.as_ref());
         self.note_pins(before, question.cause, now, id);
         let activity = if self.pins.is_empty() { Activity::Other } else { Activity::Pinned };
@@ -316,6 +337,18 @@ impl<P: Protocol> Session<P> {
             self.release(now);
         }
         Ok(())
+    }
+
+    /// True when nothing need be asked after statements that wrote, since no code can have run behind them that leaves
+    /// anything.
+    async fn is_answered_by_survey(&mut self, question: &Question) -> Result<bool, SessionError> {
+        let Some(connection) = self.link.as_mut().filter(|_| question.behind_writes) else {
+            return Ok(false);
+        };
+        let survey = connection.survey(Instant::now()).await.map_err(lost)?;
+        connection.tainted |= survey.behind_writes;
+        self.down.emit(&connection.state.take_heard());
+        Ok(question.only_writes && !survey.behind_writes)
     }
 
     /// The answer to a question; `None` when there is none that could be used.

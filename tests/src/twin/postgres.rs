@@ -219,20 +219,7 @@ impl Engine for Postgres {
         ("odds and errors", 1),
     ];
 
-    const PENDING: &'static [&'static str] = &[
-        // What a function has set, locked or made is cleared before another client gets the connection, and does not
-        // go with the one that called it.
-        "routine",
-        // A text that was prepared with another search_path is not read again: what it lacks now shows one step later.
-        "prepared along the path",
-        // A statement prepared before its table changed fails in `Parse` and `Describe`, too, where a new one would not.
-        "shape changed",
-        // The server's error names the statement as Pinion calls it.
-        "parameters miscounted",
-        // Triggers are not seen: docs/session.md.
-        "trigger",
-        "trigger left behind",
-    ];
+    const PENDING: &'static [&'static str] = &[];
 
     fn create(client: usize) -> Vec<String> {
         let t = table(client);

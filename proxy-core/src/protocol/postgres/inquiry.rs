@@ -24,6 +24,10 @@ pub(super) const PROVABLE: PinReasons = PinReasons::only(PinReason::TemporaryTab
 /// Settings that are hidden from `pg_settings`, and what they are when nobody has set them.
 pub(super) const IDENTITY: [&str; 2] = ["session_authorization", "role"];
 
+/// What the view shows as made by the session and is a transaction's, or of no value that could be set again.
+const TRANSIENT: [&str; 4] =
+    ["transaction_isolation", "transaction_read_only", "transaction_deferrable", "seed"];
+
 /// The query: `names` are the variables asked for; with `all`, those too that the session has set without being asked
 /// for. `None` when a name is not one that a variable can have.
 pub(super) fn query(names: &[&str], all: bool) -> Option<String> {
@@ -90,16 +94,24 @@ pub(super) fn query(names: &[&str], all: bool) -> Option<String> {
     Some(sql)
 }
 
-/// What functions of the database's own may change of a session, by their source: whether that cannot be told, and
-/// otherwise the variables that it names. A name too many costs little; one too few, as of a function made since, is not
-/// found on the connection of the client that called it, and cleaned up before another's turn like anything unseen.
+/// What code of the database's own may change of a session, by its source: whether that cannot be told; whether it may
+/// leave what pins; whether there are triggers, which run it behind statements that do not name it; and the variables that
+/// it names. A name too many costs little; one too few, as of a function made since, is not found on the connection of the
+/// client that called it, and cleaned up before another's turn like anything unseen.
 pub(super) const SURVEY: &str = r"
 SELECT coalesce(pg_catalog.bool_or(
     l.lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['sql', 'plpgsql'])
     OR p.prosrc OPERATOR(pg_catalog.=) ''
-    OR p.prosrc OPERATOR(pg_catalog.~*) E'\\m(execute|reset|discard)\\M'
+    OR p.prosrc OPERATOR(pg_catalog.~*) E'\\m(reset|discard)\\M'
+    OR p.prosrc OPERATOR(pg_catalog.~*) E'\\mexecute\\s+(?!format|''|\\$|quote)'
+    OR p.prosrc OPERATOR(pg_catalog.~*) E'\\mexecute\\M'
+      AND p.prosrc OPERATOR(pg_catalog.~*) E'\\m(set|set_config)\\M'
     OR p.prosrc OPERATOR(pg_catalog.~*) E'\\mset\\s+(session\\s+)?(time\\s+zone|names|schema|session|xml)\\M'
     OR p.prosrc OPERATOR(pg_catalog.~*) E'set_config\\s*\\(\\s*[^''\\s]'), false),
+  coalesce(pg_catalog.bool_or(
+    p.prosrc OPERATOR(pg_catalog.~*) E'advisory|\\m(listen|temp|temporary|pg_temp|prepare|hold|load|dblink\\w*)\\M'),
+    false),
+  EXISTS (SELECT FROM pg_catalog.pg_trigger AS t WHERE NOT t.tgisinternal),
   (SELECT pg_catalog.json_agg(DISTINCT pg_catalog.lower(m.n[1]))
    FROM pg_catalog.pg_proc AS q
    JOIN pg_catalog.pg_language AS k ON k.oid OPERATOR(pg_catalog.=) q.prolang,
@@ -123,10 +135,12 @@ const MOST_SURVEYED: usize = 64;
 
 /// Reads the answer to [`SURVEY`].
 pub(super) fn read_survey(row: &[String]) -> Option<Survey> {
-    let [untold, names] = row else { return None };
+    let [untold, pins, triggers, names] = row else { return None };
     let names: Vec<Box<str>> = list(names)?.iter().filter_map(|name| Some(name.as_str()?.into())).collect();
-    let plain: Vec<_> = names.into_iter().filter(|name| is_plain(name)).take(MOST_SURVEYED + 1).collect();
-    Some(Survey { others: untold != "f" || plain.len() > MOST_SURVEYED, names: plain })
+    let names: Vec<_> = names.into_iter().filter(|name| is_plain(name)).take(MOST_SURVEYED + 1).collect();
+    let others = untold != "f" || names.len() > MOST_SURVEYED;
+    let behind_writes = triggers != "f" && (others || pins != "f" || !names.is_empty());
+    Some(Survey { names, others, behind_writes })
 }
 
 /// True for a name that can be asked about.
@@ -168,6 +182,9 @@ pub(super) fn read(row: &[String], names: &[&str], user: &str) -> Option<Finding
     for variable in list(variables)? {
         let [Value::String(name), source, value] = &variable.as_array()?[..] else { return None };
         let value = value.as_str();
+        if TRANSIENT.contains(&&**name) {
+            continue;
+        }
         let is_made = match &**name {
             "session_authorization" => authorization != user,
             "role" => value.is_some_and(|role| role != "none"),

@@ -42,8 +42,8 @@ pub(super) enum Expect {
     Taken(Box<[u8]>),
     /// An error that we provoked, in place of which the client gets this one.
     Rejected(Vec<u8>),
-    /// BindComplete. `of` is the named statement bound.
-    Bind { ours: bool, of: Option<Arc<Statement>> },
+    /// BindComplete. `of` is the named statement bound, with the client's name for it.
+    Bind { ours: bool, of: Option<(Arc<Statement>, Box<[u8]>)> },
     /// RowDescription or NoData.
     Describe,
     /// CommandComplete, EmptyQueryResponse or PortalSuspended. `drops` when it takes all prepared statements away.

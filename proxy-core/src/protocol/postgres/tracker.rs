@@ -1144,12 +1144,13 @@ impl PgTracker {
         server.batch_open = true;
         let Resolved { statement, called } = self.resolve(&name, server, up);
         self.portals.put(&portal, statement.clone());
-        server.expect(Expect::Bind { ours: false, of: statement.filter(|_| !name.is_empty()) });
+        let front = at + name.len() + 1;
+        let of = statement.filter(|_| !name.is_empty()).map(|statement| (statement, name));
+        server.expect(Expect::Bind { ours: false, of });
         let Some(called) = called else {
             self.take(up, header.total(), true);
             return Ok(None);
         };
-        let front = at + name.len() + 1;
         let rest = header.total() - front;
         up.skip(front);
         let out = up.output();
@@ -1613,7 +1614,7 @@ impl PgTracker {
             b't' | b'd' | b'c' | b'V' | b'A' | b'N' | b'H' => Ok(true),
             b'E' => {
                 let error = ErrorFields::read(message_body(down)?);
-                if let Some(Expect::Bind { of: Some(statement), .. }) = server.head()
+                if let Some(Expect::Bind { of: Some((statement, _)), .. }) = server.head()
                     && error.code == STALE_PLAN
                 {
                     statement.retire();
@@ -1646,6 +1647,13 @@ impl PgTracker {
                 // Of a rejected statement the session knows more than the server.
                 if in_place.is_none() && !server.next_sync_is_ours() {
                     self.note_outcome(self.rows(), Some(&error.code));
+                }
+                if let Some(Expect::Bind { of: Some((statement, name)), .. }) = server.head()
+                    && let Some(renamed) = with_name(message_body(down)?, statement, server.epoch, name)
+                {
+                    server.substitute = Some(renamed);
+                    self.on_error(server);
+                    return Ok(false);
                 }
                 if let Some(in_place) = in_place {
                     server.substitute = Some(in_place);
@@ -1847,6 +1855,21 @@ impl Request {
             None => self.statements.push(Mentioned { name: name.into(), parsed: None, bound: true }),
         }
     }
+}
+
+/// An error in which a statement has the client's name in place of ours; `None` where it is not named.
+fn with_name(body: &[u8], statement: &Statement, epoch: u32, name: &[u8]) -> Option<Vec<u8>> {
+    let mut ours = vec![b'"'];
+    statement.write_name(epoch, &mut ours);
+    ours.push(b'"');
+    let at = memchr::memmem::find(body, &ours)?;
+    let mut error = Vec::new();
+    write_message(&mut error, b'E', |renamed| {
+        renamed.extend_from_slice(&body[..=at]);
+        renamed.extend_from_slice(name);
+        renamed.extend_from_slice(&body[at + ours.len() - 1..]);
+    });
+    Some(error)
 }
 
 /// Rows by a CommandComplete's tag: the number at its end.
