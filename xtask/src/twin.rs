@@ -12,7 +12,8 @@ use crate::{
 /// What is broken in a Pinion built with the feature `twin-mutants`, and in front of which engines it must show.
 const MUTANTS: &[(&str, &[&str])] = &[
     ("labels", &["mariadb", "postgresql"]),
-    ("reset", &["mariadb", "postgresql"]),
+    // With PostgreSQL all that twins can see is found by asking; the clean-up is for the rest.
+    ("reset", &["mariadb"]),
     ("probe", &["postgresql"]),
 ];
 /// Seconds in which a mutant must be caught.
