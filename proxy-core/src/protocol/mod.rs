@@ -507,6 +507,8 @@ pub struct Learned {
     pub changes: Vec<StateChange>,
     /// What keeps it on this connection.
     pub pins: PinReasons,
+    /// What does not any more, for certain, whatever the statement's text said: nothing of it is left.
+    pub ended: PinReasons,
 }
 
 /// See [`Learned`].

@@ -169,6 +169,8 @@ pub struct Session<P: Protocol> {
 struct Pending {
     sets: PinReasons,
     clears: PinReasons,
+    /// By the server's word nothing of these is left.
+    ended: PinReasons,
     statements: u32,
     /// Not all of them began outside a transaction.
     in_transaction: bool,
@@ -744,6 +746,9 @@ impl<P: Protocol> Session<P> {
             pins = pins.without(PinReasons::only(PinReason::SessionFunction));
         }
         pending.sets = pending.sets.union(pins);
+        if smart {
+            pending.ended = learned.ended;
+        }
         let Some(connection) = &mut self.link else { return };
         // What is let go must still not reach another client.
         connection.tainted |= !gone.is_empty();
@@ -817,7 +822,7 @@ impl<P: Protocol> Session<P> {
         if !failed && !open && !pending.is_entangled() {
             self.pins = self.pins.without(pending.clears).union(self.tracker.standing_pins());
         }
-        self.pins = self.pins.union(sets);
+        self.pins = self.pins.union(sets).without(pending.ended);
         let new = self.pins.without(before);
         if !new.is_empty() {
             self.endpoint.metrics.pinned(new);

@@ -29,11 +29,13 @@ use crate::buffer::Pipe;
 mod answers;
 mod changes;
 mod commands;
+mod held;
 mod prepared;
 mod variables;
 
 use answers::too_long;
 use changes::{Asks, Explained};
+use held::Held;
 use variables::Variables;
 
 /// Longest request that is read whole. A longer statement is relayed unread, so its client is pinned; a longer
@@ -75,6 +77,11 @@ pub struct MyTracker {
     explains: Explained,
     left: Left,
     variables: Variables,
+    held: Held,
+    /// An answer to the client is over as soon as a question of ours behind it is answered.
+    deferred: Option<ServerEvent>,
+    /// The statement under way is a query that finds one row without any table.
+    of_one_row: bool,
     /// What the client has said it wants to be told.
     asks: Asks,
     /// This statement could not be prepared where the session is served now.
@@ -93,6 +100,8 @@ struct Current {
     details: Arc<Details>,
     admitted: bool,
     text: Text,
+    /// What it names by SQL's `PREPARE`, or runs by `EXECUTE`.
+    named: Option<Arc<Statement>>,
 }
 
 /// Where the text of a reported statement stands.
@@ -190,7 +199,8 @@ impl MyTracker {
             // The statement after it is likely to ask, and no packet tells the answer.
             statement.extra_pins.insert(PinReason::SessionFunction);
         }
-        self.current = Some(Current { statement: statement.clone(), details, admitted: false, text });
+        let named = None;
+        self.current = Some(Current { statement: statement.clone(), details, admitted: false, text, named });
         ClientEvent::Statement(statement)
     }
 
@@ -233,6 +243,9 @@ impl Tracker<MySql> for MyTracker {
             explains: Explained::default(),
             left: Left::default(),
             variables: Variables::new(),
+            held: Held::default(),
+            deferred: None,
+            of_one_row: false,
             asks: Asks::default(),
             unprepared: None,
             running: None,
@@ -392,13 +405,17 @@ impl Tracker<MySql> for MyTracker {
         let prepares = current.statement.prepares;
         match &current.text {
             Text::Front(_) | Text::Rewritten(_) => {
-                let (statement, details) = self.read_text(shared, text.as_bytes());
+                let mut known = self.read_text(shared, text.as_bytes());
+                self.follow_next_transaction(&mut known);
+                let named = self.follow_named(shared, text.as_bytes(), &mut known);
+                let (statement, details) = known;
                 let statement = Submitted { prepares, ..statement };
                 self.current = Some(Current {
                     statement: statement.clone(),
                     details,
                     admitted: false,
                     text: Text::Rewritten(text.into_bytes()),
+                    named,
                 });
                 Rewritten::Known(statement)
             }
@@ -517,6 +534,14 @@ impl Tracker<MySql> for MyTracker {
             };
             match server.stage {
                 Stage::Rows | Stage::FirstRow if !is_end => {
+                    if matches!(head.reply, Reply::Locks) {
+                        if down.unread().len() < header.total() && header.len <= MAX_HELD_BYTES {
+                            down.expect(header.total());
+                            return Ok(ServerEvent::NeedBytes);
+                        }
+                        let row = down.unread().get(HEADER_BYTES..header.total());
+                        self.held.note_locked(row != Some(b"\x010"));
+                    }
                     if server.stage == Stage::FirstRow {
                         self.end_columns(down, server, kept);
                     }

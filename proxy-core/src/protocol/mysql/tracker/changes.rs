@@ -9,6 +9,7 @@ use super::{
         server::MyServer,
     },
     MyTracker,
+    held::Holds,
 };
 
 /// What is known of a statement under way beside what the server says.
@@ -28,6 +29,8 @@ pub(super) struct Explained {
     pub(super) covers: &'static [&'static str],
     /// What it is to session functions.
     pub(super) nature: Nature,
+    /// What it does to what the session holds.
+    pub(super) holds: Holds,
 }
 
 /// Of changes of its session, what a client has asked for beyond what servers tell by default.
@@ -63,6 +66,9 @@ pub(super) fn is_untold(facts: &Facts, server: &MyServer) -> bool {
 /// What a session changes without anybody having to make it again.
 pub(super) const UNTRACKED: &[&str] =
     &["last_gtid", "warning_count", "error_count", "rand_seed1", "rand_seed2"];
+
+/// Variables that change nothing of what a text means when it is prepared.
+const HARMLESS: &[&str] = &["autocommit", "time_zone"];
 
 /// Variables that count for the next statement only, or whose value is a moment: not to be made again elsewhere.
 pub(super) const MOMENTARY: &[&str] =
@@ -167,6 +173,7 @@ impl MyTracker {
                 || !details.named_statements.is_empty(),
             taints: facts.taints,
             passing: details.sets_for_statement,
+            holds: self.holds(facts, details, text, server),
             ..Explained::default()
         };
         let sets = |wanted: fn(&Assignment) -> bool| details.sets_more || details.sets.iter().any(wanted);
@@ -217,6 +224,9 @@ impl MyTracker {
                 };
                 let name = name.to_lowercase();
                 self.explains.state = true;
+                if !UNTRACKED.contains(&&*name) && !HARMLESS.contains(&&*name) && !OURS.contains(&(&*name, value)) {
+                    self.held.note_context();
+                }
                 if UNTRACKED.contains(&&*name) || self.explains.covers.contains(&&*name) {
                     return;
                 }
@@ -237,6 +247,7 @@ impl MyTracker {
                 self.learned.changes.push(StateChange::Made(name.into(), statement.into()));
             }
             SessionChange::Schema(name) => {
+                self.held.note_context();
                 self.explains.state = true;
                 match std::str::from_utf8(name) {
                     Ok(name) if !name.is_empty() => {
@@ -253,8 +264,9 @@ impl MyTracker {
 
     /// All that a statement has changed is known now. What an error keeps back, or what no text and no report
     /// explains, makes the session keep this connection.
-    pub(super) fn settle(&mut self, failed: bool) {
-        let explains = std::mem::take(&mut self.explains);
+    pub(super) fn settle(&mut self, failed: bool, server: &mut MyServer) {
+        let mut explains = std::mem::take(&mut self.explains);
+        self.settle_held(std::mem::take(&mut explains.holds), failed, server);
         let changed = std::mem::take(&mut self.state_changed);
         let surprise = changed && (explains.taints || !explains.state);
         let unknown = surprise || explains.unsettles || (failed && explains.taints);

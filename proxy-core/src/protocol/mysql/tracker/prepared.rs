@@ -13,6 +13,7 @@ use super::{
     },
     MAX_TEXT_BYTES, MyTracker, Text,
     changes::Explained,
+    held::Names,
     submitted,
 };
 use crate::buffer::Pipe;
@@ -169,6 +170,9 @@ impl MyTracker {
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
+        if matches!(self.bring_names(&facts, &details, up, server), Names::Wait) {
+            return Ok(Some(ClientEvent::NeedAnswer));
+        }
         self.aborted = false;
         self.unset_variables(self.named_variables(&facts, &details, &statement.text), up, server);
         let nature = self.nature(&facts, &details, &statement.text);
@@ -239,6 +243,7 @@ impl MyTracker {
             server.cursors.push(there.id);
         }
         self.explains = Explained { nature, ..self.explain(&facts, &details, &statement.text, server) };
+        self.note_names(&facts, &details, None, &statement.text, server);
         self.note_named(&facts, &details);
         self.current = None;
         server.running = there.id;
@@ -249,6 +254,10 @@ impl MyTracker {
         write_front(up.output(), header.len - taken + head.len(), &head);
         self.continues = header.continues();
         self.take(up, header.len - taken, true);
+        self.of_one_row = false;
+        if self.owed == 0 && !self.continues {
+            self.ask_for_locks(up, server);
+        }
         Ok(None)
     }
 

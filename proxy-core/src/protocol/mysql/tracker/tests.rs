@@ -103,7 +103,7 @@ impl Talk {
 
     /// What was learned of the session, and pins.
     fn learned(&mut self) -> String {
-        let Learned { changes, pins } = self.tracker.take_learned();
+        let Learned { changes, pins, ended: _ } = self.tracker.take_learned();
         let changes: Vec<String> = changes
             .into_iter()
             .map(|change| match change {
