@@ -170,8 +170,10 @@ impl MyTracker {
             unsettles: is_untold(facts, server),
             state: !facts.pins.is_empty()
                 || facts.kind == StatementKind::Ddl
-                || !details.named_statements.is_empty(),
-            taints: facts.taints,
+                || !details.named_statements.is_empty()
+                || details.xa.is_some(),
+            // These run no code, and pin for as long as they have to.
+            taints: facts.taints && details.xa.is_none() && !facts.digest_text.starts_with("handler "),
             passing: details.sets_for_statement,
             holds: self.holds(facts, details, text, server),
             ..Explained::default()
