@@ -588,7 +588,8 @@ pub trait Tracker<P: Protocol>: Send {
     fn take_learned(&mut self) -> Learned {
         Learned::default()
     }
-    /// After an error that leaves open whether there is still a transaction: asks the server. The answer is swallowed.
+    /// A request has been answered. Where that leaves open what the session still has there, such as a transaction after an
+    /// error, asks the server. The answer is swallowed.
     fn write_question(&mut self, _server: &mut P::Server, _up: &mut Pipe) {}
     /// Judges what the server sent.
     fn on_server(&mut self, down: &mut Pipe, server: &mut P::Server) -> Result<ServerEvent, ProtocolError>;

@@ -621,9 +621,7 @@ impl<P: Protocol> Session<P> {
             () if tx == Tx::Idle => Activity::Other,
             () => Activity::InTransaction,
         });
-        if let Some(connection) = &mut self.link
-            && failed
-        {
+        if let Some(connection) = &mut self.link {
             self.tracker.write_question(&mut connection.state, &mut self.up);
         }
         if self.is_free() {

@@ -534,13 +534,17 @@ impl Tracker<MySql> for MyTracker {
             };
             match server.stage {
                 Stage::Rows | Stage::FirstRow if !is_end => {
-                    if matches!(head.reply, Reply::Locks) {
+                    let gets_locks = kept && self.explains.holds.asks_if_missed;
+                    if matches!(head.reply, Reply::Locks) || gets_locks {
                         if down.unread().len() < header.total() && header.len <= MAX_HELD_BYTES {
                             down.expect(header.total());
                             return Ok(ServerEvent::NeedBytes);
                         }
-                        let row = down.unread().get(HEADER_BYTES..header.total());
-                        self.held.note_locked(row != Some(b"\x010"));
+                        let row = down.unread().get(HEADER_BYTES..header.total()).unwrap_or_default();
+                        match gets_locks {
+                            true => self.note_row(row),
+                            false => self.held.note_locked(row != b"\x010"),
+                        }
                     }
                     if server.stage == Stage::FirstRow {
                         self.end_columns(down, server, kept);
@@ -629,10 +633,14 @@ impl Tracker<MySql> for MyTracker {
     }
 
     fn write_question(&mut self, server: &mut MyServer, up: &mut Pipe) {
-        if server.doubtful && server.expects_nothing() {
+        if !server.expects_nothing() {
+            return;
+        }
+        if server.doubtful {
             write_command(up.output(), Command::Ping, &[]);
             server.expect(Reply::Command, true, false);
         }
+        self.ask_for_missed_locks(up, server);
     }
 
     fn write_forget_session_functions(&mut self, _server: &mut MyServer, _up: &mut Pipe) {

@@ -109,7 +109,7 @@ impl MyTracker {
                         self.held.note_unprepared(&name, error);
                     }
                     // They may be held still.
-                    Some(Reply::Locks) => return Ok(self.deferred.take()),
+                    Some(Reply::Locks) => return Ok(self.asked()),
                     // What we asked for ourselves has not come about; nobody may rely on this connection.
                     _ => server.set_retire(),
                 }
@@ -452,7 +452,7 @@ impl MyTracker {
                     if self.held.settle_locks() {
                         self.learned.ended.insert(PinReason::AdvisoryLock);
                     }
-                    return self.deferred.take();
+                    return self.asked();
                 }
                 _ => server.owners.note_own(),
             }
@@ -469,6 +469,12 @@ impl MyTracker {
         self.note_left(false, end.warnings > 0, server);
         self.settle(false, server);
         self.or_later(ServerEvent::Answered { failed: false, nothing_ran: false }, server)
+    }
+
+    /// A question of ours is answered, and with it the request before it.
+    fn asked(&mut self) -> Option<ServerEvent> {
+        let nothing_more = ServerEvent::Answered { failed: false, nothing_ran: false };
+        Some(self.deferred.take().unwrap_or(nothing_more))
     }
 
     /// An answer to the client is over, once a question of ours that follows is answered.

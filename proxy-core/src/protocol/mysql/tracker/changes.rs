@@ -173,7 +173,9 @@ impl MyTracker {
                 || !details.named_statements.is_empty()
                 || details.xa.is_some(),
             // These run no code, and pin for as long as they have to.
-            taints: facts.taints && details.xa.is_none() && !facts.digest_text.starts_with("handler "),
+            taints: facts.taints
+                && details.xa.is_none()
+                && (facts.calls_unknown_function || !facts.digest_text.starts_with("handler ")),
             passing: details.sets_for_statement,
             holds: self.holds(facts, details, text, server),
             ..Explained::default()

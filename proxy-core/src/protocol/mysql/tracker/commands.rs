@@ -30,6 +30,7 @@ fn is_row(facts: &Facts) -> bool {
         && !facts.digest_text.contains("union")
         && !facts.digest_text.contains("where")
         && !facts.digest_text.contains("limit")
+        && !facts.digest_text.contains("having")
 }
 
 impl MyTracker {
@@ -138,7 +139,10 @@ impl MyTracker {
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
-        match self.bring_names(&facts, &details, up, server) {
+        let inner = self.current.as_ref().and_then(|current| current.named.clone());
+        let executes = details.named_statements.iter().any(|one| one.verb == NamedVerb::Execute);
+        let runs = inner.clone().filter(|_| executes);
+        match self.bring_names(&facts, &details, runs.as_deref(), up, server) {
             Names::Ready => {}
             Names::Wait => return Ok(Some(ClientEvent::NeedAnswer)),
             Names::Fail(error) => {
@@ -147,7 +151,6 @@ impl MyTracker {
             }
         }
         self.aborted = false;
-        let inner = self.current.as_ref().and_then(|current| current.named.clone());
         let wants = self.multi_statements;
         if server.multi_statements != wants && memchr::memchr(b';', self.text(up)).is_some() {
             let option = u16::from(!wants);
@@ -156,8 +159,6 @@ impl MyTracker {
             server.multi_statements = wants;
         }
         self.unset_variables(self.named_variables(&facts, &details, self.text(up)), up, server);
-        let executes = details.named_statements.iter().any(|one| one.verb == NamedVerb::Execute);
-        let runs = inner.clone().filter(|_| executes);
         let (nature, holds_row) = match &runs {
             Some(inner) => (
                 self.nature(&inner.facts, &inner.details, &inner.text),
@@ -252,7 +253,7 @@ impl MyTracker {
         let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
         // Another database is another context for what was named.
-        if matches!(self.bring_names(&facts, &Details::default(), up, server), Names::Wait) {
+        if matches!(self.bring_names(&facts, &Details::default(), None, up, server), Names::Wait) {
             return Some(ClientEvent::NeedAnswer);
         }
         server.write_closes(up.output());

@@ -47,6 +47,8 @@ pub(super) struct Held {
     context: u64,
     /// The server said that the session holds locks.
     locked: bool,
+    /// Asks for locks, as soon as that can be done.
+    question: Option<String>,
 }
 
 /// A statement that the client has named.
@@ -76,7 +78,10 @@ pub(super) struct Holds {
     loses: PinReasons,
     releases_all: bool,
     /// The server is to be asked whether any of the session's locks is left.
-    pub(super) asks: bool,
+    asks: bool,
+    /// Likewise if a row says that one was not got.
+    pub(super) asks_if_missed: bool,
+    missed: bool,
     /// It is about the next transaction, and pins where the server does not tell of that.
     next_transaction: bool,
     named: Step,
@@ -117,6 +122,7 @@ impl Held {
         self.things.retain(|(reason, _)| *reason == PinReason::Xa as u8);
         self.unfollowed = self.unfollowed.intersection(PinReasons::only(PinReason::Xa));
         self.named.clear();
+        self.question = None;
     }
 
     /// Something has changed that may change what a text means.
@@ -216,7 +222,9 @@ fn changes_context(facts: &Facts, details: &Details) -> bool {
 fn hides_names(facts: &Facts, details: &Details) -> bool {
     let alone = facts.statements == 1 && !details.named_statements.is_empty();
     let runs = facts.statements != 1 || matches!(facts.kind, StatementKind::Routine | StatementKind::Unknown);
-    (runs && facts.calls_unknown_function && !alone)
+    let immediate = details.named_statements.iter().any(|one| one.verb == NamedVerb::ExecuteImmediate);
+    immediate
+        || (runs && facts.calls_unknown_function && !alone)
         || (facts.statements != 1 && !details.named_statements.is_empty())
 }
 
@@ -244,7 +252,7 @@ impl MyTracker {
         // Code may drop one and make another.
         if facts.calls_unknown_function || facts.kind == StatementKind::Unknown {
             for reason in [PinReason::TemporaryTable, PinReason::AdvisoryLock] {
-                if self.held.holds(reason) {
+                if self.held.holds(reason) || facts.pins.contains(reason) {
                     holds.loses.insert(reason);
                 }
             }
@@ -313,8 +321,10 @@ impl MyTracker {
                 holds.touches.insert(PinReason::AdvisoryLock);
             } else if locks.others && facts.pins.contains(PinReason::AdvisoryLock) {
                 holds.loses.insert(PinReason::AdvisoryLock);
-            } else {
+            } else if releases {
                 holds.asks = true;
+            } else {
+                holds.asks_if_missed = facts.kind == StatementKind::Select;
             }
         }
         holds
@@ -333,15 +343,35 @@ impl MyTracker {
         }
     }
 
+    /// A row of a statement that takes locks: whether it got them.
+    pub(super) fn note_row(&mut self, row: &[u8]) {
+        let got = row.chunks(2).all(|column| column == b"\x011");
+        self.explains.holds.missed |= !got;
+    }
+
+    /// See [`super::Tracker::write_question`].
+    pub(super) fn ask_for_missed_locks(&mut self, up: &mut Pipe, server: &mut MyServer) {
+        if let Some(question) = self.held.question.take() {
+            write_query(question.as_bytes(), server.agreed, up.output());
+            server.expect(Reply::Locks, true, false);
+            server.owners.note_question(self.of_one_row);
+            self.held.note_locked(true);
+        }
+    }
+
     /// A statement is over: what it did to what the session holds.
     pub(super) fn settle_held(&mut self, holds: Holds, failed: bool, server: &mut MyServer) {
         let mut holds = holds;
         let step = std::mem::take(&mut holds.named);
+        let missed = holds.asks_if_missed && (holds.missed || failed);
         if holds.next_transaction && !failed && !server.has_characteristics() {
             self.learned.pins.insert(PinReason::SessionVariable);
         }
         let ended = self.held.settle(holds, failed);
         self.learned.ended = self.learned.ended.union(ended);
+        if missed {
+            self.held.question = self.held.lock_question(&[]);
+        }
         match step {
             Step::Prepares(name, named) => {
                 // Whatever had the name has lost it.
@@ -377,7 +407,10 @@ impl MyTracker {
     /// The one use of a statement's name that a text is.
     fn named_use<'d>(facts: &Facts, details: &'d Details) -> Option<&'d NamedStatement> {
         match &details.named_statements[..] {
-            [one] if facts.statements == 1 && !details.has_executable_comment && one.name.is_ascii() => Some(one),
+            [one] => {
+                let plain = facts.statements == 1 && !details.has_executable_comment && one.name.is_ascii();
+                (plain && one.verb != NamedVerb::ExecuteImmediate).then_some(one)
+            }
             _ => None,
         }
     }
@@ -424,7 +457,10 @@ impl MyTracker {
                 Some(Arc::new(Statement::new(&inner, self.mode, known)))
             }
             NamedVerb::Execute => {
-                let inner = self.held.statement(&one.name).filter(|inner| inner.mode == self.mode)?;
+                // Its arguments may be expressions (MariaDB).
+                let plain = statement.facts.pins.is_empty() && statement.facts.functions.is_empty();
+                let followed = |inner: &&Arc<Statement>| plain && inner.mode == self.mode;
+                let inner = self.held.statement(&one.name).filter(followed)?;
                 if inner.details.calculates_found_rows {
                     statement.extra_pins.insert(PinReason::SessionFunction);
                 }
@@ -459,7 +495,9 @@ impl MyTracker {
         let prepares = |one: &NamedStatement| matches!(one.verb, NamedVerb::Prepare);
         let Some(one) = Self::named_use(facts, details) else {
             let named = details.named_statements.iter().any(prepares);
-            if named || (hides_names(facts, details) && !self.held.named.is_empty()) {
+            if named
+                || facts.pins.contains(PinReason::PreparedStatement)
+                || (hides_names(facts, details) && !self.held.named.is_empty()) {
                 self.explains.holds.loses.insert(PinReason::PreparedStatement);
             }
             return;
@@ -478,7 +516,8 @@ impl MyTracker {
             }
             NamedVerb::Deallocate => Step::Deallocates(name),
             NamedVerb::Execute | NamedVerb::ExecuteImmediate => {
-                if inner.is_none() && self.held.named.contains_key(&name) {
+                let followed = inner.is_some_and(|inner| !hides_names(&inner.facts, &inner.details));
+                if !followed && self.held.named.contains_key(&name) {
                     // It may have done anything.
                     self.explains.holds.loses.insert(PinReason::PreparedStatement);
                 }
@@ -492,11 +531,13 @@ impl MyTracker {
         &mut self,
         facts: &Facts,
         details: &Details,
+        inner: Option<&Statement>,
         up: &mut Pipe,
         server: &mut MyServer,
     ) -> Names {
         let uses = !details.named_statements.is_empty() || hides_names(facts, details);
-        let fixes = !self.held.named.is_empty() && changes_context(facts, details);
+        let runs_code = inner.is_some_and(|inner| hides_names(&inner.facts, &inner.details));
+        let fixes = runs_code || (!self.held.named.is_empty() && changes_context(facts, details));
         if !uses && !fixes {
             return Names::Ready;
         }

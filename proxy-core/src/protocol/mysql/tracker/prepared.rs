@@ -170,7 +170,7 @@ impl MyTracker {
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
-        if matches!(self.bring_names(&facts, &details, up, server), Names::Wait) {
+        if matches!(self.bring_names(&facts, &details, None, up, server), Names::Wait) {
             return Ok(Some(ClientEvent::NeedAnswer));
         }
         self.aborted = false;
@@ -255,6 +255,8 @@ impl MyTracker {
         self.continues = header.continues();
         self.take(up, header.len - taken, true);
         self.of_one_row = false;
+        // Its rows are of another form.
+        self.explains.holds.asks_if_missed = false;
         if self.owed == 0 && !self.continues {
             self.ask_for_locks(up, server);
         }
