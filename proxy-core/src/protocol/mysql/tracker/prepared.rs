@@ -174,12 +174,6 @@ impl MyTracker {
             return Ok(Some(ClientEvent::NeedAnswer));
         }
         self.aborted = false;
-        self.unset_variables(self.named_variables(&facts, &details, &statement.text), up, server);
-        let nature = self.nature(&facts, &details, &statement.text);
-        if !self.make_askable(&nature, shared, up, server) {
-            self.fail_lost(up, header, down);
-            return Ok(None);
-        }
         if details.kill.is_some() {
             let message = "This proxy does not follow KILL in a prepared statement";
             self.fail(1235, "42000", message, up, header, down);
@@ -206,6 +200,13 @@ impl MyTracker {
         let Some(there) = Self::on_server_as(&statement, server, up) else {
             return Ok(Some(ClientEvent::NeedAnswer));
         };
+        // Once it is prepared, which leaves something itself.
+        self.unset_variables(self.named_variables(&facts, &details, &statement.text), up, server);
+        let nature = self.nature(&facts, &details, &statement.text);
+        if !self.make_askable(&nature, shared, up, server) {
+            self.fail_lost(up, header, down);
+            return Ok(None);
+        }
         let head = up.unread().get(HEADER_BYTES..HEADER_BYTES + front.types.end).unwrap_or_default();
         let mut head = head.to_vec();
         let flags = head.get(5).copied().unwrap_or_default();
