@@ -158,11 +158,7 @@ async fn a_locks_pin_ends_when_the_server_says_that_none_is_held() {
             ("SELECT RELEASE_LOCK('a')", KEEPS),
             ("SELECT RELEASE_ALL_LOCKS() AS n", FREE),
         ],
-        &[
-            ("SELECT GET_LOCK('a', 0); SELECT 1", KEEPS),
-            ("SELECT RELEASE_LOCK('a')", KEEPS),
-            (RELEASE, FREE),
-        ],
+        &[("SELECT GET_LOCK('a', 0); SELECT 1", KEEPS), ("SELECT RELEASE_LOCK('a')", KEEPS), (RELEASE, FREE)],
         &[
             ("SELECT GET_LOCK('a', 0) FROM nowhere", FREE),
             ("BEGIN", KEEPS),
@@ -236,7 +232,12 @@ async fn an_xa_transactions_pin_ends_with_it() {
             ("XA COMMIT 'other'", KEEPS),
             ("XA COMMIT 'x'", FREE),
         ],
-        &[("XA START 'x'", KEEPS), ("XA COMMIT 'x'", KEEPS), ("XA END 'x'", KEEPS), ("XA ROLLBACK 'x'", FREE)],
+        &[
+            ("XA START 'x'", KEEPS),
+            ("XA COMMIT 'x'", KEEPS),
+            ("XA END 'x'", KEEPS),
+            ("XA ROLLBACK 'x'", FREE),
+        ],
     ] {
         bench.script(script).await;
     }
@@ -347,7 +348,10 @@ async fn what_a_named_statement_runs_pins_as_its_text() {
 async fn a_named_statement_keeps_its_meaning() {
     let bench = bench().await;
     bench
-        .direct(&["CREATE TABLE otherdb.m AS SELECT 'other' AS v, 7 AS x", "CREATE TABLE m AS SELECT 'mine' AS v, 8 AS x"])
+        .direct(&[
+            "CREATE TABLE otherdb.m AS SELECT 'other' AS v, 7 AS x",
+            "CREATE TABLE m AS SELECT 'mine' AS v, 8 AS x",
+        ])
         .await;
     let (a, b) = (bench.proxy.mysql().await, bench.proxy.mysql().await);
     let direct = MySqlClient::connect(&bench.db.address()).await.unwrap();

@@ -186,7 +186,8 @@ pub fn locks(text: &[u8], mode: LexMode) -> Locks {
 /// A string that is the same whatever the `sql_mode` and the character set, between single quotes.
 fn plain_literal(bytes: &[u8]) -> Option<Vec<u8>> {
     let [_, inside @ .., _] = bytes else { return None };
-    let plain = inside.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'\'' | b'"' | b'\\'));
+    let plain =
+        inside.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'\'' | b'"' | b'\\'));
     plain.then(|| [b"'", inside, b"'"].concat())
 }
 

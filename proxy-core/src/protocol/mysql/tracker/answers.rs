@@ -206,7 +206,9 @@ impl MyTracker {
                 server.stage = Stage::Infile;
                 Ok(None)
             }
-            (Stage::Start, Some(Reply::Results | Reply::Locks)) if !matches!(first, codec::OK | codec::EOF) => {
+            (Stage::Start, Some(Reply::Results | Reply::Locks))
+                if !matches!(first, codec::OK | codec::EOF) =>
+            {
                 let result = ResultHeader::read(body)?;
                 if kept {
                     // RETURNING

@@ -228,7 +228,10 @@ impl MyTracker {
                 };
                 let name = name.to_lowercase();
                 self.explains.state = true;
-                if !UNTRACKED.contains(&&*name) && !HARMLESS.contains(&&*name) && !OURS.contains(&(&*name, value)) {
+                if !UNTRACKED.contains(&&*name)
+                    && !HARMLESS.contains(&&*name)
+                    && !OURS.contains(&(&*name, value))
+                {
                     self.held.note_context();
                 }
                 if UNTRACKED.contains(&&*name) || self.explains.covers.contains(&&*name) {

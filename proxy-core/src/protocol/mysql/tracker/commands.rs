@@ -160,10 +160,7 @@ impl MyTracker {
         }
         self.unset_variables(self.named_variables(&facts, &details, self.text(up)), up, server);
         let (nature, holds_row) = match &runs {
-            Some(inner) => (
-                self.nature(&inner.facts, &inner.details, &inner.text),
-                is_row(&inner.facts),
-            ),
+            Some(inner) => (self.nature(&inner.facts, &inner.details, &inner.text), is_row(&inner.facts)),
             None => (self.nature(&facts, &details, self.text(up)), is_row(&facts)),
         };
         self.of_one_row = holds_row;

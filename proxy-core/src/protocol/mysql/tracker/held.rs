@@ -243,8 +243,7 @@ impl MyTracker {
     pub(super) fn holds(&self, facts: &Facts, details: &Details, text: &[u8], server: &MyServer) -> Holds {
         const FOLLOWED: [PinReason; 4] =
             [PinReason::TemporaryTable, PinReason::AdvisoryLock, PinReason::Handler, PinReason::Xa];
-        let mut holds =
-            Holds { next_transaction: is_next_transaction(facts, details), ..Holds::default() };
+        let mut holds = Holds { next_transaction: is_next_transaction(facts, details), ..Holds::default() };
         let followed = FOLLOWED.into_iter().filter(|reason| facts.pins.contains(*reason));
         if facts.pins.contains(PinReason::Unknown) || facts.statements != 1 || !server.tracks {
             followed.for_each(|reason| holds.loses.insert(reason));
@@ -497,7 +496,8 @@ impl MyTracker {
             let named = details.named_statements.iter().any(prepares);
             if named
                 || facts.pins.contains(PinReason::PreparedStatement)
-                || (hides_names(facts, details) && !self.held.named.is_empty()) {
+                || (hides_names(facts, details) && !self.held.named.is_empty())
+            {
                 self.explains.holds.loses.insert(PinReason::PreparedStatement);
             }
             return;
