@@ -148,7 +148,8 @@ async fn pin_m_04_temporary_tables_keep_their_connection() {
 
 #[tokio::test]
 async fn pin_m_05_sql_prepare_keeps_its_connection() {
-    pins("prepared-statement", &["PREPARE s FROM 'SELECT @a := 1'", "PREPARE s FROM 'SELECT 1'; DO 1"]).await;
+    pins("prepared-statement", &["PREPARE s FROM 'SELECT @a := 1'", "PREPARE s FROM 'SELECT 1'; SELECT 1"])
+        .await;
 }
 
 #[tokio::test]

@@ -234,7 +234,12 @@ impl Left {
     }
 
     /// A statement of the client's was prepared, which empties the diagnostics if it uses tables, and may leave some.
-    pub(super) fn note_prepared(&mut self, server: &mut MyServer) {
+    pub(super) fn note_prepared(&mut self, warnings: bool, server: &mut MyServer) {
+        if self.own.row_count == 0 && self.own.diagnostics == 0 && !warnings {
+            // It has still left nothing.
+            server.owners.note_absorbed(false);
+            return;
+        }
         unsettle(&mut self.own.diagnostics, &mut server.owners.diagnostics);
         unsettle(&mut self.own.row_count, &mut server.owners.row_count);
     }

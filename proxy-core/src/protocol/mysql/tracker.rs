@@ -80,6 +80,8 @@ pub struct MyTracker {
     held: Held,
     /// An answer to the client is over as soon as a question of ours behind it is answered.
     deferred: Option<ServerEvent>,
+    /// The last `COM_STMT_PREPARE` has left warnings.
+    prepared_warnings: bool,
     /// The statement under way is a query that finds one row without any table.
     of_one_row: bool,
     /// What the client has said it wants to be told.
@@ -245,6 +247,7 @@ impl Tracker<MySql> for MyTracker {
             variables: Variables::new(),
             held: Held::default(),
             deferred: None,
+            prepared_warnings: false,
             of_one_row: false,
             asks: Asks::default(),
             unprepared: None,

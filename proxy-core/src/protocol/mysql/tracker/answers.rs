@@ -260,7 +260,8 @@ impl MyTracker {
         let (Some(codec::OK), Some(id), Some(columns), Some(parameters)) = parts else {
             return Err(ProtocolError::Malformed("COM_STMT_PREPARE answer"));
         };
-        let (_filler, _warnings) = (reader.u8(), reader.u16());
+        let (_filler, warnings) = (reader.u8(), reader.u16());
+        self.prepared_warnings = warnings.is_some_and(|warnings| warnings > 0);
         let left_out =
             server.agreed.contains(Capabilities::OPTIONAL_RESULTSET_METADATA) && reader.u8() == Some(0);
         server.put_prepared(statement, id);
@@ -293,7 +294,7 @@ impl MyTracker {
         }
         let head = server.pop();
         match kept {
-            true => self.left.note_prepared(server),
+            true => self.left.note_prepared(self.prepared_warnings, server),
             false => server.owners.note_own_diagnostics(),
         }
         if server.caches_metadata
