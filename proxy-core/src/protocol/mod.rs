@@ -583,6 +583,8 @@ pub struct Learned {
     pub pins: PinReasons,
     /// Settings of which the server must be asked what has become of them.
     pub doubtful: Vec<Box<str>>,
+    /// What does not any more, for certain, whatever the statement's text said: nothing of it is left.
+    pub ended: PinReasons,
 }
 
 /// See [`Learned`].
@@ -664,7 +666,8 @@ pub trait Tracker<P: Protocol>: Send {
     }
     /// These are the settings that move with the client, as the session knows them after what has run.
     fn settled(&mut self, _settings: Option<&Arc<Settings>>) {}
-    /// After an error that leaves open whether there is still a transaction: asks the server. The answer is swallowed.
+    /// A request has been answered. Where that leaves open what the session still has there, such as a transaction after an
+    /// error, asks the server. The answer is swallowed.
     fn write_question(&mut self, _server: &mut P::Server, _up: &mut Pipe) {}
     /// Judges what the server sent.
     fn on_server(&mut self, down: &mut Pipe, server: &mut P::Server) -> Result<ServerEvent, ProtocolError>;

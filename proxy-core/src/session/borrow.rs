@@ -70,6 +70,11 @@ impl<P: Protocol> Session<P> {
             }
             _ => None,
         };
+        // Where servers tell settings, what takes them back tells what there is then, and needs a connection without any.
+        let settings = match &least {
+            Some(least) if P::TELLS_SETTINGS => least.as_ref(),
+            _ => self.settings.as_ref(),
+        };
         let mut borrower = Borrower {
             endpoint: &self.endpoint,
             handle: &self.handle,
@@ -80,8 +85,8 @@ impl<P: Protocol> Session<P> {
             up: &mut self.up,
             prefer_own,
             bare,
-            settings: self.settings.as_ref(),
-            least,
+            settings,
+            least: least.clone(),
         };
         let first = match borrower.place() {
             Ok(place) => match borrower.acquire(place, now) {

@@ -173,6 +173,8 @@ pub struct Session<P: Protocol> {
 struct Pending {
     sets: PinReasons,
     clears: PinReasons,
+    /// By the server's word nothing of these is left.
+    ended: PinReasons,
     statements: u32,
     /// Not all of them began outside a transaction.
     in_transaction: bool,
@@ -630,9 +632,7 @@ impl<P: Protocol> Session<P> {
             () if tx == Tx::Idle && self.tracker.deferred() == Tx::Idle => Activity::Other,
             () => Activity::InTransaction,
         });
-        if let Some(connection) = &mut self.link
-            && failed
-        {
+        if let Some(connection) = &mut self.link {
             self.tracker.write_question(&mut connection.state, &mut self.up);
         }
         if self.is_free() {
@@ -737,7 +737,7 @@ impl<P: Protocol> Session<P> {
         if !failed && !open && !pending.is_entangled() {
             self.pins = self.pins.without(pending.clears).union(self.tracker.standing_pins());
         }
-        self.pins = self.pins.union(sets);
+        self.pins = self.pins.union(sets).without(pending.ended);
         if !before.is_empty()
             && self.pins.is_empty()
             && let Some(connection) = &mut self.link

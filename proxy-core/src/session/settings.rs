@@ -434,6 +434,9 @@ impl<P: Protocol> Session<P> {
             pins = pins.without(PinReasons::only(PinReason::SessionFunction));
         }
         pending.sets = pending.sets.union(pins);
+        if smart {
+            pending.ended = learned.ended;
+        }
         let Some(connection) = &mut self.link else { return };
         // What is let go must still not reach another client.
         connection.tainted |= !gone.is_empty();

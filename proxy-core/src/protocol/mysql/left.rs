@@ -40,6 +40,15 @@ impl Owners {
         self.diagnostics = Self::UNKNOWN;
     }
 
+    /// A query of our own without a table has followed a statement of the client's. What it leaves is what a `SELECT` of one
+    /// row leaves.
+    pub(super) fn note_question(&mut self, behind_row: bool) {
+        if !behind_row {
+            self.row_count = 0;
+            self.found_rows = Self::UNKNOWN;
+        }
+    }
+
     /// A statement of our own is over. Diagnostics that are nobody's stay so unless it had something to say.
     pub(super) fn note_absorbed(&mut self, has_diagnostics: bool) {
         if has_diagnostics || self.diagnostics != 0 {
@@ -239,7 +248,12 @@ impl Left {
     }
 
     /// A statement of the client's was prepared, which empties the diagnostics if it uses tables, and may leave some.
-    pub(super) fn note_prepared(&mut self, server: &mut MyServer) {
+    pub(super) fn note_prepared(&mut self, warnings: bool, server: &mut MyServer) {
+        if self.own.row_count == 0 && self.own.diagnostics == 0 && !warnings {
+            // It has still left nothing.
+            server.owners.note_absorbed(false);
+            return;
+        }
         unsettle(&mut self.own.diagnostics, &mut server.owners.diagnostics);
         unsettle(&mut self.own.row_count, &mut server.owners.row_count);
     }

@@ -44,6 +44,10 @@ pub(super) enum Reply {
     Rows,
     /// One packet of text.
     Line,
+    /// To a `PREPARE` of ours: the name, and the number of the statement that gets it.
+    Named(Box<str>, u64),
+    /// One row that says whether a session holds locks.
+    Locks,
 }
 
 /// One request that the server has not answered.
@@ -133,6 +137,8 @@ pub struct MyServer {
     /// Statements prepared.
     pub(super) prepared: LruCache<u64, OnServer>,
     max_prepared: usize,
+    /// Names that `PREPARE` has given, each with the number of its statement.
+    named: Vec<(Box<str>, u64)>,
     /// The server's ids that nobody needs any more.
     pub(super) stale: Vec<u32>,
     /// Long data was sent for statements that have not run since.
@@ -210,6 +216,7 @@ impl MyServer {
             seq: 0,
             prepared: LruCache::unbounded(),
             max_prepared,
+            named: Vec::new(),
             stale: Vec::new(),
             long_data: Vec::new(),
             cursors: Vec::new(),
@@ -274,9 +281,15 @@ impl MyServer {
         }
     }
 
+    /// True when the server has said that the next transaction, or the one that is open, is not like others.
+    pub(super) const fn has_characteristics(&self) -> bool {
+        self.characteristics
+    }
+
     /// Everything prepared is gone.
     pub(super) fn forget_statements(&mut self) {
         self.prepared.clear();
+        self.named.clear();
         self.stale.clear();
         self.long_data.clear();
         self.cursors.clear();
@@ -299,6 +312,28 @@ impl MyServer {
             };
             self.stale.push(evicted.id);
         }
+    }
+
+    /// The statement of this number is the one that `name` stands for.
+    pub(super) fn put_named(&mut self, name: &str, id: u64) {
+        self.forget_named(name);
+        self.named.push((name.into(), id));
+    }
+
+    /// `name` stands for nothing any more.
+    pub(super) fn forget_named(&mut self, name: &str) {
+        self.named.retain(|(known, _)| **known != *name);
+    }
+
+    /// True while a name stands for the statement of this number.
+    pub(super) fn has_named(&self, id: u64) -> bool {
+        self.named.iter().any(|(_, known)| *known == id)
+    }
+
+    /// Takes out all names but those that are to be kept.
+    pub(super) fn named_but(&mut self, kept: impl Fn(&str, u64) -> bool) -> Vec<Box<str>> {
+        let gone = self.named.extract_if(.., |(name, id)| !kept(name, *id));
+        gone.map(|(name, _)| name).collect()
     }
 
     /// Closes what nobody needs any more. The server says nothing to that.

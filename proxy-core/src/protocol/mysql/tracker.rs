@@ -30,12 +30,14 @@ mod answers;
 mod changes;
 mod commands;
 mod deferred;
+mod held;
 mod prepared;
 mod variables;
 
 use answers::too_long;
 use changes::{Asks, Explained};
 pub(super) use deferred::Deferred;
+use held::Held;
 use variables::Variables;
 
 /// Longest request that is read whole. A longer statement is relayed unread, so its client is pinned; a longer
@@ -83,6 +85,13 @@ pub struct MyTracker {
     explains: Explained,
     left: Left,
     variables: Variables,
+    held: Held,
+    /// An answer to the client is over as soon as a question of ours behind it is answered.
+    held_back: Option<ServerEvent>,
+    /// The last `COM_STMT_PREPARE` has left warnings.
+    prepared_warnings: bool,
+    /// The statement under way is a query that finds one row without any table.
+    of_one_row: bool,
     /// What the client has said it wants to be told.
     asks: Asks,
     /// This statement could not be prepared where the session is served now.
@@ -101,6 +110,8 @@ struct Current {
     details: Arc<Details>,
     admitted: bool,
     text: Text,
+    /// What it names by SQL's `PREPARE`, or runs by `EXECUTE`.
+    named: Option<Arc<Statement>>,
 }
 
 /// Where the text of a reported statement stands.
@@ -198,7 +209,8 @@ impl MyTracker {
             // The statement after it is likely to ask, and no packet tells the answer.
             statement.extra_pins.insert(PinReason::SessionFunction);
         }
-        self.current = Some(Current { statement: statement.clone(), details, admitted: false, text });
+        let named = None;
+        self.current = Some(Current { statement: statement.clone(), details, admitted: false, text, named });
         ClientEvent::Statement(statement)
     }
 
@@ -244,6 +256,10 @@ impl Tracker<MySql> for MyTracker {
             explains: Explained::default(),
             left: Left::default(),
             variables: Variables::new(),
+            held: Held::default(),
+            held_back: None,
+            prepared_warnings: false,
+            of_one_row: false,
             asks: Asks::default(),
             unprepared: None,
             running: None,
@@ -409,13 +425,17 @@ impl Tracker<MySql> for MyTracker {
         let prepares = current.statement.prepares;
         match &current.text {
             Text::Front(_) | Text::Rewritten(_) => {
-                let (statement, details) = self.read_text(shared, text.as_bytes());
+                let mut known = self.read_text(shared, text.as_bytes());
+                self.follow_next_transaction(&mut known);
+                let named = self.follow_named(shared, text.as_bytes(), &mut known);
+                let (statement, details) = known;
                 let statement = Submitted { prepares, ..statement };
                 self.current = Some(Current {
                     statement: statement.clone(),
                     details,
                     admitted: false,
                     text: Text::Rewritten(text.into_bytes()),
+                    named,
                 });
                 Rewritten::Known(statement)
             }
@@ -540,6 +560,18 @@ impl Tracker<MySql> for MyTracker {
             };
             match server.stage {
                 Stage::Rows | Stage::FirstRow if !is_end => {
+                    let gets_locks = kept && self.explains.holds.asks_if_missed;
+                    if matches!(head.reply, Reply::Locks) || gets_locks {
+                        if down.unread().len() < header.total() && header.len <= MAX_HELD_BYTES {
+                            down.expect(header.total());
+                            return Ok(ServerEvent::NeedBytes);
+                        }
+                        let row = down.unread().get(HEADER_BYTES..header.total()).unwrap_or_default();
+                        match gets_locks {
+                            true => self.note_row(row),
+                            false => self.held.note_locked(row != b"\x010"),
+                        }
+                    }
                     if server.stage == Stage::FirstRow {
                         self.end_columns(down, server, kept);
                     }
@@ -632,10 +664,14 @@ impl Tracker<MySql> for MyTracker {
     }
 
     fn write_question(&mut self, server: &mut MyServer, up: &mut Pipe) {
-        if server.doubtful && server.expects_nothing() {
+        if !server.expects_nothing() {
+            return;
+        }
+        if server.doubtful {
             write_command(up.output(), Command::Ping, &[]);
             server.expect(Reply::Command, true, false);
         }
+        self.ask_for_missed_locks(up, server);
     }
 
     fn write_forget_session_functions(&mut self, _server: &mut MyServer, _up: &mut Pipe) {

@@ -13,6 +13,7 @@
 mod builtin;
 mod details;
 mod facts;
+mod held;
 mod insert;
 mod lexer;
 mod set;
@@ -30,6 +31,7 @@ use crate::protocol::{
 
 pub use details::{Assignment, Details, Kill, NamedStatement, NamedVerb, Scope, SessionFunctions, XaVerb};
 pub use facts::of_command;
+pub use held::{Locks, Made, Temporary, handler, locks, prepared_text, temporary};
 pub use insert::{GivenIds, given_ids};
 pub use lexer::{Charset, LexMode};
 

@@ -1521,3 +1521,86 @@ fn what_it_costs_is_printed() {
     let read = average(&|text| drop(facts::of_text(text, UTF8)));
     println!("{digest:.2} µs a digest, {known:.2} µs with known facts, {read:.2} µs to read the facts");
 }
+
+#[test]
+fn what_is_held_is_read_from_the_text() {
+    let string = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let table = |table: &Temporary| {
+        let schema = table.schema.as_ref().map_or(String::new(), |schema| string(schema) + ".");
+        format!("{}{schema}{}", if table.is_sequence { "sequence " } else { "" }, string(&table.name))
+    };
+    let tables = |text: &str| match temporary(text.as_bytes(), UTF8)? {
+        Made::Makes(made) => Some(format!("+ {}", table(&made))),
+        Made::Drops(dropped) => {
+            Some(format!("- {}", dropped.iter().map(table).collect::<Vec<_>>().join(" ")))
+        }
+    };
+    for (text, expected) in [
+        ("CREATE TEMPORARY TABLE Abc (n int)", Some("+ Abc")),
+        ("create or replace temporary table if not exists `d``b`.t select 1", Some("+ d`b.t")),
+        ("CREATE TEMPORARY SEQUENCE s", Some("+ sequence s")),
+        ("DROP TABLE a", Some("- a")),
+        ("drop temporary tables if exists a, B.`c` cascade;", Some("- a B.c")),
+        ("DROP SEQUENCE IF EXISTS d.s", Some("- sequence d.s")),
+        ("CREATE TABLE a (n int)", None),
+        ("CREATE TEMPORARY TABLE `é` (n int)", None),
+        ("CREATE /*!50000 TEMPORARY */ TABLE a (n int)", None),
+        ("CREATE TEMPORARY TABLE a (n int); SELECT 1", None),
+        ("DROP TABLE a b", None),
+        ("DROP VIEW a", None),
+        ("DROP TABLE", None),
+    ] {
+        assert_eq!(tables(text).as_deref(), expected, "{text}");
+    }
+    let handlers = |text: &str| match handler(text.as_bytes(), UTF8)? {
+        Made::Makes(name) => Some(format!("+ {}", string(&name))),
+        Made::Drops(names) => Some(format!("- {}", string(&names.concat()))),
+    };
+    for (text, expected) in [
+        ("HANDLER t OPEN", Some("+ t")),
+        ("handler d.t open as `X`", Some("+ X")),
+        ("HANDLER t OPEN x", Some("+ x")),
+        ("HANDLER t CLOSE", Some("- t")),
+        ("HANDLER t READ FIRST", None),
+        ("HANDLER `é` CLOSE", None),
+    ] {
+        assert_eq!(handlers(text).as_deref(), expected, "{text}");
+    }
+    let found = |text: &str| {
+        let locks = locks(text.as_bytes(), UTF8);
+        let names: Vec<String> = locks.names.iter().map(|name| string(name)).collect();
+        format!("{} {} {}", names.join(","), locks.others, locks.releases_all)
+    };
+    for (text, expected) in [
+        ("SELECT GET_LOCK('a', 0), get_lock(\"b\", 1)", "'a','b' false false"),
+        ("SELECT GET_LOCK('a' 'b', 0)", " true false"),
+        ("SELECT GET_LOCK('it''s', 0)", " true false"),
+        ("SELECT GET_LOCK('a\\'', 0)", " true false"),
+        ("SELECT GET_LOCK(@a, 0), GET_LOCK('c', 0)", "'c' true false"),
+        ("SELECT GET_LOCK('a', 0); SELECT 1", " true false"),
+        ("SELECT RELEASE_LOCK('a')", " false false"),
+        ("SELECT RELEASE_ALL_LOCKS()", " false true"),
+        ("do release_all_locks ( );", " false true"),
+        ("SELECT RELEASE_ALL_LOCKS() AS n", " false true"),
+        ("SELECT RELEASE_ALL_LOCKS(), GET_LOCK('a', 0)", "'a' false false"),
+        ("SELECT RELEASE_ALL_LOCKS() FROM t", " false false"),
+    ] {
+        assert_eq!(found(text), expected, "{text}");
+    }
+    let read = |text: &str, mode| prepared_text(text.as_bytes(), mode).map(|text| string(&text));
+    for (text, expected) in [
+        ("PREPARE s FROM 'SELECT 1'", Some("SELECT 1")),
+        ("prepare s from \"SELECT 'it''s'\";", Some("SELECT 'it''s'")),
+        ("PREPARE s FROM 'SELECT ''a'''", Some("SELECT 'a'")),
+        (r"PREPARE s FROM 'SELECT \'a\\b\''", Some(r"SELECT 'a\b'")),
+        (r"PREPARE s FROM 'SELECT \%'", None),
+        ("PREPARE s FROM 'SELECT' ' 1'", None),
+        ("PREPARE s FROM @a", None),
+        ("PREPARE s FROM 'é'", None),
+        ("EXECUTE s", None),
+    ] {
+        assert_eq!(read(text, UTF8).as_deref(), expected, "{text}");
+    }
+    let as_it_is = LexMode { no_backslash_escapes: true, ..UTF8 };
+    assert_eq!(read(r"PREPARE s FROM '\n'", as_it_is).as_deref(), Some(r"\n"));
+}

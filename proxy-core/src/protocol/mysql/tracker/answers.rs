@@ -104,6 +104,12 @@ impl MyTracker {
                     Some(Reply::Prepared(statement)) => {
                         self.unprepared = Some(Box::new((statement.id, error)))
                     }
+                    Some(Reply::Named(name, _)) => {
+                        server.forget_named(&name);
+                        self.held.note_unprepared(&name, error);
+                    }
+                    // They may be held still.
+                    Some(Reply::Locks) => return Ok(self.asked()),
                     // What we asked for ourselves has not come about; nobody may rely on this connection.
                     Some(Reply::Begin(deferred)) => {
                         self.deferred = Some(deferred);
@@ -122,8 +128,8 @@ impl MyTracker {
                 self.explains.nature.taints = false;
             }
             self.note_left(true, false, server);
-            self.settle(true);
-            return Ok(Some(ServerEvent::Answered { failed: true, nothing_ran }));
+            self.settle(true, server);
+            return Ok(self.or_later(ServerEvent::Answered { failed: true, nothing_ran }, server));
         }
         match (server.stage, server.head().map(|head| &head.reply)) {
             (_, Some(Reply::Line)) => {
@@ -204,7 +210,9 @@ impl MyTracker {
                 server.stage = Stage::Infile;
                 Ok(None)
             }
-            (Stage::Start, Some(Reply::Results)) if !matches!(first, codec::OK | codec::EOF) => {
+            (Stage::Start, Some(Reply::Results | Reply::Locks))
+                if !matches!(first, codec::OK | codec::EOF) =>
+            {
                 let result = ResultHeader::read(body)?;
                 if kept {
                     // RETURNING
@@ -256,7 +264,8 @@ impl MyTracker {
         let (Some(codec::OK), Some(id), Some(columns), Some(parameters)) = parts else {
             return Err(ProtocolError::Malformed("COM_STMT_PREPARE answer"));
         };
-        let (_filler, _warnings) = (reader.u8(), reader.u16());
+        let (_filler, warnings) = (reader.u8(), reader.u16());
+        self.prepared_warnings = warnings.is_some_and(|warnings| warnings > 0);
         let left_out =
             server.agreed.contains(Capabilities::OPTIONAL_RESULTSET_METADATA) && reader.u8() == Some(0);
         server.put_prepared(statement, id);
@@ -289,7 +298,7 @@ impl MyTracker {
         }
         let head = server.pop();
         match kept {
-            true => self.left.note_prepared(server),
+            true => self.left.note_prepared(self.prepared_warnings, server),
             false => server.owners.note_own_diagnostics(),
         }
         if server.caches_metadata
@@ -441,7 +450,19 @@ impl MyTracker {
     ) -> Option<ServerEvent> {
         let head = server.pop();
         if !kept {
-            server.owners.note_own();
+            match head.map(|head| head.reply) {
+                Some(Reply::Named(name, id)) => {
+                    server.put_named(&name, id);
+                    server.owners.note_own_diagnostics();
+                }
+                Some(Reply::Locks) => {
+                    if self.held.settle_locks() {
+                        self.learned.ended.insert(PinReason::AdvisoryLock);
+                    }
+                    return self.asked();
+                }
+                _ => server.owners.note_own(),
+            }
             return None;
         }
         let fetched = matches!(head.map(|head| head.reply), Some(Reply::Rows));
@@ -453,8 +474,26 @@ impl MyTracker {
         self.running = None;
         self.note_outcome(None, end.affected_rows);
         self.note_left(false, end.warnings > 0, server);
-        self.settle(false);
-        Some(ServerEvent::Answered { failed: false, nothing_ran: false })
+        self.settle(false, server);
+        self.or_later(ServerEvent::Answered { failed: false, nothing_ran: false }, server)
+    }
+
+    /// A question of ours is answered, and with it the request before it.
+    fn asked(&mut self) -> Option<ServerEvent> {
+        let nothing_more = ServerEvent::Answered { failed: false, nothing_ran: false };
+        Some(self.held_back.take().unwrap_or(nothing_more))
+    }
+
+    /// An answer to the client is over, once a question of ours that follows is answered.
+    fn or_later(&mut self, event: ServerEvent, server: &mut MyServer) -> Option<ServerEvent> {
+        if !matches!(server.head().map(|head| &head.reply), Some(Reply::Locks)) {
+            return Some(event);
+        }
+        let failed = matches!(event, ServerEvent::Answered { failed: true, .. });
+        server.owners.note_question(self.of_one_row && !failed);
+        self.held.note_locked(true);
+        self.held_back = Some(event);
+        None
     }
 
     /// A statement of the client is over, and has left something for the next to ask.

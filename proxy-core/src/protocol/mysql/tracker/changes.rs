@@ -10,6 +10,7 @@ use super::{
     },
     MyTracker,
     deferred::OF_TRANSACTIONS,
+    held::Holds,
 };
 
 /// What is known of a statement under way beside what the server says.
@@ -29,6 +30,8 @@ pub(super) struct Explained {
     pub(super) covers: &'static [&'static str],
     /// What it is to session functions.
     pub(super) nature: Nature,
+    /// What it does to what the session holds.
+    pub(super) holds: Holds,
 }
 
 /// Of changes of its session, what a client has asked for beyond what servers tell by default.
@@ -64,6 +67,9 @@ pub(super) fn is_untold(facts: &Facts, server: &MyServer) -> bool {
 /// What a session changes without anybody having to make it again.
 pub(super) const UNTRACKED: &[&str] =
     &["last_gtid", "warning_count", "error_count", "rand_seed1", "rand_seed2"];
+
+/// Variables that change nothing of what a text means when it is prepared.
+const HARMLESS: &[&str] = &["autocommit", "time_zone"];
 
 /// Variables that count for the next statement only, or whose value is a moment: not to be made again elsewhere.
 pub(super) const MOMENTARY: &[&str] =
@@ -165,9 +171,14 @@ impl MyTracker {
             unsettles: is_untold(facts, server),
             state: !facts.pins.is_empty()
                 || facts.kind == StatementKind::Ddl
-                || !details.named_statements.is_empty(),
-            taints: facts.taints,
+                || !details.named_statements.is_empty()
+                || details.xa.is_some(),
+            // These run no code, and pin for as long as they have to.
+            taints: facts.taints
+                && details.xa.is_none()
+                && (facts.calls_unknown_function || !facts.digest_text.starts_with("handler ")),
             passing: details.sets_for_statement,
+            holds: self.holds(facts, details, text, server),
             ..Explained::default()
         };
         let sets = |wanted: fn(&Assignment) -> bool| details.sets_more || details.sets.iter().any(wanted);
@@ -218,6 +229,12 @@ impl MyTracker {
                 };
                 let name = name.to_lowercase();
                 self.explains.state = true;
+                if !UNTRACKED.contains(&&*name)
+                    && !HARMLESS.contains(&&*name)
+                    && !OURS.contains(&(&*name, value))
+                {
+                    self.held.note_context();
+                }
                 if UNTRACKED.contains(&&*name) || self.explains.covers.contains(&&*name) {
                     return;
                 }
@@ -239,6 +256,7 @@ impl MyTracker {
                 self.learned.changes.push(StateChange::Made(name.into(), statement.into()));
             }
             SessionChange::Schema(name) => {
+                self.held.note_context();
                 self.explains.state = true;
                 match std::str::from_utf8(name) {
                     Ok(name) if !name.is_empty() => {
@@ -255,8 +273,9 @@ impl MyTracker {
 
     /// All that a statement has changed is known now. What an error keeps back, or what no text and no report
     /// explains, makes the session keep this connection.
-    pub(super) fn settle(&mut self, failed: bool) {
-        let explains = std::mem::take(&mut self.explains);
+    pub(super) fn settle(&mut self, failed: bool, server: &mut MyServer) {
+        let mut explains = std::mem::take(&mut self.explains);
+        self.settle_held(std::mem::take(&mut explains.holds), failed, server);
         let changed = std::mem::take(&mut self.state_changed);
         let surprise = changed && (explains.taints || !explains.state);
         let unknown = surprise || explains.unsettles || (failed && explains.taints);

@@ -15,9 +15,23 @@ use super::{
     },
     MAX_TEXT_BYTES, MyTracker, Text,
     changes::{Asks, Explained, is_untold},
+    held::Names,
     of_command, submitted,
 };
 use crate::buffer::Pipe;
+
+/// One row at most, and no table: what it leaves for session functions is what any such query leaves.
+fn is_row(facts: &Facts) -> bool {
+    facts.statements == 1
+        && facts.kind == StatementKind::Select
+        && facts.tables.is_empty()
+        && facts.digest_text.starts_with("select")
+        && !facts.digest_text.contains(" from ")
+        && !facts.digest_text.contains("union")
+        && !facts.digest_text.contains("where")
+        && !facts.digest_text.contains("limit")
+        && !facts.digest_text.contains("having")
+}
 
 impl MyTracker {
     pub(super) fn nature(&self, facts: &Facts, details: &Details, text: &[u8]) -> Nature {
@@ -97,8 +111,15 @@ impl MyTracker {
                 self.fail_malformed(up, header, down);
                 return Ok(None);
             };
-            let statement = self.read_text(shared, payload.get(at..).unwrap_or_default());
-            return Ok(Some(self.report(statement, Text::Front(at))));
+            let text = payload.get(at..).unwrap_or_default();
+            let mut known = self.read_text(shared, text);
+            self.follow_next_transaction(&mut known);
+            let named = self.follow_named(shared, text, &mut known);
+            let event = self.report(known, Text::Front(at));
+            if let Some(current) = &mut self.current {
+                current.named = named;
+            }
+            return Ok(Some(event));
         }
         let Some((facts, details)) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
         if details.kill.is_some() {
@@ -119,6 +140,17 @@ impl MyTracker {
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
+        let inner = self.current.as_ref().and_then(|current| current.named.clone());
+        let executes = details.named_statements.iter().any(|one| one.verb == NamedVerb::Execute);
+        let runs = inner.clone().filter(|_| executes);
+        match self.bring_names(&facts, &details, runs.as_deref(), up, server) {
+            Names::Ready => {}
+            Names::Wait => return Ok(Some(ClientEvent::NeedAnswer)),
+            Names::Fail(error) => {
+                self.fail(error.code, &error.sqlstate, &error.message, up, header, down);
+                return Ok(None);
+            }
+        }
         self.aborted = false;
         let wants = self.multi_statements;
         if server.multi_statements != wants && memchr::memchr(b';', self.text(up)).is_some() {
@@ -128,14 +160,30 @@ impl MyTracker {
             server.multi_statements = wants;
         }
         self.unset_variables(self.named_variables(&facts, &details, self.text(up)), up, server);
-        let nature = self.nature(&facts, &details, self.text(up));
+        let (nature, holds_row) = match &runs {
+            Some(inner) => (self.nature(&inner.facts, &inner.details, &inner.text), is_row(&inner.facts)),
+            None => (self.nature(&facts, &details, self.text(up)), is_row(&facts)),
+        };
+        self.of_one_row = holds_row;
         if !self.make_askable(&nature, shared, up, server) {
             self.fail_lost(up, header, down);
             return Ok(None);
         }
         server.write_closes(up.output());
-        self.explains = Explained { nature, ..self.explain(&facts, &details, self.text(up), server) };
+        let explained = match &runs {
+            Some(inner) => self.explain(&inner.facts, &inner.details, &inner.text, server),
+            None => self.explain(&facts, &details, self.text(up), server),
+        };
+        self.explains = Explained { nature, ..explained };
+        let text = self.text(up).to_vec();
+        self.note_names(&facts, &details, inner, &text, server);
         self.note_named(&facts, &details);
+        if self.drops_elsewhere(&facts, &details, server)
+            && let Some(current) = &mut self.current
+        {
+            // It is nowhere where the server could drop it; this leaves what that would leave.
+            current.text = Text::Rewritten(b"DO 0".to_vec());
+        }
         if details.reads_connection_id
             && let Some(column) = classify::connection_id_column(self.text(up), self.mode)
             && let Some(current) = &mut self.current
@@ -161,6 +209,7 @@ impl MyTracker {
             }
             _ => self.pass_command(up, header, server, Reply::Results, moves),
         }
+        self.ask_for_locks(up, server);
         Ok(None)
     }
 
@@ -201,6 +250,10 @@ impl MyTracker {
         }
         let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
         let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
+        // Another database is another context for what was named.
+        if matches!(self.bring_names(&facts, &Details::default(), None, up, server), Names::Wait) {
+            return Some(ClientEvent::NeedAnswer);
+        }
         server.write_closes(up.output());
         self.current = None;
         let unsettles = is_untold(&facts, server);
@@ -228,6 +281,7 @@ impl MyTracker {
         self.current = None;
         self.asks = Asks::default();
         self.variables.forget();
+        self.held.forget();
         self.statements.clear();
         self.left.forget();
         self.aborted = false;

@@ -13,6 +13,7 @@ use super::{
     },
     MAX_TEXT_BYTES, MyTracker, Text,
     changes::Explained,
+    held::Names,
     submitted,
 };
 use crate::buffer::Pipe;
@@ -169,8 +170,10 @@ impl MyTracker {
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
+        if matches!(self.bring_names(&facts, &details, None, up, server), Names::Wait) {
+            return Ok(Some(ClientEvent::NeedAnswer));
+        }
         self.aborted = false;
-        self.unset_variables(self.named_variables(&facts, &details, &statement.text), up, server);
         if details.kill.is_some() {
             let message = "This proxy does not follow KILL in a prepared statement";
             self.fail(1235, "42000", message, up, header, down);
@@ -197,7 +200,8 @@ impl MyTracker {
         let Some(there) = Self::on_server_as(&statement, server, up) else {
             return Ok(Some(ClientEvent::NeedAnswer));
         };
-        // Behind what was prepared, which may have left something itself; with it, one would wait for the other for ever.
+        // Once it is prepared, which leaves something itself.
+        self.unset_variables(self.named_variables(&facts, &details, &statement.text), up, server);
         let nature = self.nature(&facts, &details, &statement.text);
         if !self.make_askable(&nature, shared, up, server) {
             self.fail_lost(up, header, down);
@@ -240,6 +244,7 @@ impl MyTracker {
             server.cursors.push(there.id);
         }
         self.explains = Explained { nature, ..self.explain(&facts, &details, &statement.text, server) };
+        self.note_names(&facts, &details, None, &statement.text, server);
         self.note_named(&facts, &details);
         self.current = None;
         server.running = there.id;
@@ -250,6 +255,12 @@ impl MyTracker {
         write_front(up.output(), header.len - taken + head.len(), &head);
         self.continues = header.continues();
         self.take(up, header.len - taken, true);
+        self.of_one_row = false;
+        // Its rows are of another form.
+        self.explains.holds.asks_if_missed = false;
+        if self.owed == 0 && !self.continues {
+            self.ask_for_locks(up, server);
+        }
         Ok(None)
     }
 

@@ -653,3 +653,53 @@ fn only_control_that_no_server_refuses_is_answered_here() {
         t.up = Pipe::default();
     }
 }
+
+#[test]
+fn behind_a_lock_given_up_the_server_is_asked_and_the_client_hears_nothing_of_it() {
+    let lock = PinReason::AdvisoryLock;
+    let row = |value: &'static [u8]| [b"\x01".as_slice(), b"\x03def", value, END];
+    at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+        assert_eq!(t.client(&query("SELECT GET_LOCK('a', 0)")), r"0:\x03SELECT GET_LOCK(\'a\', 0)");
+        t.server(&answer(&row(b"\x011")));
+        t.tracker.write_question(&mut t.server, &mut t.up);
+        assert_eq!(shown(&t.up.take_output()), "", "it was got");
+        for (held, ended) in [(b"\x011", false), (b"\x010", true)] {
+            assert_eq!(
+                t.client(&query("SELECT RELEASE_LOCK('a')")),
+                r"0:\x03SELECT RELEASE_LOCK(\'a\') 0:\x03SELECT IS_USED_LOCK(\'a\') <=> CONNECTION_ID()"
+            );
+            let mine = answer(&row(b"\x011"));
+            assert_eq!(t.server(&mine), shown(&mine));
+            assert!(!t.server.is_quiet(), "the answer of ours is to come");
+            assert_eq!(t.server(&answer(&row(held))), "");
+            assert_eq!(t.tracker.take_learned().ended.contains(lock), ended);
+            assert!(t.server.is_quiet());
+        }
+    });
+}
+
+#[test]
+fn a_named_statement_is_prepared_where_it_is_run() {
+    at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+        t.client(&query("PREPARE s FROM 'SELECT 1'"));
+        t.server(&answer(&[DONE]));
+        assert!(t.tracker.take_learned().pins.is_empty());
+        assert_eq!(t.client(&query("EXECUTE s")), r"0:\x03EXECUTE s");
+        t.server(&answer(&[DONE]));
+        t.move_on();
+        let waits = r"0:\x03PREPARE s FROM \'SELECT 1\' NeedAnswer";
+        assert_eq!(t.client(&query("EXECUTE s")), waits);
+        // The server's own error is the client's.
+        t.server(&answer(&[b"\xff\x7a\x04#42S02Gone"]));
+        assert_eq!(t.client(b""), "");
+        assert_eq!(t.local(), r"1:\xffz\x04#42S02Gone");
+        assert_eq!(t.client(&query("EXECUTE s")), waits);
+        t.server(&answer(&[DONE]));
+        assert_eq!(t.client(b""), r"0:\x03EXECUTE s");
+        t.server(&answer(&[DONE]));
+        // Another client of the connection has none of that name.
+        t.tracker = tracker(NEW);
+        let sent = t.client(&query("EXECUTE s"));
+        assert!(sent.starts_with(r"0:\x03DEALLOCATE PREPARE `s`") && sent.ends_with("EXECUTE s"), "{sent}");
+    });
+}
