@@ -212,10 +212,12 @@ fn is_next_transaction(facts: &Facts, details: &Details) -> bool {
 /// What may change what a text means when it is prepared.
 fn changes_context(facts: &Facts, details: &Details) -> bool {
     let of_session = |one: &Assignment| one.scope != Scope::User;
+    // It sets user variables, and what it tells would be gone.
+    let is_diagnosis = facts.statements == 1 && facts.digest_text.starts_with("get ");
     details.uses_schema
         || details.sets_more
         || details.sets.iter().any(of_session)
-        || (facts.changes_settings && details.sets.is_empty())
+        || (facts.changes_settings && details.sets.is_empty() && !is_diagnosis)
 }
 
 /// Something in it may use names of statements, unseen.
@@ -546,6 +548,8 @@ impl MyTracker {
             let statement = format!("DEALLOCATE PREPARE `{}`", name.replace('`', "``"));
             write_query(statement.as_bytes(), server.agreed, up.output());
             server.expect(Reply::Results, true, false);
+            // What follows in the same breath finds none.
+            server.owners.note_own_diagnostics();
         }
         let one = Self::named_use(facts, details);
         let context = held.context;
