@@ -236,9 +236,7 @@ impl<P: Protocol> ServerConnection<P> {
 
     /// What code of the database's own may change of a session.
     pub async fn survey(&mut self, now: Instant) -> Result<Survey, ServerError> {
-        if let Some((since, survey)) = &self.survey
-            && now < *since + SURVEY_LASTS
-        {
+        if let Some(survey) = self.known_survey(now) {
             return Ok(survey.clone());
         }
         let mut request = Vec::new();
@@ -248,16 +246,14 @@ impl<P: Protocol> ServerConnection<P> {
         {
             found = P::read_survey(&row);
         }
-        let survey = found.unwrap_or(Survey { names: Vec::new(), others: true, behind_writes: true });
+        let survey = found.unwrap_or(Survey { names: Vec::new(), others: true, pins: true, triggers: true });
         self.survey = Some((now, survey.clone()));
         Ok(survey)
     }
 
-    /// True unless it is known that nothing unseen runs behind statements that write.
-    pub fn may_run_behind_writes(&self, now: Instant) -> bool {
-        self.survey
-            .as_ref()
-            .is_none_or(|(since, survey)| now >= *since + SURVEY_LASTS || survey.behind_writes)
+    /// What is known of that without asking.
+    pub fn known_survey(&self, now: Instant) -> Option<&Survey> {
+        self.survey.as_ref().filter(|(since, _)| now < *since + SURVEY_LASTS).map(|(_, survey)| survey)
     }
 
     /// Puts the session back to what it was when the connection was new.

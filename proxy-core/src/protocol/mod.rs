@@ -153,8 +153,24 @@ pub struct Survey {
     pub names: Vec<Box<str>>,
     /// And any others.
     pub others: bool,
+    /// And what pins.
+    pub pins: bool,
     /// Some of it may run behind statements that write, without being named.
-    pub behind_writes: bool,
+    pub triggers: bool,
+}
+
+impl Survey {
+    /// True when a call may leave anything.
+    #[must_use]
+    pub fn leaves(&self) -> bool {
+        self.others || self.pins || !self.names.is_empty()
+    }
+
+    /// True when a statement that writes may.
+    #[must_use]
+    pub fn leaves_behind_writes(&self) -> bool {
+        self.triggers && self.leaves()
+    }
 }
 
 /// Knows a statement text as proxies of its dialect do: its digest, its facts and its hint.

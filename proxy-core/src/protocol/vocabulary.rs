@@ -307,6 +307,8 @@ pub struct Facts {
     /// Of a text that does nothing but take state back: what a server answers to each of its statements, whether or not
     /// there is any.
     pub resets: Vec<&'static str>,
+    /// What taints is nothing but calls of code of the database's own: what that may leave, its source tells.
+    pub taints_by_calls: bool,
     /// It changes what names stand for or what they give, in statements that are prepared.
     pub changes_schema: bool,
     /// Pins of which it may have ended some part: whether any is left, the server must be asked.
@@ -351,6 +353,7 @@ impl Facts {
             moved: Vec::new(),
             may_end: PinReasons::NONE,
             resets: Vec::new(),
+            taints_by_calls: false,
             changes_schema: true,
             moves_transaction: true,
             digest_text,

@@ -208,6 +208,8 @@ struct Rare {
     asks_all: bool,
     /// About those that code of the database may change.
     ran_code: bool,
+    /// Such code was called by name, which leaves nothing where its source shows nothing of the kind.
+    calls: bool,
     /// Of these pins some part may have ended.
     may_end: PinReasons,
     /// What does not pin, be it that the server says so: filter or policy lets it go.

@@ -15,7 +15,7 @@ use crate::{
     mutant::{self, Mutant},
     protocol::{
         Facts, Findings, Moves, PinReason, PinReasons, Protocol, ServerState, StateChange, Statement,
-        StatementKind, Tracker, Tx,
+        StatementKind, Survey, Tracker, Tx,
     },
     proxy::Activity,
     server::ServerError,
@@ -42,10 +42,12 @@ pub(super) struct Question {
     code: bool,
     /// and any others that there may be.
     all: bool,
-    /// Statements have written, behind which code may run,
+    /// Such code was called,
+    calls: bool,
+    /// or may have run behind statements that wrote,
     behind_writes: bool,
     /// and nothing else raised it.
-    only_writes: bool,
+    only_code: bool,
     /// The last statement that raised it.
     cause: Cause,
 }
@@ -117,8 +119,9 @@ impl<P: Protocol> Session<P> {
         pending.asks |= in_transaction && pending.settings.len() > changes_before;
         // Among others it has taken back whatever there was.
         pending.asks_all |= facts.moves != Moves::Nothing && !facts.clears.is_empty();
-        pending.asks |= facts.taints;
-        pending.ran_code |= facts.taints;
+        pending.calls |= facts.taints_by_calls;
+        pending.asks |= facts.taints && !facts.taints_by_calls;
+        pending.ran_code |= facts.taints && !facts.taints_by_calls;
         pending.touched.extend(names);
         pending.may_end = pending.may_end.union(facts.may_end);
         if pending.touched.len() > MOST_NAMES || pending.settings.len() > MOST_NAMES {
@@ -247,22 +250,27 @@ impl<P: Protocol> Session<P> {
         // One statement that failed has not set anything, but for what no rollback undoes.
         let nothing = Rare::default();
         let rare = pending.rare.as_deref().unwrap_or(&nothing);
-        let behind_writes = pending.writes && connection.may_run_behind_writes(Instant::now());
+        let survey = match pending.writes || rare.calls {
+            true => connection.known_survey(Instant::now()),
+            false => None,
+        };
+        let calls = rare.calls && survey.is_none_or(Survey::leaves);
+        let behind_writes = pending.writes && survey.is_none_or(Survey::leaves_behind_writes);
         let asks = if failed && lone { rare.asks_all || rare.ran_code } else { rare.asks };
         let ends = !rare.may_end.intersection(self.pins).intersection(P::PROVABLE).is_empty();
         let doubtful = !lone && !pending.sets.intersection(P::PROVABLE).is_empty();
-        if !(asks || ends || doubtful || behind_writes) {
+        if !(asks || ends || doubtful || calls || behind_writes) {
             return None;
         }
-        let only_writes = !(asks || ends || doubtful);
+        let only_code = !(asks || ends || doubtful);
         if asks {
             // Until it has been asked, nobody knows.
             connection.worn = Worn::Uncertain;
         }
         let cause = Cause { digest: pending.digest, text: pending.text.clone(), plugin: rare.plugin.clone() };
         let names = if asks { rare.touched.clone() } else { Vec::new() };
-        let (code, all) = (behind_writes || asks && rare.ran_code, asks && rare.asks_all);
-        Some(Box::new(Question { names, code, all, behind_writes, only_writes, cause }))
+        let (code, all) = (calls || behind_writes || asks && rare.ran_code, asks && rare.asks_all);
+        Some(Box::new(Question { names, code, all, calls, behind_writes, only_code, cause }))
     }
 
     /// Adds to what the server is to be asked.
@@ -272,7 +280,8 @@ impl<P: Protocol> Session<P> {
             question.names.extend(before.names);
             question.code |= before.code;
             question.behind_writes |= before.behind_writes;
-            question.only_writes &= before.only_writes;
+            question.calls |= before.calls;
+            question.only_code &= before.only_code;
             question.all |= before.all;
         }
         question.names.sort_unstable();
@@ -339,16 +348,17 @@ impl<P: Protocol> Session<P> {
         Ok(())
     }
 
-    /// True when nothing need be asked after statements that wrote, since no code can have run behind them that leaves
-    /// anything.
+    /// True when nothing need be asked since no code can have run that leaves anything.
     async fn is_answered_by_survey(&mut self, question: &Question) -> Result<bool, SessionError> {
-        let Some(connection) = self.link.as_mut().filter(|_| question.behind_writes) else {
+        if !(question.calls || question.behind_writes) {
             return Ok(false);
-        };
+        }
+        let Some(connection) = &mut self.link else { return Ok(false) };
         let survey = connection.survey(Instant::now()).await.map_err(lost)?;
-        connection.tainted |= survey.behind_writes;
+        let behind_writes = question.behind_writes && survey.leaves_behind_writes();
+        connection.tainted |= behind_writes;
         self.down.emit(&connection.state.take_heard());
-        Ok(question.only_writes && !survey.behind_writes)
+        Ok(question.only_code && !behind_writes && !(question.calls && survey.leaves()))
     }
 
     /// The answer to a question; `None` when there is none that could be used.

@@ -139,8 +139,7 @@ pub(super) fn read_survey(row: &[String]) -> Option<Survey> {
     let names: Vec<Box<str>> = list(names)?.iter().filter_map(|name| Some(name.as_str()?.into())).collect();
     let names: Vec<_> = names.into_iter().filter(|name| is_plain(name)).take(MOST_SURVEYED + 1).collect();
     let others = untold != "f" || names.len() > MOST_SURVEYED;
-    let behind_writes = triggers != "f" && (others || pins != "f" || !names.is_empty());
-    Some(Survey { names, others, behind_writes })
+    Some(Survey { names, others, pins: pins != "f", triggers: triggers != "f" })
 }
 
 /// True for a name that can be asked about.

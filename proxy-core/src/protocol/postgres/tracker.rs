@@ -2053,6 +2053,7 @@ fn facts_without_text(kind: StatementKind, pins: PinReasons, taints: bool, what:
         moved: Vec::new(),
         may_end: PinReasons::NONE,
         resets: Vec::new(),
+        taints_by_calls: false,
         changes_schema: false,
         moves_transaction: taints,
         digest_text: what.to_owned(),

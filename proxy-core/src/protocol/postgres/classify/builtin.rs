@@ -23,8 +23,10 @@ pub(super) enum Effect {
     Setting,
     /// Keeps state in the session in a way that only the end of the session surely ends.
     Holds,
-    /// Runs code or leaves state that its name does not show.
+    /// Runs SQL text, or leaves state that its name does not show.
     Hidden,
+    /// Code of the database's own.
+    Code,
 }
 
 impl Effect {
@@ -34,7 +36,7 @@ impl Effect {
             Self::Sequence | Self::SequenceRead => Some(PinReason::SessionFunction),
             Self::Lock => Some(PinReason::AdvisoryLock),
             Self::Holds => Some(PinReason::Unknown),
-            Self::None | Self::Acts | Self::Unlock | Self::Setting | Self::Hidden => None,
+            Self::None | Self::Acts | Self::Unlock | Self::Setting | Self::Hidden | Self::Code => None,
         }
     }
 }
@@ -130,12 +132,12 @@ pub(super) fn effect(schema: Option<&str>, name: &str) -> Effect {
         return STATEFUL[index].1;
     }
     if schema.is_some_and(|schema| schema != "pg_catalog") {
-        return Effect::Hidden;
+        return Effect::Code;
     }
     if let Ok(index) = BUILT_IN.binary_search_by_key(&name, |entry| entry.0) {
         return if BUILT_IN[index].1 { Effect::Acts } else { Effect::None };
     }
-    if NEWER.binary_search(&name).is_ok() { Effect::None } else { Effect::Hidden }
+    if NEWER.binary_search(&name).is_ok() { Effect::None } else { Effect::Code }
 }
 
 /// Name, and whether it acts.
@@ -167,10 +169,11 @@ mod tests {
     fn names_are_told_apart() {
         assert_eq!(effect(None, "lower"), Effect::None);
         assert_eq!(effect(Some("pg_catalog"), "lower"), Effect::None);
-        assert_eq!(effect(Some("app"), "lower"), Effect::Hidden);
+        assert_eq!(effect(Some("app"), "lower"), Effect::Code);
         assert_eq!(effect(None, "pg_notify"), Effect::Acts);
         assert_eq!(effect(Some("app"), "pg_advisory_lock"), Effect::Lock);
         assert_eq!(effect(None, "pg_advisory_xact_lock"), Effect::Acts);
-        assert_eq!(effect(None, "Lower"), Effect::Hidden);
+        assert_eq!(effect(None, "Lower"), Effect::Code);
+        assert_eq!(effect(None, "query_to_xml"), Effect::Hidden);
     }
 }

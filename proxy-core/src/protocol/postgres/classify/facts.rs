@@ -45,6 +45,7 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         moved: Vec::new(),
         may_end: PinReasons::NONE,
         resets: Vec::new(),
+        taints_by_calls: false,
         changes_schema: false,
         moves_transaction: false,
         digest_text: String::new(),
@@ -53,6 +54,7 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
     facts.resets =
         statements.iter().map(|node| reset_tag(node, lone)).collect::<Option<_>>().unwrap_or_default();
     let mut ever_pinned = PinReasons::NONE;
+    let (mut taints_otherwise, mut calls_code) = (false, false);
     for node in statements {
         let one = Statement::read(node)?;
         if matches!(facts.kind, StatementKind::Empty | StatementKind::Transaction) {
@@ -68,7 +70,7 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         facts.clears = facts.clears.union(one.clears);
         facts.rds_pins = facts.rds_pins.union(one.seen.rds_pins);
         facts.read_only &= one.read_only;
-        facts.taints |= one.seen.taints;
+        facts.taints |= one.seen.taints || one.seen.calls_code;
         facts.needs_session_function |= one.seen.needs_session_function;
         facts.changes_settings |= one.seen.changes_settings;
         facts.drops_all_prepared |= one.drops_all_prepared;
@@ -86,9 +88,12 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         facts.may_end = facts.may_end.union(one.seen.may_end).union(one.clears);
         facts.moves = facts.moves.max(one.seen.moves);
         facts.moved.extend(one.seen.moved);
+        taints_otherwise |= one.seen.taints;
+        calls_code |= one.seen.calls_code;
         facts.changes_schema |=
             one.kind == StatementKind::Ddl && one.seen.temporary == 0 && changes_schema(node);
     }
+    facts.taints_by_calls = calls_code && !taints_otherwise;
     if facts.statements > 1 && facts.moves != Moves::Nothing {
         // Which of them have run is not known before all have.
         facts.moves = facts.moves.max(Moves::ByValue);
@@ -198,6 +203,7 @@ impl Statement {
                     one.seen.moves = Moves::Nothing;
                     one.seen.moves(Moves::ByText, &[&prepared(&prepare.name)]);
                     one.seen.taints = false;
+                    one.seen.calls_code = false;
                 }
                 one.seen.pin(PinReason::PreparedStatement);
             }
@@ -220,8 +226,8 @@ impl Statement {
                 one.seen.moves(Moves::Unseen, &[]);
             }
             // They run code that their text does not show.
-            NodeEnum::CallStmt(_)
-            | NodeEnum::CreateExtensionStmt(_)
+            NodeEnum::CallStmt(_) => one.seen.calls_code = true,
+            NodeEnum::CreateExtensionStmt(_)
             | NodeEnum::AlterExtensionStmt(_)
             | NodeEnum::CreatePlangStmt(_)
             | NodeEnum::RefreshMatViewStmt(_) => one.seen.taints = true,
@@ -546,7 +552,10 @@ fn mentions_temporary_schema(text: &str) -> bool {
 struct Seen {
     pins: PinReasons,
     rds_pins: PinReasons,
+    /// May leave what neither the text nor the source of functions shows.
     taints: bool,
+    /// Runs code of the database's own.
+    calls_code: bool,
     needs_session_function: bool,
     changes_settings: bool,
     prepared_names: Vec<String>,
@@ -586,7 +595,7 @@ impl Seen {
     }
 
     fn only_reads(&self) -> bool {
-        !self.writes && !self.acts && !self.taints && !self.selects_into
+        !self.writes && !self.acts && !self.taints && !self.calls_code && !self.selects_into
     }
 
     fn call(&mut self, name: &[&str], arguments: Option<&Value>) {
@@ -599,7 +608,7 @@ impl Seen {
         self.functions.push(qualified(schema, name));
         match effect {
             Effect::None => {}
-            Effect::Hidden => self.calls_unknown_function = true,
+            Effect::Hidden | Effect::Code => self.calls_unknown_function = true,
             _ => self.calls_acting_function = true,
         }
         self.acts |= effect != Effect::None;
@@ -623,6 +632,7 @@ impl Seen {
                 self.set_config(arguments);
             }
             Effect::Holds | Effect::Hidden => self.taints = true,
+            Effect::Code => self.calls_code = true,
         }
     }
 
@@ -703,7 +713,7 @@ impl Visit for Seen {
                     let foreign = name.len() > 1 && name[name.len() - 2] != "pg_catalog";
                     let method = structure == "RangeTableSample"
                         && !matches!(name.last(), Some(&("bernoulli" | "system")));
-                    self.taints |= foreign || method;
+                    self.calls_code |= foreign || method;
                 }
             }
             "RangeVar" => {
@@ -733,7 +743,7 @@ impl Visit for Seen {
             "ExecuteStmt" => {
                 self.rds_pins.insert(PinReason::PreparedStatement);
                 // What it runs was said in another text.
-                self.taints = true;
+                self.calls_code = true;
                 let name = field("name").map(Value::strings).unwrap_or_default();
                 self.prepared_names.extend(name.into_iter().map(str::to_owned));
             }
