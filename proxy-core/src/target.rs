@@ -59,8 +59,22 @@ pub struct Target<P: Protocol> {
     /// A [`Role`], as last found.
     role: AtomicU8,
     usable: AtomicBool,
+    /// Sessions pinned to its connections.
+    pinned: AtomicUsize,
     doubted: Notify,
     health: Mutex<Health>,
+}
+
+/// A session that is pinned, until dropped.
+#[derive(Debug)]
+pub struct Pinned<P: Protocol> {
+    target: Arc<Target<P>>,
+}
+
+impl<P: Protocol> Drop for Pinned<P> {
+    fn drop(&mut self) {
+        self.target.pinned.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What the last check came to, for people.
@@ -125,6 +139,7 @@ impl<P: Protocol> Target<P> {
             settings: ArcSwap::from_pointee(pool.clone()),
             hello: ArcSwapOption::empty(),
             capacity: AtomicUsize::new(0),
+            pinned: AtomicUsize::new(0),
             role: AtomicU8::new(Role::Unknown as u8),
             usable: AtomicBool::new(false),
             doubted: Notify::new(),
@@ -235,6 +250,18 @@ impl<P: Protocol> Target<P> {
             in_transaction,
             pinned,
         });
+    }
+
+    /// True when one more session may be pinned to its connections. `percent` is of those that the pool may open.
+    pub fn may_pin(&self, percent: u8) -> bool {
+        let most = (self.pool.stats().budget * usize::from(percent)).div_ceil(100).max(1);
+        self.pinned.load(Ordering::Relaxed) < most
+    }
+
+    /// Counts a session that is pinned.
+    pub fn pin(self: &Arc<Self>) -> Pinned<P> {
+        self.pinned.fetch_add(1, Ordering::Relaxed);
+        Pinned { target: self.clone() }
     }
 
     /// The budget: the configured share of what the target allows, less the monitor's own connection.

@@ -878,3 +878,21 @@ async fn a_pin_is_logged_once_with_reason_and_digest() {
         assert!(!log.contains(literal), "{literal} is in the log: {log}");
     }
 }
+
+/// Row `TooManyPins`: of five connections two may be pinned, and the third pin is refused before its statement runs.
+#[tokio::test]
+async fn only_so_many_connections_may_be_pinned() {
+    let db = Server::mariadb().start().await;
+    let proxy = Proxy::in_front_of(&db).max_connections(5).pool("max_pinned_percent = 40").start().await;
+    let (mut one, mut two) =
+        (RawMySql::connect(&proxy.address()).await, RawMySql::connect(&proxy.address()).await);
+    one.ok("CREATE TEMPORARY TABLE a (n int)").await;
+    two.scalar("SELECT GET_LOCK('a', 0)").await;
+    let mut third = RawMySql::connect(&proxy.address()).await;
+    let error = third.error("CREATE TEMPORARY TABLE a (n int)").await;
+    assert_eq!((error.code, &*error.state), (1226, "42000"), "{error:?}");
+    assert_eq!(third.error("SELECT n FROM a").await.code, 1146, "it ran");
+    assert_eq!(third.scalar("SELECT 1").await, "1");
+    one.ok("DROP TEMPORARY TABLE a").await;
+    third.ok("CREATE TEMPORARY TABLE a (n int)").await;
+}

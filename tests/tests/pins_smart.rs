@@ -355,3 +355,30 @@ async fn pins_hidden_in_odd_spellings_are_found() {
         until("the connection is free", async || b.try_execute("SELECT 1").await.is_ok()).await;
     }
 }
+
+/// Row `TooManyPins`: of five connections two may be pinned, and the third pin is refused before its statement runs.
+#[tokio::test]
+async fn only_so_many_connections_may_be_pinned() {
+    let pg = Server::postgres().start().await;
+    let proxy = Proxy::in_front_of(&pg).max_connections(5).pool("max_pinned_percent = 40").start().await;
+    let (one, two) = (proxy.connect().await, proxy.connect().await);
+    one.execute("LISTEN ch").await;
+    two.execute("SELECT pg_advisory_lock(1)").await;
+    // Pinned already, so this is no pin more.
+    two.execute("CREATE TEMP TABLE a (n int)").await;
+    let third = proxy.connect().await;
+    assert_eq!(third.sqlstate("CREATE TEMP TABLE a (n int)").await, "53400");
+    assert_eq!(third.sqlstate("SELECT count(*) FROM a").await, "42P01", "it ran");
+    third.execute("BEGIN").await;
+    third.execute("SELECT 1").await;
+    assert_eq!(third.sqlstate("LISTEN ch").await, "53400");
+    assert_eq!(third.sqlstate("SELECT 1").await, "25P02");
+    third.execute("ROLLBACK").await;
+    // Others are served, and settings move as ever.
+    third.execute("SET work_mem = '3MB'").await;
+    proxy.connect().await.execute("SELECT 1").await;
+    one.execute("UNLISTEN ch").await;
+    third.execute("LISTEN ch").await;
+    two.vanish();
+    until("its pin is gone", async || one.try_execute("LISTEN ch").await.is_ok()).await;
+}

@@ -411,6 +411,7 @@ fn pool(section: &Section<'_>) -> Option<PoolConfig> {
     let max_idle_connections_percent =
         section.optional("max_idle_connections_percent", |_, value| integer_in(value, 0, most.into()));
     let connection_borrow_timeout = section.get("connection_borrow_timeout", duration);
+    let max_pinned_percent = section.optional("max_pinned_percent", |_, value| integer_in(value, 1, 100));
     let filters = section.list("session_pinning_filters", |filter| match filter {
         "EXCLUDE_VARIABLE_SETS" => Ok(()),
         other => Err(format!("{other:?} is not known")),
@@ -429,6 +430,8 @@ fn pool(section: &Section<'_>) -> Option<PoolConfig> {
             None => most / 2,
         },
         connection_borrow_timeout: connection_borrow_timeout?,
+        max_pinned_percent: max_pinned_percent?
+            .map(|percent| u8::try_from(percent).expect("a percentage fits")),
         exclude_variable_sets: !filters?.is_empty(),
         init_query: init_query?,
         max_server_lifetime: max_server_lifetime?,

@@ -225,6 +225,7 @@ impl Changes {
             max_connections_percent,
             max_idle_connections_percent,
             connection_borrow_timeout,
+            max_pinned_percent,
             exclude_variable_sets,
             init_query,
             max_server_lifetime,
@@ -243,6 +244,8 @@ impl Changes {
         self.compare(section, path, idle, max_idle_connections_percent, &new.max_idle_connections_percent);
         let borrow = "connection_borrow_timeout";
         self.compare(section, path, borrow, connection_borrow_timeout, &new.connection_borrow_timeout);
+        let pinned = "max_pinned_percent";
+        self.compare(section, path, pinned, max_pinned_percent, &new.max_pinned_percent);
         self.compare(
             section,
             path,

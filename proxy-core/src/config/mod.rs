@@ -385,6 +385,8 @@ pub struct PoolConfig {
     pub max_idle_connections_percent: u8,
     /// Longest wait for a server connection, 0 to 1 h. With 0 a request that finds none idle fails at once.
     pub connection_borrow_timeout: Duration,
+    /// Of the connections that the pool may open, as many may be pinned, 1 to 100; `None` for what the profile says.
+    pub max_pinned_percent: Option<u8>,
     /// `EXCLUDE_VARIABLE_SETS` present.
     pub exclude_variable_sets: bool,
     /// Run once on each new server connection and after each reset; empty is none.

@@ -228,12 +228,12 @@ pub(super) const KEYS: &[Key] = {
         key("proxy.pool", "max_connections_percent", Integer(1, 100), Value("100"), Live),
         key("proxy.pool", "max_idle_connections_percent", Text("0 to max_connections_percent"), Said("half of max_connections_percent"), Live),
         key("proxy.pool", "connection_borrow_timeout", Duration("0s", "1h"), Value(r#""120s""#), Live),
+        key("proxy.pool", "max_pinned_percent", Integer(1, 100), Said("80, in profile rds 100"), Live),
         key("proxy.pool", "session_pinning_filters", Text("a list that is empty or has \"EXCLUDE_VARIABLE_SETS\""), Value("[]"), Live),
         key("proxy.pool", "init_query", Text("SQL text, no NUL; empty is none"), Value(r#""""#), Live),
         key("proxy.pool", "max_server_lifetime", Duration("1s", "365d"), Value(r#""24h""#), Live),
         key("proxy.pool", "idle_server_timeout", Duration("1s", "365d"), Value(r#""5m""#), Live),
         key("proxy.pool", "max_prepared_statements", Integer(1, 10_000), Value("500"), Live),
-        key("proxy.pool", "max_pinned_percent", Later("a limit on pinned connections"), Said("none"), Live),
 
         key("proxy.target", "address", Text("a host and a port such as \"db1.internal:5432\" or \"[::1]:5432\""), Required, Restart),
         key("proxy.target", "tls", Word(allowed_words::<TlsMode>), Said("`\"verify-full\"`, on loopback `\"preferred\"`"), Live),

@@ -119,7 +119,7 @@ const BAD: &[(&str, &str, &[&str])] = &[
     (r#"name = "orders""#, "name = \"orders\"\nname = \"orders\"", &["6:1: is not TOML: duplicate key; allowed: TOML 1.1"]),
     // Unknown keys.
     ("require_tls", "requiretls", &["7:1: proxy.orders.requiretls: is not a key; did you mean require_tls?; allowed: name, engine_family, require_tls, idle_client_timeout, max_client_lifetime, handshake_timeout, max_client_connections, max_unauthenticated, failed_logins_per_minute, profile, server_version, force_full_authentication, tls, auth, pool, target, endpoint, monitor, plugin"]),
-    ("max_connections_percent = 75", "max_conections_percent = 75", &["15:1: proxy.orders.pool.max_conections_percent: is not a key; did you mean max_connections_percent?; allowed: max_connections_percent, max_idle_connections_percent, connection_borrow_timeout, session_pinning_filters, init_query, max_server_lifetime, idle_server_timeout, max_prepared_statements"]),
+    ("max_connections_percent = 75", "max_conections_percent = 75", &["15:1: proxy.orders.pool.max_conections_percent: is not a key; did you mean max_connections_percent?; allowed: max_connections_percent, max_idle_connections_percent, connection_borrow_timeout, max_pinned_percent, session_pinning_filters, init_query, max_server_lifetime, idle_server_timeout, max_prepared_statements"]),
     ("[metrics]\n", "[metrics]\ndrain_timeout = \"10s\"\n", &["2:1: metrics.drain_timeout: is not a key here; it belongs at the top of the file; allowed: listen"]),
     ("[metrics]\n", "[metrics]\ninit_query = \"\"\n", &["2:1: metrics.init_query: is not a key here; it belongs in proxy.pool; allowed: listen"]),
     ("[metrics]", "colour = \"red\"\n[metrics]", &["1:1: colour: is not a key; allowed: worker_threads, drain_timeout, log, metrics, admin, plugins, audit, proxy"]),
@@ -130,7 +130,7 @@ const BAD: &[(&str, &str, &[&str])] = &[
     ("\n\n[[proxy.auth]]", "\nserver_version = \"8.4.0\"\n\n[[proxy.auth]]", &["9:18: proxy.orders.server_version: is for engine_family = \"MYSQL\" only; allowed: leave it out"]),
     ("[proxy.pool]", "iam_auth = \"REQUIRED\"\n[proxy.pool]", &["14:1: proxy.orders.auth.app.iam_auth: IAM authentication is not in this build; allowed: leave it out"]),
     ("require_tls", "default_auth_scheme = \"IAM_AUTH\"\nrequire_tls", &["7:1: proxy.orders.default_auth_scheme: IAM authentication is not in this build; allowed: leave it out"]),
-    ("max_connections_percent = 75", "max_pinned_percent = 80", &["15:1: proxy.orders.pool.max_pinned_percent: a limit on pinned connections is not in this build; allowed: leave it out"]),
+    ("max_connections_percent = 75", "max_pinned_percent = 0", &["15:22: proxy.orders.pool.max_pinned_percent: 0 is out of range; allowed: 1 to 100"]),
     ("[proxy.pool]", "client_password_auth_type = \"MYSQL_NATIVE_PASSWORD\"\n[proxy.pool]", &["14:29: proxy.orders.auth.app.client_password_auth_type: \"MYSQL_NATIVE_PASSWORD\" is not for this engine_family; allowed: \"POSTGRES_SCRAM_SHA_256\", \"POSTGRES_MD5\" or, with require_tls = true, \"POSTGRES_CLEARTEXT\"; for MySQL \"MYSQL_CACHING_SHA2_PASSWORD\", \"MYSQL_NATIVE_PASSWORD\" or, with require_tls = true, \"MYSQL_CLEAR_PASSWORD\""]),
     // Types.
     ("require_tls = true", "require_tls = \"yes\"", &["7:15: proxy.orders.require_tls: is a string, not a boolean; allowed: true or false"]),
@@ -273,6 +273,7 @@ fn what_is_absent_has_its_default() {
             max_connections_percent: 100,
             max_idle_connections_percent: 50,
             connection_borrow_timeout: minutes(2),
+            max_pinned_percent: None,
             exclude_variable_sets: false,
             init_query: String::new(),
             max_server_lifetime: minutes(24 * 60),
@@ -524,6 +525,7 @@ const CHANGED: &[(&str, &str, &str, &[&str])] = &[
     ("max_connections_percent = 75", "max_connections_percent = 76", "proxy.pool.max_connections_percent", &["proxy.orders.pool.max_connections_percent"]),
     ("max_idle_connections_percent = 50", "max_idle_connections_percent = 0", "proxy.pool.max_idle_connections_percent", &["proxy.orders.pool.max_idle_connections_percent"]),
     (r#"connection_borrow_timeout = "120s""#, "connection_borrow_timeout = \"0s\"", "proxy.pool.connection_borrow_timeout", &["proxy.orders.pool.connection_borrow_timeout"]),
+    ("max_pinned_percent = 80", "max_pinned_percent = 90", "proxy.pool.max_pinned_percent", &["proxy.orders.pool.max_pinned_percent"]),
     ("session_pinning_filters = []", "session_pinning_filters = [\"EXCLUDE_VARIABLE_SETS\"]", "proxy.pool.session_pinning_filters", &["proxy.orders.pool.session_pinning_filters"]),
     (r#"init_query = """#, r#"init_query = "SET statement_timeout = '60s'""#, "proxy.pool.init_query", &["proxy.orders.pool.init_query"]),
     (r#"max_server_lifetime = "24h""#, "max_server_lifetime = \"1d 1s\"", "proxy.pool.max_server_lifetime", &["proxy.orders.pool.max_server_lifetime"]),

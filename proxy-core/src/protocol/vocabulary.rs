@@ -410,6 +410,8 @@ pub enum FaultKind {
     PluginFailed,
     /// The target that a policy plugin named, or a target of the endpoint's role, cannot be used.
     NoTarget,
+    /// As many connections are pinned as may be.
+    TooManyPins,
     /// Replayed settings could not be made again on another server connection.
     StateLost,
     /// A bug or an exhausted resource of ours.
@@ -418,7 +420,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// All kinds, in declaration order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::BorrowTimeout,
         Self::TlsRequired,
         Self::BadPassword,
@@ -439,6 +441,7 @@ impl FaultKind {
         Self::PluginRejected,
         Self::PluginFailed,
         Self::NoTarget,
+        Self::TooManyPins,
         Self::StateLost,
         Self::Internal,
     ];

@@ -31,6 +31,7 @@ use crate::{
     server::{ServerConnection, give_back_after},
     state::Settings,
     stream::Stream,
+    target::{Pinned, Target},
 };
 
 pub mod borrow;
@@ -147,7 +148,8 @@ pub struct Session<P: Protocol> {
     /// To be forgotten as soon as there is a connection.
     forget_on_borrow: bool,
     pins: PinReasons,
-    pinned_since: Option<Instant>,
+    /// Set while there is a pin.
+    pinning: Option<Box<Pinning<P>>>,
     pending: Pending,
     /// The request under way: when it came, and when it went to the server.
     received: Option<Instant>,
@@ -218,6 +220,13 @@ struct Rare {
     plugin: Option<Arc<str>>,
 }
 
+/// A session while it is pinned.
+struct Pinning<P: Protocol> {
+    since: Instant,
+    /// Against what may be pinned.
+    counts: Option<Pinned<P>>,
+}
+
 /// The statement behind a pin.
 #[derive(Debug, Default, Clone)]
 struct Cause {
@@ -282,7 +291,7 @@ impl<P: Protocol> Session<P> {
             forgetting: false,
             forget_on_borrow: false,
             pins,
-            pinned_since: (!pins.is_empty()).then(Instant::now),
+            pinning: (!pins.is_empty()).then(|| Box::new(Pinning { since: Instant::now(), counts: None })),
             pending: Pending::default(),
             received: None,
             sent: None,
@@ -434,6 +443,11 @@ impl<P: Protocol> Session<P> {
                 None => self.forget_on_borrow = true,
             }
         }
+        if let Some(connection) = &self.link
+            && let Some(fault) = self.pin_fault(connection.target(), sets)
+        {
+            return Err(fault);
+        }
         if smart && !P::PROVABLE.is_empty() {
             let ignored = policy.ignore.contains(PinReason::SessionVariable);
             self.follow(statement, policy.replay, ignored, &mut sets, in_transaction);
@@ -475,6 +489,17 @@ impl<P: Protocol> Session<P> {
             // The same bytes and some more are looked at again.
             Ok(false) => return Ok(()),
             Err(fault) => Err(fault),
+        };
+        let borrowed = match borrowed {
+            Ok(connection) => match self.pin_fault(connection.target(), self.pending.sets) {
+                Some(fault) => {
+                    let (pool, id) = self.home_of(&connection);
+                    pool.give_back(id, connection, now);
+                    Err(fault)
+                }
+                None => Ok(connection),
+            },
+            refused => refused,
         };
         match borrowed {
             Ok(mut connection) => {
@@ -752,6 +777,41 @@ impl<P: Protocol> Session<P> {
         self.note_pins(before, Cause { digest, text, plugin }, now, connection);
     }
 
+    /// The session counts as pinned while anything but what functions return keeps its connection.
+    fn count_pin(&mut self) {
+        let lasts = !self.pins.without(PinReasons::only(PinReason::SessionFunction)).is_empty();
+        if let (Some(pinning), Some(connection)) = (&mut self.pinning, &self.link) {
+            match lasts {
+                true => {
+                    pinning.counts.get_or_insert_with(|| connection.target().pin());
+                }
+                false => pinning.counts = None,
+            }
+        }
+    }
+
+    /// What a statement is refused with that would pin one session too many on `target`.
+    fn pin_fault(&self, target: &Arc<Target<P>>, sets: PinReasons) -> Option<Fault> {
+        let sets = sets.without(PinReasons::only(PinReason::SessionFunction));
+        if sets.is_empty() || self.pinning.as_ref().is_some_and(|pinning| pinning.counts.is_some()) {
+            return None;
+        }
+        let settings = self.endpoint.proxy.settings();
+        let percent = settings.pool.max_pinned_percent.unwrap_or(match settings.profile {
+            Profile::Smart => 80,
+            Profile::Rds => 100,
+        });
+        if target.may_pin(percent) {
+            return None;
+        }
+        let message = format!(
+            "This statement would keep a server connection ({sets}), and no more of them may be kept."
+        );
+        let mut fault = Fault::error(FaultKind::TooManyPins, message);
+        fault.hint = Some(format!("max_pinned_percent is {percent}."));
+        Some(fault)
+    }
+
     /// Tells log, metrics and the list of sessions what has become of the pins.
     fn note_pins(&mut self, before: PinReasons, cause: Cause, now: Instant, connection: u32) {
         let new = self.pins.without(before);
@@ -765,12 +825,13 @@ impl<P: Protocol> Session<P> {
             );
         }
         if before.is_empty() && !self.pins.is_empty() {
-            self.pinned_since = Some(now);
+            self.pinning = Some(Box::new(Pinning { since: now, counts: None }));
         }
+        self.count_pin();
         if !new.is_empty() {
             self.handle.note_pin(Some(Box::new(PinNote {
                 reasons: self.pins,
-                since: self.pinned_since.unwrap_or(now),
+                since: self.pinning.as_ref().map_or(now, |pinning| pinning.since),
                 digest: cause.digest,
                 facts: cause.text,
                 plugin: cause.plugin,
@@ -790,8 +851,8 @@ impl<P: Protocol> Session<P> {
 
     fn note_unpinned(&mut self, now: Instant) {
         self.handle.note_pin(None);
-        if let Some(since) = self.pinned_since.take() {
-            self.endpoint.metrics.unpinned(now.saturating_duration_since(since));
+        if let Some(pinning) = self.pinning.take() {
+            self.endpoint.metrics.unpinned(now.saturating_duration_since(pinning.since));
         }
     }
 

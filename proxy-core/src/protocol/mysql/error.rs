@@ -22,6 +22,8 @@ pub const fn number(kind: FaultKind) -> (u16, &'static str) {
         FaultKind::ShuttingDown | FaultKind::LifetimeOver => (1053, "08S01"),
         FaultKind::IdleTimeout => (4031, "HY000"),
         FaultKind::Cancelled => (1317, "70100"),
+        // ER_USER_LIMIT_REACHED
+        FaultKind::TooManyPins => (1226, "42000"),
         FaultKind::PluginRejected => (1227, "42000"),
         // What retry loops know as a transaction that was rolled back.
         FaultKind::TransactionLost => (1213, "40001"),

@@ -23,6 +23,8 @@ pub const fn sqlstate(kind: FaultKind) -> &'static str {
         FaultKind::PluginRejected => "42501",
         FaultKind::PluginFailed => "58000",
         FaultKind::NoTarget => "08000",
+        // configuration_limit_exceeded
+        FaultKind::TooManyPins => "53400",
         FaultKind::StateLost => "55000",
         FaultKind::Internal => "XX000",
     }
