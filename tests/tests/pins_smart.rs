@@ -378,7 +378,7 @@ async fn only_so_many_connections_may_be_pinned() {
     third.execute("SET work_mem = '3MB'").await;
     proxy.connect().await.execute("SELECT 1").await;
     one.execute("UNLISTEN ch").await;
-    third.execute("LISTEN ch").await;
+    until("the pin has ended", async || third.try_execute("LISTEN ch").await.is_ok()).await;
     two.vanish();
     until("its pin is gone", async || one.try_execute("LISTEN ch").await.is_ok()).await;
 }
