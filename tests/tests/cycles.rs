@@ -19,10 +19,7 @@ const CLIENTS: usize = 10;
 const CONNECTIONS: u32 = 10;
 
 /// Who pins, for which reason, and what it does that is the reason.
-const PINS: &[(&str, &str, &str)] = &[
-    // Goes when such settings move with their client.
-    ("sequelize_pg", "session-variable", "it sets client_min_messages and more once it is connected"),
-];
+const PINS: &[(&str, &str, &str)] = &[];
 
 /// Runs a driver's cycles through a proxy, and asserts that it pins for no other reason than its own.
 async fn cycles(engine: Engine, driver: &str, run: impl AsyncFnOnce(&Address)) {

@@ -891,7 +891,17 @@ async fn only_so_many_connections_may_be_pinned() {
     let mut third = RawMySql::connect(&proxy.address()).await;
     let error = third.error("CREATE TEMPORARY TABLE a (n int)").await;
     assert_eq!((error.code, &*error.state), (1226, "42000"), "{error:?}");
+    assert!(error.message.contains("max_pinned_percent is 40"), "{error:?}");
     assert_eq!(third.error("SELECT n FROM a").await.code, 1146, "it ran");
+    // What comes before it in a transaction is not committed without it, whether a server has begun that or not.
+    third.ok("CREATE TABLE kept (n int)").await;
+    for begin in ["START TRANSACTION READ WRITE", "BEGIN"] {
+        third.ok(begin).await;
+        assert_eq!(third.error("CREATE TEMPORARY TABLE a (n int)").await.code, 1226);
+        third.query("INSERT INTO kept VALUES (1)").await;
+        third.query("COMMIT").await;
+        assert_eq!(third.scalar("SELECT COUNT(*) FROM kept").await, "0", "{begin}");
+    }
     assert_eq!(third.scalar("SELECT 1").await, "1");
     one.ok("DROP TEMPORARY TABLE a").await;
     third.ok("CREATE TEMPORARY TABLE a (n int)").await;

@@ -434,6 +434,11 @@ impl<P: Protocol> Session<P> {
         }
         sets = sets.without(lets_go).without(policy.follow).without(replayed).without(moved);
         sets = sets.union(statement.extra_pins);
+        if let Some(connection) = &self.link
+            && let Some(fault) = self.pin_fault(connection.target(), sets)
+        {
+            return Err(fault);
+        }
         if smart && facts.needs_session_function && !P::KNOWS_WHAT_IS_LEFT {
             self.session_functions.store(true, Ordering::Relaxed);
         }
@@ -442,11 +447,6 @@ impl<P: Protocol> Session<P> {
                 Some(_) => self.forget_foreign_sequences(),
                 None => self.forget_on_borrow = true,
             }
-        }
-        if let Some(connection) = &self.link
-            && let Some(fault) = self.pin_fault(connection.target(), sets)
-        {
-            return Err(fault);
         }
         if smart && !P::PROVABLE.is_empty() {
             let ignored = policy.ignore.contains(PinReason::SessionVariable);
@@ -792,8 +792,12 @@ impl<P: Protocol> Session<P> {
 
     /// What a statement is refused with that would pin one session too many on `target`.
     fn pin_fault(&self, target: &Arc<Target<P>>, sets: PinReasons) -> Option<Fault> {
-        let sets = sets.without(PinReasons::only(PinReason::SessionFunction));
-        if sets.is_empty() || self.pinning.as_ref().is_some_and(|pinning| pinning.counts.is_some()) {
+        let function = PinReasons::only(PinReason::SessionFunction);
+        let sets = sets.without(function);
+        if sets.is_empty()
+            || !self.pins.without(function).is_empty()
+            || self.pinning.as_ref().is_some_and(|pinning| pinning.counts.is_some())
+        {
             return None;
         }
         let settings = self.endpoint.proxy.settings();
@@ -801,7 +805,7 @@ impl<P: Protocol> Session<P> {
             Profile::Smart => 80,
             Profile::Rds => 100,
         });
-        if target.may_pin(percent) {
+        if percent == 100 || target.may_pin(percent) {
             return None;
         }
         let message = format!(

@@ -96,11 +96,10 @@ impl MyTracker {
         }
     }
 
-    /// Policy has refused a statement of it, or failed to say anything.
+    /// A statement of it was refused, by policy or since it would pin.
     pub(super) fn refuse_deferred(&mut self, fault: &Fault) {
-        if matches!(fault.kind, FaultKind::PluginRejected | FaultKind::PluginFailed)
-            && self.deferred.take().is_some()
-        {
+        let kinds = [FaultKind::PluginRejected, FaultKind::PluginFailed, FaultKind::TooManyPins];
+        if kinds.contains(&fault.kind) && self.deferred.take().is_some() {
             self.aborted = true;
         }
     }
