@@ -891,7 +891,9 @@ impl Engine for Postgres {
     fn is_loss(reply: &str) -> bool {
         // The server's own last word where there is one, else Pinion's.
         let told = |what: &str| reply.contains(&format!("\"E FATAL {what}"));
-        let closed = reply.ends_with("\"closed\"]");
+        // To a goodbye, too, while the server is being asked how it stands.
+        let lost = "[\"E FATAL 08006 The connection to the database server was lost.\"]";
+        let closed = reply.ends_with("\"closed\"]") || reply == lost;
         closed
             && (told("08006 The connection to the database server was lost.")
                 || told("57P01 terminating connection due to administrator command"))
