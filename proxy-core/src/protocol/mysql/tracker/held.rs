@@ -539,7 +539,9 @@ impl MyTracker {
     ) -> Names {
         let uses = !details.named_statements.is_empty() || hides_names(facts, details);
         let runs_code = inner.is_some_and(|inner| hides_names(&inner.facts, &inner.details));
-        let fixes = runs_code || (!self.held.named.is_empty() && changes_context(facts, details));
+        // What is reported as put back may look like a change of this client's, which is then kept here.
+        let changes = server.restores || changes_context(facts, details);
+        let fixes = runs_code || (!self.held.named.is_empty() && changes);
         if !uses && !fixes {
             return Names::Ready;
         }
