@@ -416,24 +416,6 @@ async fn a_named_statement_is_found_behind_a_set_statement_of_another() {
     assert_eq!(a.scalar::<u32>("EXECUTE s USING @a").await, 42);
 }
 
-/// A trigger's change of the session is no part of what a `SET STATEMENT` has put back.
-#[tokio::test]
-async fn a_trigger_behind_a_set_statement_keeps_its_variable() {
-    let bench = bench().await;
-    bench
-        .direct(&[
-            "CREATE TABLE fires (n int)",
-            "CREATE TRIGGER fires_one BEFORE INSERT ON fires FOR EACH ROW SET @c = NEW.n",
-        ])
-        .await;
-    let (a, b) = (bench.proxy.mysql().await, bench.proxy.mysql().await);
-    b.execute("DO 0").await;
-    a.execute("CREATE TEMPORARY TABLE mine (n int)").await;
-    a.rows("SET STATEMENT max_statement_time = 5 FOR SELECT 1").await;
-    a.execute("INSERT INTO fires VALUES (7)").await;
-    assert_eq!(a.scalar::<u32>("SELECT @c").await, 7);
-}
-
 /// A `PREPARE` that the server cannot read leaves the name as it was, to this client alone.
 #[tokio::test]
 async fn a_name_outlives_a_prepare_that_is_no_statement() {
