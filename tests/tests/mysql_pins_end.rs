@@ -403,3 +403,27 @@ async fn a_named_statement_of_a_table_that_is_gone_fails_alone() {
     a.execute("DEALLOCATE PREPARE s").await;
     assert_eq!(bench.pins().await, 0.0);
 }
+
+/// What a `SET STATEMENT` has put back is told with the next answer, be it another client's.
+#[tokio::test]
+async fn a_named_statement_is_found_behind_a_set_statement_of_another() {
+    let bench = bench().await;
+    let (a, b) = (bench.proxy.mysql().await, bench.proxy.mysql().await);
+    a.execute("PREPARE s FROM 'SELECT ? + 1'").await;
+    b.execute("PREPARE s FROM 'SELECT 2'").await;
+    b.rows("SET STATEMENT max_statement_time = 5 FOR SELECT 1").await;
+    a.execute("SET @a = 41").await;
+    assert_eq!(a.scalar::<u32>("EXECUTE s USING @a").await, 42);
+}
+
+/// A `PREPARE` that the server cannot read leaves the name as it was, to this client alone.
+#[tokio::test]
+async fn a_name_outlives_a_prepare_that_is_no_statement() {
+    let bench = bench().await;
+    let (a, b) = (bench.proxy.mysql().await, bench.proxy.mysql().await);
+    a.execute("PREPARE s FROM 'SELECT 1'").await;
+    b.execute("PREPARE s FROM 'SELECT 2'").await;
+    assert_eq!(a.errno("PREPARE s FROM").await, 1064);
+    assert_eq!(b.errno("EXECUTE s").await, 9501);
+    assert_eq!(a.scalar::<u32>("EXECUTE s").await, 1);
+}

@@ -121,6 +121,8 @@ pub struct MyServer {
     pub(super) doubtful: bool,
     /// The next transaction is not like others (`SET TRANSACTION`).
     characteristics: bool,
+    /// The last statement was a `SET STATEMENT`: the next answer tells what is again as it was.
+    pub(super) restores: bool,
     expected: VecDeque<Expect>,
     pub(super) stage: Stage,
     /// Bytes still to come of a packet that is passed on (or swallowed) as it comes.
@@ -206,6 +208,7 @@ impl MyServer {
             mode: LexMode::from_variables(sql_mode, client),
             doubtful: false,
             characteristics: false,
+            restores: false,
             expected: VecDeque::new(),
             stage: Stage::Start,
             owed: 0,
@@ -581,6 +584,7 @@ impl MyServer {
         body: &'a [u8],
         mut visit: impl FnMut(SessionChange<'a>),
     ) -> Result<OkPacket<'a>, ProtocolError> {
+        self.restores = false;
         let legacy = !self.agreed.contains(Capabilities::DEPRECATE_EOF);
         let first = body.first().copied().unwrap_or_default();
         let packet = if legacy && EofPacket::is(first, body.len()) {

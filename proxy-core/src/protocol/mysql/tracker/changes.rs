@@ -228,7 +228,9 @@ impl MyTracker {
                     return;
                 };
                 let name = name.to_lowercase();
-                self.explains.state = true;
+                // With a write this may be what a `SET STATEMENT` before it has put back, and explains nothing of what
+                // triggers do.
+                self.explains.state |= UNTRACKED.contains(&&*name) || !self.explains.nature.writes;
                 if !UNTRACKED.contains(&&*name)
                     && !HARMLESS.contains(&&*name)
                     && !OURS.contains(&(&*name, value))
@@ -275,6 +277,7 @@ impl MyTracker {
     /// explains, makes the session keep this connection.
     pub(super) fn settle(&mut self, failed: bool, server: &mut MyServer) {
         let mut explains = std::mem::take(&mut self.explains);
+        server.restores |= explains.passing;
         self.settle_held(std::mem::take(&mut explains.holds), failed, server);
         let changed = std::mem::take(&mut self.state_changed);
         let surprise = changed && (explains.taints || !explains.state);

@@ -374,6 +374,12 @@ impl MyTracker {
             self.held.question = self.held.lock_question(&[]);
         }
         match step {
+            // What the server could not even read has left the name to whatever had it.
+            Step::Prepares(name, named)
+                if failed && named.statement.is_none() && self.held.named.contains_key(&name) =>
+            {
+                self.held.unfollowed.insert(PinReason::PreparedStatement);
+            }
             Step::Prepares(name, named) => {
                 // Whatever had the name has lost it.
                 server.forget_named(&name);
@@ -539,7 +545,9 @@ impl MyTracker {
     ) -> Names {
         let uses = !details.named_statements.is_empty() || hides_names(facts, details);
         let runs_code = inner.is_some_and(|inner| hides_names(&inner.facts, &inner.details));
-        let fixes = runs_code || (!self.held.named.is_empty() && changes_context(facts, details));
+        // What is reported as put back may look like a change of this client's, which is then kept here.
+        let changes = server.restores || changes_context(facts, details);
+        let fixes = runs_code || (!self.held.named.is_empty() && changes);
         if !uses && !fixes {
             return Names::Ready;
         }
@@ -553,6 +561,10 @@ impl MyTracker {
         }
         let one = Self::named_use(facts, details);
         let context = held.context;
+        // One that is not read here may fail and leave the name as it was.
+        let unread = self.current.as_ref().is_some_and(|current| current.named.is_none());
+        let may_leave =
+            |one: &NamedStatement, name: &str| unread && one.verb == NamedVerb::Prepare && *one.name == *name;
         let mut waits = false;
         for (name, named) in &mut held.named {
             if named.statement.is_none() || server.has_named(named.id) {
@@ -566,7 +578,10 @@ impl MyTracker {
                     let message = format!("Unknown prepared statement handler ({name}) given to EXECUTE");
                     return Names::Fail(ErrPacket { code: 1243, sqlstate: "HY000".into(), message });
                 }
-            } else if (one.is_some() && !fixes) || named.error.is_some() || named.context != context {
+            } else if one.is_some_and(|one| !fixes && !may_leave(one, name))
+                || named.error.is_some()
+                || named.context != context
+            {
                 // What cannot be prepared any more is told to who asks for it.
                 continue;
             }
