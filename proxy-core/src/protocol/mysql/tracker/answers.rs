@@ -23,6 +23,9 @@ pub(super) fn too_long(first: u8) -> ProtocolError {
     ProtocolError::BadLength { tag: char::from(first), len: i32::MAX }
 }
 
+/// What a status says of `sql_mode`.
+const OF_MODES: Status = Status(Status::NO_BACKSLASH_ESCAPES.0 | Status::ANSI_QUOTES.0);
+
 /// What a status says of the result that it ends and of no other. An older client that is told of a cursor again expects
 /// no rows.
 pub(super) const OF_ONE_RESULT: Status = Status(
@@ -382,7 +385,8 @@ impl MyTracker {
         let end = server.read_end(body, |change| changes.push(change))?;
         let first = body.first().copied().unwrap_or_default();
         if kept {
-            if self.explains.passing {
+            let put_back = self.explains.passing;
+            if put_back {
                 // The next answer tells what is again as it was.
                 server.mode = mode;
                 self.explains.state = true;
@@ -391,7 +395,11 @@ impl MyTracker {
             for change in &changes {
                 self.learn(change);
             }
+            let before = self.status;
             self.status = end.status.without(OF_ONE_RESULT);
+            if put_back {
+                self.status = self.status.without(OF_MODES) | Status(before.0 & OF_MODES.0);
+            }
             self.mode = server.mode;
             let id = end.last_insert_id;
             self.left.note_result(id, &self.explains.nature, server);
