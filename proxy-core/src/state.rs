@@ -36,10 +36,32 @@ impl Settings {
             return Some(before.clone());
         }
         let mut settings = before.map(|before| Self::clone(before)).unwrap_or_default();
-        settings.made.retain(|(known, _)| **known != *variable);
         settings.made.push((variable.into(), statement.into()));
+        settings.prune();
         let bytes: usize = settings.made.iter().map(|(_, statement)| statement.len()).sum();
         (settings.made.len() <= Settings::MOST && bytes <= Settings::MOST_BYTES).then(|| settings.interned())
+    }
+
+    /// Takes out what has been made again since. A user variable (`@…`) is read under the settings before it, so these stay
+    /// before it.
+    fn prune(&mut self) {
+        let mut again: Vec<Box<str>> = Vec::new();
+        let mut variables: Vec<Box<str>> = Vec::new();
+        let mut kept = Vec::with_capacity(self.made.len());
+        for (name, statement) in std::mem::take(&mut self.made).into_iter().rev() {
+            let is_variable = name.starts_with('@');
+            let later = if is_variable { &mut variables } else { &mut again };
+            if later.contains(&name) {
+                continue;
+            }
+            later.push(name.clone());
+            if is_variable {
+                again.clear();
+            }
+            kept.push((name, statement));
+        }
+        kept.reverse();
+        self.made = kept;
     }
 
     /// These settings without that of `variable`; `None` when nothing is left.
@@ -187,6 +209,20 @@ mod tests {
         let many = many.flatten().expect("just enough");
         assert!(Settings::with(Some(&many), "one more", "x").is_none());
         assert!(Settings::with(Some(&many), "0", "y").is_some());
+    }
+
+    #[test]
+    fn user_variables_keep_the_settings_under_which_they_were_read() {
+        let make = |made: &[(&str, &str)]| {
+            made.iter().fold(None, |before: Option<Arc<Settings>>, (name, statement)| {
+                Settings::with(before.as_ref(), name, statement)
+            })
+        };
+        let of = |made: &[(&str, &str)]| statements(&make(made).expect("small")).join(", ");
+        assert_eq!(of(&[("c", "c = 1"), ("@a", "@a = 1"), ("c", "c = 2")]), "c = 1, @a = 1, c = 2");
+        assert_eq!(of(&[("c", "c = 1"), ("@a", "@a"), ("c", "c = 2"), ("c", "c = 3")]), "c = 1, @a, c = 3");
+        assert_eq!(of(&[("c", "c = 1"), ("@a", "@a"), ("c", "c = 2"), ("@a", "@a = 2")]), "c = 2, @a = 2");
+        assert_eq!(of(&[("c", "c = 1"), ("d", "d = 1"), ("c", "c = 2")]), "d = 1, c = 2");
     }
 
     #[test]
