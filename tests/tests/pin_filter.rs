@@ -126,6 +126,6 @@ action = "ignore"
     batch.close().await;
     // No rule fits: the profile decides.
     let app = proxy.connect().await;
-    app.execute("SET work_mem = '8MB'").await;
+    app.execute("LISTEN ch").await;
     assert_eq!(pins(&proxy).await, before + 1.0);
 }
