@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use pinion_tests::{Plugin, Proxy, RawClient, Server, poll, wire};
+use pinion_tests::{Plugin, Proxy, RawClient, Server, poll, until, wire};
 use serde_json::Value;
 
 /// `rules` in TOML's inline form.
@@ -338,5 +338,10 @@ async fn a_flood_of_settings_pins_and_takes_little_memory() {
     answers(&mut a).await;
     let after = bench.proxy.memory_kib("VmRSS");
     assert!(after < before + 64 * 1024, "from {before} to {after} KiB");
-    assert_eq!(bench.proxy.metric("pinion_pins_total", &[("reason", "session-variable")]).await, 1.0);
+    until("the session is pinned", async || {
+        bench.proxy.metric("pinion_pins_total", &[("reason", "session-variable")]).await == 1.0
+    })
+    .await;
+    let after = bench.proxy.memory_kib("VmRSS");
+    assert!(after < before + 64 * 1024, "from {before} to {after} KiB");
 }
