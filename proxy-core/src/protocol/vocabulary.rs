@@ -323,6 +323,43 @@ impl Facts {
     /// Most tables, functions and variables kept of one text.
     pub const MAX_NAMES: usize = 64;
 
+    /// The facts of a text without a statement, from which those of others are made.
+    #[must_use]
+    pub const fn nothing() -> Self {
+        Self {
+            kind: StatementKind::Empty,
+            statements: 0,
+            read_only: true,
+            pins: PinReasons::NONE,
+            clears: PinReasons::NONE,
+            rds_pins: PinReasons::NONE,
+            taints: false,
+            needs_session_function: false,
+            changes_settings: false,
+            drops_all_prepared: false,
+            prepared_names: Vec::new(),
+            is_deallocate_one: false,
+            ends_transaction: false,
+            locks_rows: false,
+            writes: false,
+            calls_acting_function: false,
+            calls_unknown_function: false,
+            tables: Vec::new(),
+            functions: Vec::new(),
+            variables: Vec::new(),
+            variables_in_literals: false,
+            is_plain_set: false,
+            moves: Moves::Nothing,
+            moved: Vec::new(),
+            may_end: PinReasons::NONE,
+            resets: Vec::new(),
+            taints_by_calls: false,
+            changes_schema: false,
+            moves_transaction: false,
+            digest_text: String::new(),
+        }
+    }
+
     /// The facts of a text that nobody understands: it may do anything.
     #[must_use]
     pub const fn unknown(digest_text: String) -> Self {

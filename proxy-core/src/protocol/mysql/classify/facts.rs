@@ -362,49 +362,12 @@ fn in_order(names: &mut Vec<String>) {
     names.truncate(Facts::MAX_NAMES);
     names.shrink_to_fit();
 }
-
-/// Facts of which nothing has been read.
-const fn empty() -> Facts {
-    Facts {
-        kind: StatementKind::Empty,
-        statements: 0,
-        read_only: true,
-        pins: PinReasons::NONE,
-        clears: PinReasons::NONE,
-        rds_pins: PinReasons::NONE,
-        taints: false,
-        needs_session_function: false,
-        changes_settings: false,
-        drops_all_prepared: false,
-        prepared_names: Vec::new(),
-        is_deallocate_one: false,
-        ends_transaction: false,
-        locks_rows: false,
-        writes: false,
-        calls_acting_function: false,
-        calls_unknown_function: false,
-        tables: Vec::new(),
-        functions: Vec::new(),
-        variables: Vec::new(),
-        variables_in_literals: false,
-        is_plain_set: false,
-        moves: Moves::Nothing,
-        moved: Vec::new(),
-        may_end: PinReasons::NONE,
-        resets: Vec::new(),
-        taints_by_calls: false,
-        changes_schema: false,
-        moves_transaction: false,
-        digest_text: String::new(),
-    }
-}
-
 fn of_reading(tokens: &[Tok<'_>], has_executable_comment: bool) -> Option<(Facts, Details)> {
     let statements = split(tokens);
     let mut facts = Facts {
         statements: u16::try_from(statements.len()).unwrap_or(u16::MAX),
         ends_transaction: !statements.is_empty(),
-        ..empty()
+        ..Facts::nothing()
     };
     let mut details = Details {
         has_executable_comment,
@@ -1235,7 +1198,7 @@ pub fn of_command(command: u8) -> Option<Facts> {
         statements: 1,
         read_only: false,
         digest_text: name.to_owned(),
-        ..empty()
+        ..Facts::nothing()
     };
     let reads = |kind, name| Facts { read_only: true, ..known(kind, name) };
     let changes = |kind, name| Facts { moves_transaction: true, ..known(kind, name) };
@@ -1272,6 +1235,6 @@ fn reset(name: &str) -> Facts {
         drops_all_prepared: true,
         moves_transaction: true,
         digest_text: name.to_owned(),
-        ..empty()
+        ..Facts::nothing()
     }
 }

@@ -19,36 +19,11 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
     let statements: Vec<&NodeEnum> =
         tree.stmts.iter().filter_map(|raw| raw.stmt.as_ref()?.node.as_ref()).collect();
     let mut facts = Facts {
-        kind: StatementKind::Empty,
         statements: u16::try_from(statements.len()).unwrap_or(u16::MAX),
-        read_only: true,
-        pins: PinReasons::NONE,
-        clears: PinReasons::NONE,
-        rds_pins: PinReasons::NONE,
-        taints: false,
-        needs_session_function: false,
-        changes_settings: false,
-        drops_all_prepared: false,
-        prepared_names: Vec::new(),
         is_deallocate_one: matches!(statements[..], [NodeEnum::DeallocateStmt(one)] if !one.isall),
         ends_transaction: !statements.is_empty() && statements.iter().all(|node| ends_transaction(node)),
-        locks_rows: false,
-        writes: false,
-        calls_acting_function: false,
-        calls_unknown_function: false,
-        tables: Vec::new(),
-        functions: Vec::new(),
-        variables: Vec::new(),
-        variables_in_literals: false,
         is_plain_set: matches!(statements[..], [NodeEnum::VariableSetStmt(one)] if is_plain_set(one)),
-        moves: Moves::Nothing,
-        moved: Vec::new(),
-        may_end: PinReasons::NONE,
-        resets: Vec::new(),
-        taints_by_calls: false,
-        changes_schema: false,
-        moves_transaction: false,
-        digest_text: String::new(),
+        ..Facts::nothing()
     };
     let lone = statements.len() == 1;
     facts.resets =
