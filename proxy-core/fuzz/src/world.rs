@@ -183,7 +183,7 @@ impl World {
                     client.collect();
                     client.tracker.admit(true);
                 }
-                Ok(ClientEvent::NeedServer { .. }) => self.lend(who),
+                Ok(ClientEvent::NeedServer) => self.lend(who),
                 Ok(ClientEvent::NeedAnswer) => {
                     assert!(self.answer(who), "the tracker waits for an answer that nobody owes");
                 }

@@ -491,10 +491,7 @@ pub enum ClientEvent {
     /// The server must answer before more of the client's bytes can be understood.
     NeedAnswer,
     /// A server connection is needed for what comes next.
-    NeedServer {
-        /// Of the statement that needs it, where known already.
-        facts: Option<Arc<Facts>>,
-    },
+    NeedServer,
     /// A statement is about to run. Decide, then call [`Tracker::admit`] and come again.
     Statement(Statement),
     /// Another session is to be killed; then call [`Tracker::killed`] and come again.

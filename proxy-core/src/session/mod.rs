@@ -330,7 +330,7 @@ impl<P: Protocol> Session<P> {
                     self.consult(statement);
                     continue;
                 }
-                ClientEvent::NeedServer { .. } => {
+                ClientEvent::NeedServer => {
                     self.wants_answer = false;
                     self.take_server().await?;
                     continue;

@@ -954,7 +954,7 @@ impl PgTracker {
             self.answer_resets(&facts, header, up, down);
             return Ok(None);
         }
-        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
+        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer)) };
         if !facts.prepared_names.is_empty() {
             self.make_native(&facts.prepared_names, server, up);
         }
@@ -1016,13 +1016,12 @@ impl PgTracker {
                 down.emit(PARSE_COMPLETE);
                 return Ok(None);
             }
-            let facts = statement.facts.clone();
             let original = prepared.asked.as_ref().map(|asked| asked.original.clone());
             let failed = original.is_none();
             let current = Current::prepares(statement, generation);
             let original = original.or(current.original.clone());
             self.current = Some(Current { admitted: true, original, failed, ..current });
-            return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
+            return Ok(Some(ClientEvent::NeedServer));
         };
         let rewritten = cstr(&statement.tail).map(|(text, _)| text) != cstr(tail).map(|(text, _)| text);
         let name: Box<[u8]> = name.into();
@@ -1099,8 +1098,10 @@ impl PgTracker {
             let statement = opaque_statement(header.body);
             return Ok(Some(self.report(statement, Text::Unread)));
         }
-        let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
-        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
+        if self.admitted_facts().is_none() {
+            return Ok(Some(ClientEvent::NeedBytes));
+        }
+        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer)) };
         if name.starts_with(NAME_PREFIX) {
             return Err(ProtocolError::Malformed("Parse"));
         }
@@ -1138,7 +1139,7 @@ impl PgTracker {
             if self.refuse_in_failed(facts.as_deref(), header, up, down) {
                 return Ok(None);
             }
-            return Ok(Some(ClientEvent::NeedServer { facts }));
+            return Ok(Some(ClientEvent::NeedServer));
         };
         self.current = None;
         server.batch_open = true;
@@ -1177,7 +1178,7 @@ impl PgTracker {
         let (name, _) = exact_cstr(rest, "Describe")?;
         let name: Box<[u8]> = name.into();
         let Some(server) = server else {
-            return Ok(Some(ClientEvent::NeedServer { facts: self.facts_of(&name) }));
+            return Ok(Some(ClientEvent::NeedServer));
         };
         let called = if kind == b'S' { self.resolve(&name, server, up).called } else { None };
         match called {
@@ -1203,7 +1204,7 @@ impl PgTracker {
     ) -> Result<Option<ClientEvent>, ProtocolError> {
         let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
         let (portal, _) = cstr(body).ok_or(ProtocolError::Malformed("Execute"))?;
-        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: None })) };
+        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer)) };
         if self.current.is_none() && self.outer.is_none() {
             let event = match self.portals.get(portal).cloned() {
                 Some(statement) if statement.mode == self.mode => {
@@ -1250,7 +1251,7 @@ impl PgTracker {
         let by_sql = self.has_by_sql() && !name.is_empty() && !self.knows(&name);
         let native = server.as_ref().is_some_and(|s| s.native_names && !self.knows(&name));
         if kind != b'S' || by_sql || native {
-            let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: None })) };
+            let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer)) };
             if kind == b'S' && name.starts_with(NAME_PREFIX) {
                 return Err(ProtocolError::Malformed("Close"));
             }
@@ -1311,8 +1312,10 @@ impl PgTracker {
             };
             return Ok(Some(self.report(statement, Text::Unread)));
         }
-        let Some(facts) = self.admitted_facts() else { return Ok(Some(ClientEvent::NeedBytes)) };
-        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) })) };
+        if self.admitted_facts().is_none() {
+            return Ok(Some(ClientEvent::NeedBytes));
+        }
+        let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer)) };
         self.current = None;
         self.take(up, header.total(), true);
         server.expect(Expect::FunctionCall);

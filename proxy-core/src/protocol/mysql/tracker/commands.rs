@@ -133,7 +133,7 @@ impl MyTracker {
         }
         let Some(server) = server else {
             let here = self.control_here(&facts, header, up, down);
-            return Ok(Some(here.unwrap_or(ClientEvent::NeedServer { facts: Some(facts) })));
+            return Ok(Some(here.unwrap_or(ClientEvent::NeedServer)));
         };
         if let Some((code, sqlstate, message)) = self.stopped(&facts) {
             self.aborted &= !facts.ends_transaction;
@@ -249,7 +249,7 @@ impl MyTracker {
             return Some(self.report((statement, Arc::default()), Text::None));
         }
         let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
-        let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
+        let Some(server) = server else { return Some(ClientEvent::NeedServer) };
         // Another database is another context for what was named.
         if matches!(self.bring_names(&facts, &Details::default(), None, up, server), Names::Wait) {
             return Some(ClientEvent::NeedAnswer);
@@ -276,8 +276,10 @@ impl MyTracker {
             let statement = of_command(command, header.len);
             return Some(self.report((statement, Arc::default()), Text::None));
         }
-        let Some((facts, _)) = self.admitted() else { return Some(ClientEvent::NeedBytes) };
-        let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
+        if self.admitted().is_none() {
+            return Some(ClientEvent::NeedBytes);
+        }
+        let Some(server) = server else { return Some(ClientEvent::NeedServer) };
         self.current = None;
         self.asks = Asks::default();
         self.variables.forget();

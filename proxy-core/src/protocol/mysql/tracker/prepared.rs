@@ -68,8 +68,7 @@ impl MyTracker {
             return Ok(Some(ClientEvent::NeedBytes));
         }
         let Some(server) = server else {
-            let facts = self.current.as_ref().map(|current| current.statement.facts.clone());
-            return Ok(Some(ClientEvent::NeedServer { facts }));
+            return Ok(Some(ClientEvent::NeedServer));
         };
         server.write_closes(up.output());
         let rewritten = match self.current.take().map(|current| current.text) {
@@ -163,7 +162,7 @@ impl MyTracker {
         }
         let Some((facts, details)) = self.admitted() else { return Ok(Some(ClientEvent::NeedBytes)) };
         let Some(server) = server else {
-            return Ok(Some(ClientEvent::NeedServer { facts: Some(facts) }));
+            return Ok(Some(ClientEvent::NeedServer));
         };
         if let Some((code, sqlstate, message)) = self.stopped(&facts) {
             self.aborted &= !facts.ends_transaction;
@@ -289,8 +288,7 @@ impl MyTracker {
             }
             Err(event) => return Some(event),
         };
-        let facts = prepared.statement.facts.clone();
-        let Some(server) = server else { return Some(ClientEvent::NeedServer { facts: Some(facts) }) };
+        let Some(server) = server else { return Some(ClientEvent::NeedServer) };
         if self.unprepared.as_ref().is_some_and(|unprepared| unprepared.0 == prepared.statement.id) {
             // The execution will be told why; until then there is nothing to say.
             self.take_packet(up, header, false);

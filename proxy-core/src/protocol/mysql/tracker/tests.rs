@@ -85,7 +85,7 @@ impl Talk {
                     ClientEvent::Statement(_) => self.tracker.admit(true),
                     ClientEvent::AnsweredHere => {}
                     ClientEvent::NeedBytes => break,
-                    ClientEvent::NeedServer { .. } => waits = "server! ".to_owned(),
+                    ClientEvent::NeedServer => waits = "server! ".to_owned(),
                     other => panic!("{other:?}"),
                 }
             }
