@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod buffer;
+pub mod channels;
 pub mod compress;
 pub mod config;
 pub mod handshake;

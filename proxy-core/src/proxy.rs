@@ -468,6 +468,8 @@ pub const DRAIN: u8 = 2;
 pub const STOP: u8 = 4;
 /// Signal: give up waiting for a server connection, the client has cancelled its request.
 pub const CANCEL: u8 = 8;
+/// Signal: there are notifications for it.
+pub const HEARD: u8 = 16;
 
 /// What a session is doing, for gauges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

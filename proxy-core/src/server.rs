@@ -85,6 +85,8 @@ pub struct ServerConnection<P: Protocol> {
     pub tainted: bool,
     /// Settings of the client it served last.
     pub worn: Worn,
+    /// Of the settings that it has ever been given, those that nothing takes back.
+    lasting: Vec<Box<str>>,
     target: Arc<Target<P>>,
     slot: Option<Slot<Self>>,
     input: Buffer,
@@ -150,6 +152,7 @@ impl<P: Protocol> ServerConnection<P> {
             cancellable,
             tainted: false,
             worn: Worn::Nothing,
+            lasting: Vec::new(),
             target: target.clone(),
             slot,
             input,
@@ -193,6 +196,20 @@ impl<P: Protocol> ServerConnection<P> {
         self.exchange_several(request, 1).await
     }
 
+    /// The same on a connection that hears notifications: more of them may be on their way.
+    pub async fn exchange_while_hearing(
+        &mut self,
+        request: &[u8],
+    ) -> Result<(Vec<String>, Option<String>), ServerError> {
+        timeout(EXCHANGE_TIMEOUT, self.send_and_absorb(request, 1)).await.unwrap_or(Err(ServerError::Timeout))
+    }
+
+    /// Waits until the server says something that nobody asked for; [`ServerState::take_heard`] gives it.
+    pub async fn hear(&mut self) -> Result<(), ServerError> {
+        fill(&mut self.input, &mut self.stream).await?;
+        Ok(self.state.absorb_idle(&mut self.input)?)
+    }
+
     /// Sends several requests at once and reads their answers to the end: the first row of the first, and the first error
     /// there was.
     async fn exchange_several(
@@ -203,28 +220,37 @@ impl<P: Protocol> ServerConnection<P> {
         // Whomever that was for, it is not who asks now.
         drop(self.state.take_heard());
         timeout(EXCHANGE_TIMEOUT, async {
-            self.stream.write_all(requests).await?;
-            self.stream.flush().await?;
-            let (mut first_row, mut first_error) = (None, None);
-            for _ in 0..count {
-                let (row, error) = loop {
-                    match self.state.absorb(&mut self.input)? {
-                        Absorbed::Done { row, error } => break (row, error),
-                        Absorbed::NeedBytes => fill(&mut self.input, &mut self.stream).await?,
-                    }
-                };
-                first_row.get_or_insert(row);
-                first_error = first_error.or(error);
-            }
+            let answer = self.send_and_absorb(requests, count).await?;
             // A session reads the socket, not this buffer: nothing may stay behind here.
-            self.state.absorb_idle(&mut self.input)?;
             if !self.input.is_empty() {
                 return Err(ProtocolError::Malformed("trailing").into());
             }
-            Ok((first_row.unwrap_or_default(), first_error))
+            Ok(answer)
         })
         .await
         .unwrap_or(Err(ServerError::Timeout))
+    }
+
+    async fn send_and_absorb(
+        &mut self,
+        requests: &[u8],
+        count: usize,
+    ) -> Result<(Vec<String>, Option<String>), ServerError> {
+        self.stream.write_all(requests).await?;
+        self.stream.flush().await?;
+        let (mut first_row, mut first_error) = (None, None);
+        for _ in 0..count {
+            let (row, error) = loop {
+                match self.state.absorb(&mut self.input)? {
+                    Absorbed::Done { row, error } => break (row, error),
+                    Absorbed::NeedBytes => fill(&mut self.input, &mut self.stream).await?,
+                }
+            };
+            first_row.get_or_insert(row);
+            first_error = first_error.or(error);
+        }
+        self.state.absorb_idle(&mut self.input)?;
+        Ok((first_row.unwrap_or_default(), first_error))
     }
 
     /// Makes sure that the server still answers.
@@ -318,6 +344,7 @@ impl<P: Protocol> ServerConnection<P> {
     ) -> Result<(), ServerError> {
         // Uncertain until all of it is done.
         self.worn = Worn::Uncertain;
+        settings.iter().flat_map(|settings| settings.names()).for_each(|name| self.keep_lasting(name));
         let mut requests = Vec::new();
         for statement in statements {
             P::write_query(&mut self.state, statement, &mut requests);
@@ -328,6 +355,18 @@ impl<P: Protocol> ServerConnection<P> {
         self.worn = Worn::from(settings.cloned());
         self.target.metrics.synced();
         Ok(())
+    }
+
+    /// The setting `name` has been made, or half made.
+    pub fn keep_lasting(&mut self, name: &str) {
+        if P::is_lasting(name) && !self.lasting.iter().any(|known| **known == *name) {
+            self.lasting.push(name.into());
+        }
+    }
+
+    /// True when nothing is here to stay that a client with `settings` should not find.
+    pub fn suits(&self, settings: Option<&Arc<Settings>>) -> bool {
+        self.lasting.iter().all(|name| settings.is_some_and(|settings| settings.get(name).is_some()))
     }
 
     async fn run_init_query(&mut self) -> Result<(), ServerError> {

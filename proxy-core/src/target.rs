@@ -17,6 +17,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
+    channels::Listeners,
     config::{PoolConfig, TargetConfig},
     metrics::{Availability, TargetGauges, TargetMetrics},
     pool::{Pool, Pooled},
@@ -46,6 +47,8 @@ pub struct Target<P: Protocol> {
     pub port: u16,
     /// Its connections.
     pub pool: Arc<Pool<ServerConnection<P>>>,
+    /// Connections beside the pool that hear notifications for clients.
+    pub listeners: Listeners,
     /// Its metrics.
     pub metrics: TargetMetrics,
     /// What all connections of the proxy share.
@@ -134,6 +137,7 @@ impl<P: Protocol> Target<P> {
             host: config.host.clone(),
             port: config.port,
             pool: Pool::new(),
+            listeners: Listeners::default(),
             shared,
             tls: ArcSwap::from_pointee(TargetTls::new(config)?),
             settings: ArcSwap::from_pointee(pool.clone()),

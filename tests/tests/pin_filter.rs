@@ -126,6 +126,6 @@ action = "ignore"
     batch.close().await;
     // No rule fits: the profile decides.
     let app = proxy.connect().await;
-    app.execute("LISTEN ch").await;
+    app.execute("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT").await;
     assert_eq!(pins(&proxy).await, before + 1.0);
 }

@@ -129,12 +129,21 @@ async fn pin_p_04_a_cursor_without_hold_ends_with_its_transaction() {
 }
 
 #[tokio::test]
-async fn pin_p_06_listen_keeps_its_connection() {
-    pins("listen", &["LISTEN ch"]).await;
+async fn pin_p_06_listen_does_not_keep_its_connection() {
+    does_not_pin(&[
+        "LISTEN ch",
+        "LISTEN a; LISTEN b; NOTIFY a",
+        "UNLISTEN a; LISTEN c",
+        "NOTIFY c",
+        "UNLISTEN *",
+    ])
+    .await;
+    // Whether it counts is known when the transaction is over.
+    pins("listen", &["BEGIN; LISTEN ch; COMMIT"]).await;
 }
 
 #[tokio::test]
-async fn pin_p_07_load_keeps_its_connection() {
+async fn pin_p_07_load_does_not_keep_its_connection() {
     let pg = Server::postgres().start().await;
     let proxy = Proxy::in_front_of(&pg)
         .max_connections(1)
@@ -142,10 +151,23 @@ async fn pin_p_07_load_keeps_its_connection() {
         .auth("postgres", "trusted", "POSTGRES_SCRAM_SHA_256")
         .start()
         .await;
-    let a = Client::connect(&proxy.address().user("postgres", "trusted")).await.unwrap();
-    let b = Client::connect(&proxy.address().user("postgres", "trusted")).await.unwrap();
+    let connect = async || Client::connect(&proxy.address().user("postgres", "trusted")).await.unwrap();
+    let (a, b) = (connect().await, connect().await);
+    let library = "SELECT coalesce(current_setting('auto_explain.log_format', true), 'none')";
     a.execute("LOAD 'auto_explain'").await;
-    assert_eq!(b.sqlstate("SELECT 1").await, "08000");
+    a.execute("SET auto_explain.log_format = 'json'").await;
+    for _ in 0..3 {
+        // Nothing unloads it, so nobody else gets that connection.
+        assert_eq!(b.scalar::<String>(library).await, "none");
+        assert_eq!(a.scalar::<String>(library).await, "json");
+    }
+    a.execute("DISCARD ALL").await;
+    assert_eq!(b.scalar::<String>(library).await, "none");
+    assert_eq!(a.scalar::<String>(library).await, "text", "DISCARD ALL unloads nothing");
+    assert_eq!(b.sqlstate("LOAD 'no_such_library'").await, "58P01");
+    assert_eq!(a.scalar::<String>(library).await, "text");
+    assert_eq!(proxy.metric("pinion_pins_total", &[]).await, 0.0);
+    a.execute("BEGIN; LOAD 'auto_explain'; ROLLBACK").await;
     assert_eq!(proxy.metric("pinion_pins_total", &[("reason", "library")]).await, 1.0);
 }
 
@@ -181,7 +203,7 @@ async fn discard_temp_unpins_a_temporary_table() {
 
 #[tokio::test]
 async fn unlisten_unpins() {
-    unpins("LISTEN ch", "UNLISTEN *").await;
+    unpins("BEGIN; LISTEN ch; COMMIT", "UNLISTEN *").await;
 }
 
 #[tokio::test]
@@ -321,8 +343,8 @@ async fn a_pin_is_logged_once_with_reason_and_digest() {
     let (a, _b) = bench.two().await;
     a.execute("SET app.name = 'é-literal'").await;
     a.execute("SET app.other = 'é-7531'").await;
-    a.execute("LISTEN ch").await;
-    bench.proxy.logged("listen").await;
+    a.execute("SELECT pg_advisory_lock(1)").await;
+    bench.proxy.logged("advisory-lock").await;
     let log = bench.proxy.log();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("session-variable")).collect();
     assert_eq!(lines.len(), 1, "{lines:#?}");
@@ -337,7 +359,7 @@ async fn pins_hidden_in_odd_spellings_are_found() {
     let b = bench.proxy.connect().await;
     for text in [
         "WITH x AS (SELECT pg_advisory_lock(5)) SELECT * FROM x",
-        "SELECT 1; /* ; */ LISTEN ch; SELECT 2",
+        "BEGIN; /* ; */ LISTEN ch; COMMIT",
         "/* LISTEN */ cReAtE /**/ tEmP tAbLe odd (n int)",
         "SELECT U&\"pg\\005fadvisory\\005flock\"(5)",
     ] {
@@ -362,7 +384,7 @@ async fn only_so_many_connections_may_be_pinned() {
     let pg = Server::postgres().start().await;
     let proxy = Proxy::in_front_of(&pg).max_connections(5).pool("max_pinned_percent = 40").start().await;
     let (one, two) = (proxy.connect().await, proxy.connect().await);
-    one.execute("LISTEN ch").await;
+    one.execute("SELECT pg_advisory_lock(2)").await;
     two.execute("SELECT pg_advisory_lock(1)").await;
     // Pinned already, so this is no pin more.
     two.execute("CREATE TEMP TABLE a (n int)").await;
@@ -377,8 +399,8 @@ async fn only_so_many_connections_may_be_pinned() {
     // Others are served, and settings move as ever.
     third.execute("SET work_mem = '3MB'").await;
     proxy.connect().await.execute("SELECT 1").await;
-    one.execute("UNLISTEN ch").await;
-    until("the pin has ended", async || third.try_execute("LISTEN ch").await.is_ok()).await;
+    one.execute("SELECT pg_advisory_unlock(2)").await;
+    until("the pin has ended", async || third.try_execute("SELECT pg_advisory_lock(3)").await.is_ok()).await;
     two.vanish();
-    until("its pin is gone", async || one.try_execute("LISTEN ch").await.is_ok()).await;
+    until("its pin is gone", async || one.try_execute("SELECT pg_advisory_lock(4)").await.is_ok()).await;
 }

@@ -215,7 +215,7 @@ const ENDS: &[(&str, &[&str], &str)] = &[
         "SELECT pg_advisory_unlock(1)",
     ),
     ("SELECT pg_advisory_lock_shared(1)", &[], "SELECT pg_advisory_unlock_shared(1)"),
-    ("LISTEN one; LISTEN two", &["UNLISTEN one", "UNLISTEN three"], "UNLISTEN two"),
+    ("BEGIN; LISTEN one; LISTEN two; COMMIT", &["UNLISTEN one", "UNLISTEN three"], "UNLISTEN two"),
     (
         "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; DECLARE d CURSOR WITH HOLD FOR SELECT 1; COMMIT",
         &["CLOSE c"],
@@ -268,8 +268,8 @@ async fn notifications_are_heard_while_the_server_is_asked() {
     let bench = bench(2).await;
     let mut a = bench.proxy.raw().await;
     let b = bench.proxy.connect().await;
-    a.query("LISTEN one").await;
-    a.query("LISTEN two").await;
+    // Such a one is heard by the client's own connection.
+    a.query("BEGIN; LISTEN one; LISTEN two; COMMIT").await;
     let mut heard = 0;
     for round in 0..50 {
         b.execute(&format!("NOTIFY one, '{round}'")).await;

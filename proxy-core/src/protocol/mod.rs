@@ -4,10 +4,11 @@
 //! chooses one and spawns `Session<P>`; after that nobody asks which protocol is served. What is not generic speaks
 //! [`Facts`], [`Tx`], [`PinReasons`] and [`Fault`].
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
 use crate::{
     buffer::{Buffer, Pipe},
+    channels::Notification,
     config::{ClientAuthType, TlsMode},
     secrets::Secret,
     state::Settings,
@@ -22,7 +23,8 @@ mod words;
 
 pub use postgres::scram::MockKey;
 pub use vocabulary::{
-    Dialect, Facts, Fault, FaultKind, Moves, PinReason, PinReasons, Role, Severity, StatementKind, Tx,
+    ChannelChange, Dialect, Facts, Fault, FaultKind, Moves, PinReason, PinReasons, Role, Severity,
+    StatementKind, Tx,
 };
 
 /// One database protocol.
@@ -111,9 +113,26 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     fn takes_back(_cleared: PinReasons, _name: &str) -> bool {
         true
     }
+    /// True when nothing takes the setting `name` back while a connection lives, be it a reset.
+    fn is_lasting(_name: &str) -> bool {
+        false
+    }
     /// What is to be run on a connection that wears `worn` so that it wears `wanted`; `None` where it must be reset first.
     fn difference(worn: &Settings, wanted: Option<&Settings>) -> Option<Vec<String>> {
         worn.continuation(wanted?)
+    }
+    /// The login of a connection that hears notifications for clients of `key`'s database, as UTF-8. `None` where servers
+    /// notify nobody.
+    fn listener_key(_key: &PoolKey) -> Option<PoolKey> {
+        None
+    }
+    /// Has a connection hear these channels, all or none of them.
+    fn write_listen(_server: &mut Self::Server, _channels: &[&str], _out: &mut Vec<u8>) {}
+    /// Has it hear these no more.
+    fn write_unlisten(_server: &mut Self::Server, _channels: &[&str], _out: &mut Vec<u8>) {}
+    /// The notifications among what [`ServerState::take_heard`] gave, in order.
+    fn notifications(_heard: &[u8]) -> Vec<Notification<'_>> {
+        Vec::new()
     }
     /// Puts a server connection's session back to what it was after login.
     fn write_reset(server: &mut Self::Server, out: &mut Vec<u8>);
@@ -472,7 +491,7 @@ pub trait ServerState: Send + fmt::Debug {
     fn key(&self) -> &ServerKey;
     /// What later clients of the same pool are told.
     fn greeting(&self) -> Arc<Greeting>;
-    /// What was meant for the client among the answers to statements of our own.
+    /// What was meant for the client among the answers to statements of our own, or came between them.
     fn take_heard(&mut self) -> Vec<u8> {
         Vec::new()
     }
@@ -696,6 +715,15 @@ pub trait Tracker<P: Protocol>: Send {
     /// True when the statement at the front may read what code that no text shows has left on a connection for others,
     /// so that only one will do that no other client has used since it was reset.
     fn reads_leftovers(&self, up: &Pipe) -> bool;
+    /// The session is told elsewhere of these channels: what the server connection says of them is left out, and the end of
+    /// each answer outside a transaction is held back until [`Self::end_answer`]. `None` for no such channels.
+    fn hear_elsewhere(&mut self, _channels: Option<Arc<BTreeSet<Box<str>>>>) {}
+    /// Gives the client the end of the answer that was held back, if one was.
+    fn end_answer(&mut self, _down: &mut Pipe) {}
+    /// True when the client reads text as UTF-8.
+    fn reads_utf8(&self) -> bool {
+        true
+    }
     /// True when a message of the client has gone to the server in part only.
     fn is_mid_message(&self) -> bool;
     /// Pins that come from the login itself.

@@ -247,6 +247,17 @@ pub enum Moves {
     Unseen,
 }
 
+/// What a statement does to the notification channels that its session hears.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChannelChange {
+    /// This one too.
+    Listen(Box<str>),
+    /// This one no more.
+    Unlisten(Box<str>),
+    /// None any more.
+    UnlistenAll,
+}
+
 /// What the real grammar says of one statement text. Cached by digest and shared.
 ///
 /// Two sets of pins, since the profile decides which counts: `pins` is what profile `smart` needs,
@@ -315,6 +326,12 @@ pub struct Facts {
     pub may_end: PinReasons,
     /// It begins or ends transactions, or runs code that may: what is around it in its request may have been undone.
     pub moves_transaction: bool,
+    /// What it does to the session's notification channels, in order, once it is committed.
+    pub channels: Vec<ChannelChange>,
+    /// It reads which channels those are.
+    pub reads_channels: bool,
+    /// It commits the transaction if that can be, and does nothing else.
+    pub commits: bool,
     /// Statement text with literals replaced by `$n`, or by `?` in MySQL, at most 1,024 bytes, for logs.
     pub digest_text: String,
 }
@@ -356,6 +373,9 @@ impl Facts {
             taints_by_calls: false,
             changes_schema: false,
             moves_transaction: false,
+            channels: Vec::new(),
+            reads_channels: false,
+            commits: false,
             digest_text: String::new(),
         }
     }
@@ -393,6 +413,9 @@ impl Facts {
             taints_by_calls: false,
             changes_schema: true,
             moves_transaction: true,
+            channels: Vec::new(),
+            reads_channels: false,
+            commits: false,
             digest_text,
         }
     }
@@ -449,6 +472,8 @@ pub enum FaultKind {
     NoTarget,
     /// As many connections are pinned as may be.
     TooManyPins,
+    /// Notifications could not be told to a client that listens.
+    NotificationsLost,
     /// Replayed settings could not be made again on another server connection.
     StateLost,
     /// A bug or an exhausted resource of ours.
@@ -457,7 +482,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// All kinds, in declaration order.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::BorrowTimeout,
         Self::TlsRequired,
         Self::BadPassword,
@@ -479,6 +504,7 @@ impl FaultKind {
         Self::PluginFailed,
         Self::NoTarget,
         Self::TooManyPins,
+        Self::NotificationsLost,
         Self::StateLost,
         Self::Internal,
     ];

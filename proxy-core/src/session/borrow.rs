@@ -129,15 +129,21 @@ impl<'a, P: Protocol> Borrower<'a, P> {
 
     pub(crate) fn acquire(&self, place: Place, now: Instant) -> Acquired<ServerConnection<P>> {
         let worth = |c: &ServerConnection<P>| {
+            if !c.suits(self.settings) {
+                return 0;
+            }
             let own = !self.prefer_own || c.last_client() == self.handle.number;
             let fits = c.worn.fits(self.settings) && !self.needs_reset(c);
-            if own && fits { WORTH_MOST } else { u8::from(fits) + 2 * u8::from(own) }
+            if own && fits { WORTH_MOST } else { 1 + u8::from(fits) + 2 * u8::from(own) }
         };
         self.target(place).pool.acquire(place.pool, worth, now)
     }
 
     fn needs_work(&self, connection: &ServerConnection<P>, now: Instant) -> bool {
-        self.needs_reset(connection) || !connection.worn.fits(self.settings) || connection.wants_probe(now)
+        self.needs_reset(connection)
+            || !connection.suits(self.settings)
+            || !connection.worn.fits(self.settings)
+            || connection.wants_probe(now)
     }
 
     /// True when something lies on it that is not this client's, or not what this client left there.
@@ -242,6 +248,10 @@ impl<'a, P: Protocol> Borrower<'a, P> {
         mut connection: Box<ServerConnection<P>>,
         now: Instant,
     ) -> Option<Result<Box<ServerConnection<P>>, Fault>> {
+        if !connection.suits(self.settings) {
+            connection.retire();
+            return None;
+        }
         let outcome = if self.needs_reset(&connection) {
             connection.reset(ResetCause::Tainted).await
         } else if connection.wants_probe(now) {

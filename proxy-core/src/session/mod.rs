@@ -23,10 +23,10 @@ use crate::{
     plugin::{Decision, SessionNames},
     pool::Pooled,
     protocol::{
-        ClientEvent, Facts, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol, ProtocolError,
-        ServerEvent, ServerState, Severity, Statement, StatementKind, Tracker, Tx,
+        ChannelChange, ClientEvent, Facts, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol,
+        ProtocolError, ServerEvent, ServerState, Severity, Statement, StatementKind, Tracker, Tx,
     },
-    proxy::{Activity, CHECK, DRAIN, Endpoint, PinNote, STOP, SessionHandle},
+    proxy::{Activity, CHECK, DRAIN, Endpoint, HEARD, PinNote, STOP, SessionHandle},
     router::Route,
     server::{ServerConnection, give_back_after},
     state::Settings,
@@ -36,11 +36,14 @@ use crate::{
 
 pub mod borrow;
 pub mod cancel;
+mod channels;
 pub(crate) mod place;
 mod policy;
 mod settings;
 
 use crate::buffer::{Buffer, Pipe};
+use channels::Listening;
+pub use channels::Missed;
 use place::Places;
 use settings::{Change, Question};
 
@@ -83,6 +86,9 @@ pub enum SessionError {
     /// Its client logs in anew.
     #[error("logs in anew")]
     LogsIn,
+    /// It has missed notifications, or would.
+    #[error("missed notifications")]
+    Missed(#[source] Missed),
     /// Drain or stop.
     #[error("shutting down")]
     ShuttingDown,
@@ -116,6 +122,7 @@ impl SessionError {
                 FaultKind::LifetimeOver,
                 "terminating connection because it reached its maximum lifetime",
             )),
+            Self::Missed(missed) => Some(missed.fault()),
             Self::ShuttingDown => Some(Fault::fatal(
                 FaultKind::ShuttingDown,
                 "terminating connection due to administrator command",
@@ -168,6 +175,8 @@ pub struct Session<P: Protocol> {
     taken_back: PinReasons,
     /// What the server is to be asked before the held connection may serve others.
     question: Option<Box<Question>>,
+    /// The notification channels that it hears by the target's listener.
+    listening: Option<Box<Listening>>,
 }
 
 /// What the statements under way will have done once they are through.
@@ -214,6 +223,10 @@ struct Rare {
     calls: bool,
     /// Of these pins some part may have ended.
     may_end: PinReasons,
+    /// What they do to the channels that are heard, in order.
+    channels: Vec<ChannelChange>,
+    /// They read which channels those are, so the connection must hear them too.
+    wears_channels: bool,
     /// What does not pin, be it that the server says so: filter or policy lets it go.
     lets_go: PinReasons,
     /// The plugin by whose word one of them pins.
@@ -302,6 +315,7 @@ impl<P: Protocol> Session<P> {
             settings: None,
             taken_back: PinReasons::NONE,
             question: None,
+            listening: None,
         }
     }
 
@@ -316,8 +330,8 @@ impl<P: Protocol> Session<P> {
     /// Request after request. What concerns one request is answered and the client stays; `Err` ends the session.
     async fn serve(&mut self) -> Result<(), SessionError> {
         loop {
-            if self.is_pressed() {
-                Box::pin(self.relieve()).await;
+            if self.is_pressed() || self.must_wear_channels() {
+                Box::pin(self.prepare()).await?;
             }
             self.watch();
             let server = self.link.as_deref_mut().map(|c| &mut c.state);
@@ -362,14 +376,34 @@ impl<P: Protocol> Session<P> {
                 Turn::Client => {}
                 Turn::Answered { failed, nothing_ran } => {
                     self.answered(failed, nothing_ran);
-                    if self.must_ask() {
-                        Box::pin(self.ask_server()).await?;
+                    if self.listening.is_some() || self.must_ask() {
+                        Box::pin(self.follow_up()).await?;
                     }
                 }
                 Turn::Free => self.release(Instant::now()),
                 Turn::Signal => self.on_signal()?,
             }
         }
+    }
+
+    /// Before more of the client's bytes are looked at, where something has to be done first.
+    async fn prepare(&mut self) -> Result<(), SessionError> {
+        if self.is_pressed() {
+            self.relieve().await;
+        }
+        if self.must_wear_channels() {
+            self.wear_channels().await?;
+        }
+        Ok(())
+    }
+
+    /// After an answer, where it leaves something to be done.
+    async fn follow_up(&mut self) -> Result<(), SessionError> {
+        self.settle_channels().await?;
+        if self.must_ask() {
+            self.ask_server().await?;
+        }
+        Ok(())
     }
 
     /// Before a statement runs: what it will pin, and whether it leaves the connection tainted. Errors: policy refuses
@@ -426,7 +460,11 @@ impl<P: Protocol> Session<P> {
             Some(_) => PinReasons::only(PinReason::SessionVariable),
             None => PinReasons::NONE,
         };
-        let moved = self.moved(facts, smart).without(policy.pin).without(policy.ignore);
+        let moved = self
+            .moved(facts, smart, in_transaction)
+            .union(self.heard_elsewhere(facts, smart, in_transaction))
+            .without(policy.pin)
+            .without(policy.ignore);
         let lets_go = excluded.without(policy.pin).union(policy.ignore);
         if facts.kind == StatementKind::Session || !sets.intersection(lets_go).is_empty() {
             let rare = self.pending.rare();
@@ -463,6 +501,7 @@ impl<P: Protocol> Session<P> {
                 None => self.pending.taints = true,
             }
         }
+        self.note_channels(facts, moved, in_transaction);
         self.pending.sets = self.pending.sets.union(sets);
         self.pending.clears = self.pending.clears.union(clears);
         self.pending.statements += u32::from(facts.statements.max(1));
@@ -550,9 +589,13 @@ impl<P: Protocol> Session<P> {
         let mut fed = false;
         loop {
             if self.down.has_output()
-                && let Poll::Ready(Err(e)) = self.down.poll_flush(&mut self.client, cx)
+                && let Poll::Ready(flushed) = self.down.poll_flush(&mut self.client, cx)
             {
-                return Poll::Ready(Err(SessionError::ClientGone(e)));
+                flushed.map_err(SessionError::ClientGone)?;
+                // There may be room for more now.
+                if self.listening.is_some() && self.must_heed(self.handle.signals()) {
+                    return Poll::Ready(Ok(Turn::Signal));
+                }
             }
             if let Some(server) = &mut self.link {
                 if self.up.has_output()
@@ -642,6 +685,7 @@ impl<P: Protocol> Session<P> {
         let id = connection.state.key().id;
         let mut pending = std::mem::take(&mut self.pending);
         self.settle_settings(&mut pending, failed, nothing_ran);
+        self.settle_channel_changes(&mut pending, failed, nothing_ran);
         self.take_over(&mut pending, failed && !nothing_ran);
         let question = self.question_about(&pending, failed, nothing_ran);
         self.settle_pins(pending, failed, nothing_ran, now, id);
@@ -674,6 +718,7 @@ impl<P: Protocol> Session<P> {
             && self.pins.is_empty()
             && self.pending.statements == 0
             && self.question.is_none()
+            && self.listening.as_ref().is_none_or(|listening| !listening.is_due())
             && self.nothing_is_halfway()
     }
 
@@ -696,6 +741,7 @@ impl<P: Protocol> Session<P> {
     /// What came was answered without a server.
     fn answered_here(&mut self, fault: Option<&Fault>) {
         if let Some(received) = self.received.take() {
+            self.forgo_channels(fault);
             self.pending = Pending::default();
             self.forget_on_borrow = false;
             self.sent = None;
@@ -895,7 +941,10 @@ impl<P: Protocol> Session<P> {
         if signals == 0 {
             return false;
         }
-        signals & STOP != 0 || signals & CHECK != 0 || (signals & DRAIN != 0 && self.is_at_boundary())
+        signals & STOP != 0
+            || signals & CHECK != 0
+            || (signals & DRAIN != 0 && self.is_at_boundary())
+            || (signals & HEARD != 0 && self.may_be_told())
     }
 
     /// Between transactions, with no request under way.
@@ -917,6 +966,9 @@ impl<P: Protocol> Session<P> {
         }
         if signals & DRAIN != 0 && self.is_at_boundary() {
             return Err(SessionError::ShuttingDown);
+        }
+        if signals & HEARD != 0 && self.may_be_told() {
+            self.tell_heard()?;
         }
         if signals & CHECK != 0 {
             self.handle.clear(CHECK);
@@ -999,6 +1051,7 @@ impl<P: Protocol> Session<P> {
     async fn finish(mut self, ended: Result<(), SessionError>) -> Option<Box<Returning<P>>> {
         let now = Instant::now();
         self.note_unpinned(now);
+        self.stop_listening();
         self.handle.let_go();
         // Nothing may be written into the middle of a message, nor after the server's own last word.
         let lost_transaction = self.has_lost_transaction();

@@ -190,7 +190,7 @@ impl<P: Protocol> Session<P> {
                 continue;
             } else if of_variable && all(PinVerdict::Ignore) {
                 policy.ignore = policy.ignore.union(only);
-            } else if all(PinVerdict::Replay) && self.moved(facts, smart).contains(reason) {
+            } else if all(PinVerdict::Replay) && self.moved(facts, smart, in_transaction).contains(reason) {
                 // As it does anyway.
             } else if of_variable
                 && all(PinVerdict::Replay)

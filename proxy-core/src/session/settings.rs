@@ -9,7 +9,7 @@ use std::{future::poll_fn, task::Poll, time::Instant};
 
 use tracing::debug;
 
-use super::{Cause, Pending, Rare, Session, SessionError};
+use super::{Cause, Pending, Rare, Session, SessionError, channels::pass_on};
 use crate::{
     config::Profile,
     mutant::{self, Mutant},
@@ -60,13 +60,18 @@ const CANCELLED: &str = "57014";
 
 impl<P: Protocol> Session<P> {
     /// Of the pins that a text would set, those that need not be: what they stand for moves with the client.
-    pub(super) fn moved(&self, facts: &Facts, smart: bool) -> PinReasons {
+    pub(super) fn moved(&self, facts: &Facts, smart: bool, in_transaction: bool) -> PinReasons {
         if !smart || P::PROVABLE.is_empty() || facts.moves == Moves::Nothing {
             return PinReasons::NONE;
         }
-        PinReasons::only(PinReason::SessionVariable)
+        let moved = PinReasons::only(PinReason::SessionVariable)
             .union(PinReasons::only(PinReason::SessionIdentity))
-            .union(PinReasons::only(PinReason::PreparedStatement))
+            .union(PinReasons::only(PinReason::PreparedStatement));
+        // Nobody could be asked what was loaded.
+        match facts.statements == 1 && facts.moves == Moves::ByText && !in_transaction {
+            true => moved.union(PinReasons::only(PinReason::Library)),
+            false => moved,
+        }
     }
 
     /// Notes what a statement does to the settings that move, and what must be asked after it.
@@ -97,6 +102,15 @@ impl<P: Protocol> Session<P> {
             names.extend(self.tracker.literal_variables(text).into_iter().map(String::into_boxed_str));
         }
         let text = std::str::from_utf8(text).ok().filter(|text| P::is_repeatable(text));
+        if facts.pins.contains(PinReason::Library)
+            && text.is_none_or(|text| text.len() > Settings::MOST_BYTES)
+        {
+            sets.insert(PinReason::Library);
+        }
+        if sets.contains(PinReason::Library) {
+            // The connection is this client's to its end.
+            return;
+        }
         let pending = self.pending.rare();
         if ignored && facts.moves != Moves::Nothing {
             pending.unsettles = true;
@@ -189,6 +203,16 @@ impl<P: Protocol> Session<P> {
         if unsettles {
             connection.worn = Worn::Uncertain;
         }
+        let mut lasts = false;
+        for change in &changes {
+            if let Change::Made(name, _) = change
+                && P::is_lasting(name)
+            {
+                // Even if it failed, nobody knows how far it came.
+                connection.keep_lasting(name);
+                lasts = true;
+            }
+        }
         let outside = connection.state.tx() == Tx::Idle && !pending.in_transaction;
         let lone_failure = failed && pending.statements <= 1 && outside;
         if changes.is_empty() || lone_failure {
@@ -215,6 +239,9 @@ impl<P: Protocol> Session<P> {
             };
         }
         let can_ask = !P::PROVABLE.is_empty() && self.endpoint.proxy.settings().profile == Profile::Smart;
+        if lasts && !followed {
+            pending.sets.insert(PinReason::Library);
+        }
         if followed {
             if certain {
                 connection.worn = Worn::from(settings.clone());
@@ -357,7 +384,7 @@ impl<P: Protocol> Session<P> {
         let survey = connection.survey(Instant::now()).await.map_err(lost)?;
         let behind_writes = question.behind_writes && survey.leaves_behind_writes();
         connection.tainted |= behind_writes;
-        self.down.emit(&connection.state.take_heard());
+        pass_on::<P>(&connection.state.take_heard(), &self.listening, &mut self.down);
         Ok(question.only_code && !behind_writes && !(question.calls && survey.leaves()))
     }
 
@@ -371,7 +398,7 @@ impl<P: Protocol> Session<P> {
             all |= survey.others;
             names.extend(survey.names);
             names.extend(P::IDENTITY.iter().map(|name| Box::from(*name)));
-            self.down.emit(&connection.state.take_heard());
+            pass_on::<P>(&connection.state.take_heard(), &self.listening, &mut self.down);
         }
         if let Some(settings) = self.settings.as_ref().filter(|_| all || question.code) {
             names.extend(settings.names().map(Box::from));
@@ -387,7 +414,7 @@ impl<P: Protocol> Session<P> {
                 return Ok(None);
             }
             let outcome = connection.exchange(&request).await;
-            self.down.emit(&connection.state.take_heard());
+            pass_on::<P>(&connection.state.take_heard(), &self.listening, &mut self.down);
             match outcome.map_err(lost)? {
                 (row, None) => return Ok(P::read_inquiry(&row, &names, &self.key.user)),
                 (_, Some(error)) => {
@@ -489,7 +516,7 @@ impl<P: Protocol> Session<P> {
 }
 
 /// The held connection failed while it was asked.
-fn lost(error: ServerError) -> SessionError {
+pub(super) fn lost(error: ServerError) -> SessionError {
     match error {
         ServerError::Protocol(error) => SessionError::Server(error),
         ServerError::Io(error) => SessionError::ServerLost(error),

@@ -29,9 +29,12 @@ pub const fn number(kind: FaultKind) -> (u16, &'static str) {
         FaultKind::TransactionLost => (1213, "40001"),
         // The class is that of a connection which is of no more use.
         FaultKind::ServerLost => (1105, "08S01"),
-        FaultKind::ServerRefused | FaultKind::PluginFailed | FaultKind::StateLost | FaultKind::Internal => {
-            (1105, "HY000")
-        }
+        // Of notifications nobody here has heard.
+        FaultKind::ServerRefused
+        | FaultKind::PluginFailed
+        | FaultKind::NotificationsLost
+        | FaultKind::StateLost
+        | FaultKind::Internal => (1105, "HY000"),
     }
 }
 

@@ -4,6 +4,7 @@
 //! Source: PostgreSQL manual, "Message Formats".
 
 use super::super::ProtocolError;
+use crate::channels::Notification;
 
 /// Bytes of tag and length.
 pub const HEADER_BYTES: usize = 5;
@@ -85,6 +86,34 @@ pub fn put_cstr(out: &mut Vec<u8>, text: &[u8]) {
     let text = cstr(text).map_or(text, |(text, _)| text);
     out.extend_from_slice(text);
     out.push(0);
+}
+
+/// The channel of a NotificationResponse, by its body, and the payload.
+/// Shape: `process: i32 | channel: cstr | payload: cstr`.
+#[must_use]
+pub fn read_notification(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (_, rest) = body.split_first_chunk::<4>()?;
+    let (channel, rest) = cstr(rest)?;
+    Some((channel, cstr(rest)?.0))
+}
+
+/// The NotificationResponses in `bytes`, which are whole messages.
+#[must_use]
+pub fn notifications(mut bytes: &[u8]) -> Vec<Notification<'_>> {
+    let mut found = Vec::new();
+    while let Ok(Some(header)) = Header::read(bytes)
+        && let Some((message, rest)) = bytes.split_at_checked(header.total())
+    {
+        if header.tag == b'A'
+            && let Some((channel, payload)) = read_notification(&message[HEADER_BYTES..])
+            && let Ok(name) = std::str::from_utf8(channel)
+        {
+            let is_wide = !channel.is_ascii() || !payload.is_ascii();
+            found.push(Notification { channel: name, message, is_wide });
+        }
+        bytes = rest;
+    }
+    found
 }
 
 /// Fields of an ErrorResponse or NoticeResponse that Pinion reads.
@@ -169,6 +198,26 @@ mod tests {
         let mut out = Vec::new();
         write_message(&mut out, b'Q', |b| put_cstr(b, b"a\0hidden"));
         assert_eq!(out, b"Q\0\0\0\x06a\0");
+    }
+
+    #[test]
+    fn notifications_are_cut_out_whole() {
+        let mut bytes = Vec::new();
+        for (channel, payload) in [("jobs", ""), ("j\u{f6}bs", "1"), ("jobs", "\u{f6}")] {
+            write_message(&mut bytes, b'A', |body| {
+                body.extend_from_slice(&[0, 0, 0xff, 0xff]);
+                put_cstr(body, channel.as_bytes());
+                put_cstr(body, payload.as_bytes());
+            });
+        }
+        let found = notifications(&bytes);
+        let told: Vec<_> = found.iter().map(|n| (n.channel, n.is_wide)).collect();
+        assert_eq!(told, [("jobs", false), ("j\u{f6}bs", true), ("jobs", true)]);
+        let messages: Vec<u8> = found.iter().flat_map(|n| n.message.to_vec()).collect();
+        assert_eq!(messages, bytes);
+        for cut in 0..bytes.len() {
+            assert!(notifications(&bytes[..cut]).len() < 3, "{cut}");
+        }
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub const fn sqlstate(kind: FaultKind) -> &'static str {
         FaultKind::NoTarget => "08000",
         // configuration_limit_exceeded
         FaultKind::TooManyPins => "53400",
+        // insufficient_resources
+        FaultKind::NotificationsLost => "53000",
         FaultKind::StateLost => "55000",
         FaultKind::Internal => "XX000",
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     super::{Findings, PinReason, PinReasons, Survey},
-    classify::{self, PREPARED},
+    classify::{self, LIBRARY, PREPARED},
     statement::NAME_PREFIX,
 };
 use crate::state::Settings;
@@ -32,7 +32,7 @@ const TRANSIENT: [&str; 4] =
 /// for. `None` when a name is not one that a variable can have.
 pub(super) fn query(names: &[&str], all: bool) -> Option<String> {
     let mut variables = String::new();
-    for name in names.iter().filter(|name| !name.starts_with(PREPARED)) {
+    for name in names.iter().filter(|name| !name.starts_with(PREPARED) && !is_lasting(name)) {
         if !is_plain(name) {
             return None;
         }
@@ -69,7 +69,7 @@ pub(super) fn query(names: &[&str], all: bool) -> Option<String> {
     }
     let asked = format!("pg_catalog.unnest(ARRAY[{variables}]::pg_catalog.text[])");
     // The view takes most of a millisecond to make up, and shows no setting of a client's own making.
-    let is_hidden = |name: &&str| name.contains('.') || name.starts_with(PREPARED) || IDENTITY.contains(name);
+    let is_hidden = |name: &&str| name.contains(['.', ' ']) || IDENTITY.contains(name);
     if !all && names.iter().all(is_hidden) {
         write!(
             sql,
@@ -219,7 +219,7 @@ pub(super) fn difference(worn: &Settings, wanted: Option<&Settings>) -> Option<V
     if worn.get(role).is_some() && worn.get(role) != wanted_of(role) {
         statements.push("RESET ROLE".to_owned());
     }
-    for (name, statement) in worn.iter().filter(|(name, _)| *name != role) {
+    for (name, statement) in worn.iter().filter(|(name, _)| *name != role && !is_lasting(name)) {
         match (wanted_of(name), name.strip_prefix(PREPARED)) {
             (Some(same), _) if same == statement => {}
             (_, Some(prepared)) => statements.push(format!("DEALLOCATE {}", quoted(prepared))),
@@ -235,7 +235,9 @@ pub(super) fn difference(worn: &Settings, wanted: Option<&Settings>) -> Option<V
 
 /// True when a statement that clears these pins takes the setting `name` back.
 pub(super) fn takes_back(cleared: PinReasons, name: &str) -> bool {
-    if name.starts_with(PREPARED) {
+    if is_lasting(name) {
+        false
+    } else if name.starts_with(PREPARED) {
         cleared.contains(PinReason::PreparedStatement)
     } else if IDENTITY.contains(&name) {
         cleared.contains(PinReason::SessionIdentity)
@@ -244,8 +246,13 @@ pub(super) fn takes_back(cleared: PinReasons, name: &str) -> bool {
     }
 }
 
+/// True for what nothing takes back while the connection lives.
+pub(super) fn is_lasting(name: &str) -> bool {
+    name.starts_with(LIBRARY)
+}
+
 /// A name in quotes.
-fn quoted(name: &str) -> String {
+pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::AtomicU64};
 
 use super::{Dialect, Facts, Fault, Findings, PinReasons, PoolKey, Protocol, ServerKey, Survey};
-use crate::state::Settings;
+use crate::{channels::Notification, state::Settings};
 
 pub mod auth;
 pub mod classify;
@@ -94,11 +94,26 @@ impl Protocol for Postgres {
     }
 
     fn monitor_key(user: &str, database: &str) -> PoolKey {
-        let mut parameters = Vec::new();
-        for text in ["application_name", "pinion_monitor", "database", database] {
-            codec::put_cstr(&mut parameters, text.as_bytes());
-        }
-        PoolKey { user: user.into(), parameters: parameters.into() }
+        own_key(user, &["application_name", "pinion_monitor", "database", database])
+    }
+
+    fn listener_key(key: &PoolKey) -> Option<PoolKey> {
+        let database = Self::database(key);
+        let parameters =
+            ["application_name", "pinion_listener", "client_encoding", "UTF8", "database", database];
+        Some(own_key(&key.user, &parameters))
+    }
+
+    fn write_listen(server: &mut server::PgServer, channels: &[&str], out: &mut Vec<u8>) {
+        Self::write_query(server, &for_each_channel("LISTEN", channels), out);
+    }
+
+    fn write_unlisten(server: &mut server::PgServer, channels: &[&str], out: &mut Vec<u8>) {
+        Self::write_query(server, &for_each_channel("UNLISTEN", channels), out);
+    }
+
+    fn notifications(heard: &[u8]) -> Vec<Notification<'_>> {
+        codec::notifications(heard)
     }
 
     fn write_query(server: &mut server::PgServer, sql: &str, out: &mut Vec<u8>) {
@@ -155,6 +170,10 @@ impl Protocol for Postgres {
         inquiry::takes_back(cleared, name)
     }
 
+    fn is_lasting(name: &str) -> bool {
+        inquiry::is_lasting(name)
+    }
+
     fn difference(worn: &Settings, wanted: Option<&Settings>) -> Option<Vec<String>> {
         inquiry::difference(worn, wanted)
     }
@@ -170,4 +189,18 @@ impl Protocol for Postgres {
     fn write_cancel(key: &ServerKey, out: &mut Vec<u8>) {
         handshake::write_cancel(key, out);
     }
+}
+
+/// The login of a connection of our own.
+fn own_key(user: &str, parameters: &[&str]) -> PoolKey {
+    let mut bytes = Vec::new();
+    for text in parameters {
+        codec::put_cstr(&mut bytes, text.as_bytes());
+    }
+    PoolKey { user: user.into(), parameters: bytes.into() }
+}
+
+/// One text, so that it is one transaction.
+fn for_each_channel(command: &str, channels: &[&str]) -> String {
+    channels.iter().map(|channel| format!("{command} {};", inquiry::quoted(channel))).collect()
 }

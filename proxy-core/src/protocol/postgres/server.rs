@@ -119,6 +119,8 @@ pub struct PgServer {
     pub(super) forgot: bool,
     /// How this server reads text, as it last said.
     pub(super) mode: LexMode,
+    /// It sends text as UTF-8.
+    pub(super) speaks_utf8: bool,
     /// Something that changes schemas has run in the transaction.
     pub(super) changes_schema: bool,
     /// Counts such transactions, for all of the proxy.
@@ -128,7 +130,7 @@ pub struct PgServer {
     /// And then something was prepared.
     prepared_after_code: bool,
     absorbing: (Option<Vec<String>>, Option<String>),
-    /// Notifications that came while a statement of ours ran, as the server sent them.
+    /// Notifications that came while a statement of ours ran or none at all, as the server sent them.
     heard: Vec<u8>,
 }
 
@@ -142,6 +144,7 @@ impl PgServer {
         let mode = greeting_mode(&greeting.bytes);
         Self {
             key,
+            speaks_utf8: greets_in_utf8(&greeting.bytes),
             greeting,
             tx: Tx::Idle,
             expected: VecDeque::new(),
@@ -187,6 +190,14 @@ impl PgServer {
         self.code_ran = false;
         self.prepared_after_code = false;
         self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    /// Takes over a ParameterStatus.
+    pub(super) fn note_parameter(&mut self, name: &[u8], value: &[u8]) {
+        note_parameter(&mut self.mode, name, value);
+        if name == b"client_encoding" {
+            self.speaks_utf8 = is_utf8(value, &self.greeting.bytes);
+        }
     }
 
     pub(super) fn expect(&mut self, entry: Expect) {
@@ -389,7 +400,7 @@ impl ServerState for PgServer {
                 }
                 b'S' => {
                     if let Ok((name, value)) = read_parameter(body) {
-                        note_parameter(&mut self.mode, name, value);
+                        self.note_parameter(name, value);
                     }
                 }
                 b'A' => self.heard.extend_from_slice(&bytes[..header.total()]),
@@ -410,7 +421,11 @@ impl ServerState for PgServer {
             match Header::read(bytes)? {
                 Some(h) if matches!(h.tag, b'N' | b'A') && h.body <= MAX_HELD_BYTES => {
                     if bytes.len() < h.total() {
+                        input.reserve_total(h.total());
                         return Ok(());
+                    }
+                    if h.tag == b'A' {
+                        self.heard.extend_from_slice(&bytes[..h.total()]);
                     }
                     input.consume(h.total());
                 }
@@ -422,20 +437,41 @@ impl ServerState for PgServer {
 }
 
 /// How a server with that greeting reads text.
-pub(super) fn greeting_mode(mut greeting: &[u8]) -> LexMode {
+pub(super) fn greeting_mode(greeting: &[u8]) -> LexMode {
     let mut mode = LexMode::default();
-    while let Ok(Some(header)) = Header::read(greeting) {
-        let Some(body) = greeting.get(HEADER_BYTES..header.total()) else { break };
-        if let Ok((name, value)) = read_parameter(body) {
-            note_parameter(&mut mode, name, value);
-        }
-        greeting = &greeting[header.total()..];
+    for (name, value) in greeted(greeting) {
+        note_parameter(&mut mode, name, value);
     }
     mode
 }
 
+/// Names and values of the ParameterStatus messages in a greeting.
+fn greeted(mut greeting: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let messages = std::iter::from_fn(move || {
+        let header = Header::read(greeting).ok()??;
+        let body = greeting.get(HEADER_BYTES..header.total())?;
+        greeting = &greeting[header.total()..];
+        Some(body)
+    });
+    messages.filter_map(|body| read_parameter(body).ok())
+}
+
+/// True when a server with that greeting sends text as UTF-8.
+pub(super) fn greets_in_utf8(greeting: &[u8]) -> bool {
+    greeted(greeting)
+        .find(|(name, _)| *name == b"client_encoding")
+        .is_some_and(|(_, value)| is_utf8(value, greeting))
+}
+
+/// True when text comes as UTF-8 with that `client_encoding`. With `SQL_ASCII` it comes as the database has it.
+fn is_utf8(client_encoding: &[u8], greeting: &[u8]) -> bool {
+    client_encoding == b"UTF8"
+        || client_encoding == b"SQL_ASCII"
+            && greeted(greeting).any(|known| known == (b"server_encoding", b"UTF8"))
+}
+
 /// Takes over a ParameterStatus that concerns how text is read.
-pub(super) fn note_parameter(mode: &mut LexMode, name: &[u8], value: &[u8]) {
+fn note_parameter(mode: &mut LexMode, name: &[u8], value: &[u8]) {
     match name {
         b"standard_conforming_strings" => mode.standard_conforming_strings = value != b"off",
         b"client_encoding" => {

@@ -8,7 +8,7 @@
 //! Source: PostgreSQL manual, "Message Flow", and `src/backend/tcop/postgres.c` for what the server skips when.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, LazyLock, atomic::Ordering},
 };
@@ -21,11 +21,11 @@ use super::{
     },
     Postgres, Shared,
     classify::{self, Classified, Classifier, LexMode},
-    codec::{ErrorFields, HEADER_BYTES, Header, cstr, put_cstr, write_message},
+    codec::{ErrorFields, HEADER_BYTES, Header, cstr, put_cstr, read_notification, write_message},
     error::write_error,
     inquiry,
     server::{
-        Expect, MAX_HELD_BYTES, PgServer, Undo, greeting_mode, note_parameter, read_parameter, read_status,
+        Expect, MAX_HELD_BYTES, PgServer, Undo, greeting_mode, greets_in_utf8, read_parameter, read_status,
     },
     statement::{Asked, NAME_PREFIX, Prepared, Scope, Statement, has_literals},
 };
@@ -105,12 +105,14 @@ pub struct PgTracker {
     /// The transaction that no server has begun.
     deferred: Option<Box<Deferred>>,
     mode: LexMode,
+    /// The client reads text as UTF-8.
+    reads_utf8: bool,
     standing: PinReasons,
     watch: Watch,
     /// What is at the front, while policy is asked about the statements that it names.
     outer: Option<Box<Current>>,
     /// Of those statements, as many have been asked about.
-    nested: usize,
+    nested: u32,
     /// While somebody wants outcomes.
     tally: Option<Box<Tally>>,
     /// Settings may have changed since the session told of them.
@@ -132,6 +134,10 @@ struct Rare {
     closed: Vec<Box<str>>,
     /// Of statements of the protocol that could not be made again elsewhere, since the session asked.
     pins: PinReasons,
+    /// Channels of which the session is told elsewhere.
+    elsewhere: Option<Arc<BTreeSet<Box<str>>>>,
+    /// The ReadyForQuery that was held back.
+    ready: bool,
 }
 
 /// How the statements of a request went.
@@ -257,6 +263,7 @@ impl Tracker<Postgres> for PgTracker {
             skip_to_sync: false,
             deferred: None,
             mode: greeting_mode(&greeting.bytes),
+            reads_utf8: greets_in_utf8(&greeting.bytes),
             standing,
             watch: Watch::default(),
             outer: None,
@@ -326,6 +333,7 @@ impl Tracker<Postgres> for PgTracker {
     }
 
     fn attach(&mut self, server: &PgServer) {
+        self.reads_utf8 = server.speaks_utf8;
         if self.mode != server.mode {
             self.mode = server.mode;
             self.forget_current();
@@ -521,6 +529,15 @@ impl Tracker<Postgres> for PgTracker {
                 settle_heads(down, server);
             }
             let Some(header) = Header::read(down.unread())? else { return Ok(ServerEvent::NeedBytes) };
+            if header.tag == b'A' && header.body <= MAX_HELD_BYTES && self.elsewhere().is_some() {
+                if down.unread().len() < header.total() {
+                    down.expect(header.total());
+                    return Ok(ServerEvent::NeedBytes);
+                }
+                let kept = !self.is_told_elsewhere(message_body(down)?);
+                relay(down, server, header.total(), kept);
+                continue;
+            }
             // What is only passed on needs no more than its header.
             if let b'D' | b'd' | b'T' | b't' | b'V' | b'A' | b'N' | b'n' | b'c' = header.tag {
                 let kept = self.on_answer(header.tag, down, server)?;
@@ -562,7 +579,12 @@ impl Tracker<Postgres> for PgTracker {
                     }
                     _ => return Err(ProtocolError::Unexpected('Z')),
                 };
-                relay(down, server, header.total(), kept);
+                let held_back =
+                    kept && server.tx == Tx::Idle && self.deferred.is_none() && self.elsewhere().is_some();
+                relay(down, server, header.total(), kept && !held_back);
+                if held_back {
+                    self.rare.get_or_insert_default().ready = true;
+                }
                 settle_heads(down, server);
                 // Portals end with their transaction, but those of a later batch may be bound already.
                 if server.tx == Tx::Idle && server.is_quiet() {
@@ -593,6 +615,24 @@ impl Tracker<Postgres> for PgTracker {
                 });
             }
         }
+    }
+
+    fn hear_elsewhere(&mut self, channels: Option<Arc<BTreeSet<Box<str>>>>) {
+        if channels.is_some() || self.rare.is_some() {
+            self.rare.get_or_insert_default().elsewhere = channels;
+        }
+    }
+
+    fn end_answer(&mut self, down: &mut Pipe) {
+        if let Some(rare) = &mut self.rare
+            && std::mem::take(&mut rare.ready)
+        {
+            write_ready(down.output(), Tx::Idle);
+        }
+    }
+
+    fn reads_utf8(&self) -> bool {
+        self.reads_utf8
     }
 
     fn deferred(&self) -> Tx {
@@ -733,7 +773,7 @@ impl PgTracker {
         let Some(facts) = self.outer.as_ref().map(|outer| outer.statement.facts.clone()) else {
             return Err(ClientEvent::NeedBytes);
         };
-        while let Some(name) = facts.prepared_names.get(self.nested).map(|name| name.as_bytes()) {
+        while let Some(name) = facts.prepared_names.get(self.nested as usize).map(|name| name.as_bytes()) {
             let runs = |current: &Current| current.nested && current.admitted && !current.statement.prepares;
             if self.current.as_ref().is_some_and(runs) {
                 self.current = None;
@@ -1601,6 +1641,18 @@ impl PgTracker {
         self.current.as_ref().filter(|c| c.admitted).map(|c| c.statement.facts.clone())
     }
 
+    fn elsewhere(&self) -> Option<&Arc<BTreeSet<Box<str>>>> {
+        self.rare.as_ref()?.elsewhere.as_ref()
+    }
+
+    /// True for a notification that the client has from elsewhere.
+    fn is_told_elsewhere(&self, body: &[u8]) -> bool {
+        let channel = read_notification(body).and_then(|(channel, _)| std::str::from_utf8(channel).ok());
+        let is_among =
+            |channels: &Arc<BTreeSet<Box<str>>>| channel.is_some_and(|name| channels.contains(name));
+        self.elsewhere().is_some_and(is_among)
+    }
+
     /// Accounts for one message of the server. True when the client gets it.
     fn on_answer(&mut self, tag: u8, down: &Pipe, server: &mut PgServer) -> Result<bool, ProtocolError> {
         let unexpected = || Err(ProtocolError::Unexpected(char::from(tag)));
@@ -1738,8 +1790,9 @@ impl PgTracker {
             }
             b'S' => {
                 let (name, value) = read_parameter(message_body(down)?)?;
-                note_parameter(&mut server.mode, name, value);
+                server.note_parameter(name, value);
                 self.mode = server.mode;
+                self.reads_utf8 = server.speaks_utf8;
                 Ok(true)
             }
             b'G' | b'W' => match server.head() {

@@ -326,6 +326,9 @@ fn either(one: (Facts, Details), other: (Facts, Details)) -> Option<(Facts, Deta
         taints_by_calls: false,
         changes_schema: false,
         moves_transaction: one.moves_transaction || other.moves_transaction,
+        channels: Vec::new(),
+        reads_channels: false,
+        commits: false,
         digest_text: String::new(),
     };
     let details = Details {

@@ -12,7 +12,7 @@ use super::{
     builtin::{self, Effect},
     walk::{Value, Visit, walk},
 };
-use crate::protocol::{Facts, Moves, PinReason, PinReasons, StatementKind};
+use crate::protocol::{ChannelChange, Facts, Moves, PinReason, PinReasons, StatementKind};
 
 /// The facts of a parsed text; `None` when something in the tree is not known here.
 pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String) -> Option<Facts> {
@@ -22,6 +22,8 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         statements: u16::try_from(statements.len()).unwrap_or(u16::MAX),
         is_deallocate_one: matches!(statements[..], [NodeEnum::DeallocateStmt(one)] if !one.isall),
         ends_transaction: !statements.is_empty() && statements.iter().all(|node| ends_transaction(node)),
+        commits: matches!(statements[..], [node] if commits(node)),
+        channels: statements.iter().filter_map(|node| channel_change(node)).collect(),
         is_plain_set: matches!(statements[..], [NodeEnum::VariableSetStmt(one)] if is_plain_set(one)),
         ..Facts::nothing()
     };
@@ -68,6 +70,10 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         facts.changes_schema |=
             one.kind == StatementKind::Ddl && one.seen.temporary == 0 && changes_schema(node);
     }
+    facts.reads_channels = facts
+        .functions
+        .iter()
+        .any(|name| matches!(&**name, "pg_listening_channels" | "pg_catalog.pg_listening_channels"));
     facts.taints_by_calls = calls_code && !taints_otherwise;
     if facts.statements > 1 && facts.moves != Moves::Nothing {
         // Which of them have run is not known before all have.
@@ -96,6 +102,30 @@ fn ends_transaction(node: &NodeEnum) -> bool {
                 | TransactionStmtKind::TransStmtRollback
                 | TransactionStmtKind::TransStmtPrepare)
         )
+}
+
+/// True for `COMMIT` and its synonyms that leave no transaction open.
+fn commits(node: &NodeEnum) -> bool {
+    let NodeEnum::TransactionStmt(statement) = node else { return false };
+    !statement.chain
+        && TransactionStmtKind::try_from(statement.kind) == Ok(TransactionStmtKind::TransStmtCommit)
+}
+
+/// What `LISTEN` and `UNLISTEN` do, and `DISCARD ALL` (manual, "DISCARD").
+fn channel_change(node: &NodeEnum) -> Option<ChannelChange> {
+    match node {
+        NodeEnum::ListenStmt(listen) => Some(ChannelChange::Listen(listen.conditionname.as_str().into())),
+        NodeEnum::UnlistenStmt(unlisten) if unlisten.conditionname.is_empty() => {
+            Some(ChannelChange::UnlistenAll)
+        }
+        NodeEnum::UnlistenStmt(unlisten) => {
+            Some(ChannelChange::Unlisten(unlisten.conditionname.as_str().into()))
+        }
+        NodeEnum::DiscardStmt(discard) => (DiscardMode::try_from(discard.target)
+            == Ok(DiscardMode::DiscardAll))
+        .then_some(ChannelChange::UnlistenAll),
+        _ => None,
+    }
 }
 
 /// Of the discarding commands, all that `DISCARD ALL` puts back (manual, "DISCARD"). Not among them: loaded
@@ -194,7 +224,10 @@ impl Statement {
             NodeEnum::DropStmt(_) | NodeEnum::DropOwnedStmt(_) => {
                 one.seen.may_end.insert(PinReason::TemporaryTable);
             }
-            NodeEnum::LoadStmt(_) => one.seen.pin(PinReason::Library),
+            NodeEnum::LoadStmt(load) => {
+                one.seen.pin(PinReason::Library);
+                one.seen.moves(Moves::ByText, &[&format!("{LIBRARY}{}", load.filename)]);
+            }
             // Code that nobody reads.
             NodeEnum::DoStmt(_) => {
                 one.seen.taints = true;
@@ -298,6 +331,9 @@ pub(in super::super) fn prepared(name: &str) -> String {
 
 /// Begins what [`prepared`] gives.
 pub(in super::super) const PREPARED: &str = "prepared statement ";
+
+/// Begins what a loaded library is called among a session's settings.
+pub(in super::super) const LIBRARY: &str = "library ";
 
 /// The pin of a setting made for the session.
 fn setting_pin(name: &str) -> PinReason {

@@ -25,7 +25,7 @@ use crate::protocol::{
     digest::{self, Cache, Sink, keyed_hasher},
 };
 
-pub(super) use facts::{PREPARED, prepared};
+pub(super) use facts::{LIBRARY, PREPARED, prepared};
 pub use lexer::LexMode;
 
 use lexer::{Kind, Lexer, Token};

@@ -1,0 +1,361 @@
+//! Notification channels: one connection to each database listens for all clients there.
+//!
+//! A client that listens would otherwise have to keep a server connection for as long as it does. A listener is a task
+//! with a connection of its own, beside the pool: it hears the channels of all its clients and lays what comes for each into
+//! that client's [`Ear`], in the order in which the server has told it. It opens with the first client and closes
+//! some time after the last. When it is lost so are its clients: none of them could know what it has missed.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::pending,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    pool::Pooled as _,
+    protocol::{PoolKey, Protocol, ServerState},
+    proxy::{HEARD, SessionHandle},
+    secrets::SecretHandle,
+    server::{ServerConnection, ServerError},
+    target::Target,
+};
+
+/// Notifications of one client that nobody has read yet; then it is given up, since it would miss some.
+const MOST_UNREAD_BYTES: usize = 1 << 20;
+/// How long a connection without clients is kept for the next.
+const LINGER: Duration = Duration::from_secs(10);
+/// For whatever a client has to wait for here.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What one client hears.
+#[derive(Debug)]
+pub struct Ear {
+    handle: Arc<SessionHandle>,
+    heard: Mutex<Heard>,
+}
+
+/// What has come since it was taken last.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Messages in the protocol's own form.
+    pub bytes: Vec<u8>,
+    /// Letters beyond ASCII are among them, in UTF-8.
+    pub is_wide: bool,
+    /// More is missing.
+    pub lost: Option<Lost>,
+}
+
+/// Why a client misses notifications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// The server connection that heard them.
+    Server,
+    /// It has not read those that came before.
+    TooMany,
+}
+
+impl Ear {
+    /// Of the session that `handle` wakes.
+    pub fn new(handle: &Arc<SessionHandle>) -> Arc<Self> {
+        Arc::new(Self { handle: handle.clone(), heard: Mutex::default() })
+    }
+
+    /// Takes what has come.
+    pub fn take(&self) -> Heard {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn tell(&self, message: &[u8], is_wide: bool) {
+        let mut heard = self.lock();
+        if heard.lost.is_some() {
+            return;
+        }
+        if heard.bytes.len() + message.len() > MOST_UNREAD_BYTES {
+            *heard = Heard { lost: Some(Lost::TooMany), ..Heard::default() };
+        } else {
+            heard.bytes.extend_from_slice(message);
+            heard.is_wide |= is_wide;
+        }
+        drop(heard);
+        self.handle.signal(HEARD);
+    }
+
+    fn lose(&self) {
+        self.lock().lost.get_or_insert(Lost::Server);
+        self.handle.signal(HEARD);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A message that a server sent to whoever listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Notification<'a> {
+    /// The channel.
+    pub channel: &'a str,
+    /// All of the message, in the protocol's own form.
+    pub message: &'a [u8],
+    /// Letters beyond ASCII are in it.
+    pub is_wide: bool,
+}
+
+/// What a client wants of a listener.
+enum Order {
+    /// To hear these channels too. Answered once whatever is notified from now on will be heard.
+    Join { ear: Arc<Ear>, channels: Vec<Box<str>>, done: oneshot::Sender<()> },
+    /// To have heard what has been notified by now.
+    CatchUp { done: oneshot::Sender<()> },
+    /// Not to hear these channels any more; `None` for all.
+    Leave { ear: Arc<Ear>, channels: Option<Vec<Box<str>>> },
+}
+
+/// The way to a listener.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+impl fmt::Debug for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Join { .. } => "Join",
+            Self::CatchUp { .. } => "CatchUp",
+            Self::Leave { .. } => "Leave",
+        })
+    }
+}
+
+impl Listener {
+    /// Comes back when all that was notified before this call lies in its clients' ears; false when the listener is lost.
+    pub async fn catch_up(&self) -> bool {
+        let (done, caught_up) = oneshot::channel();
+        self.orders.send(Order::CatchUp { done }).is_ok()
+            && matches!(timeout(ANSWER_TIMEOUT, caught_up).await, Ok(Ok(())))
+    }
+
+    /// Leaves some channels, or all of them.
+    pub fn leave(&self, ear: &Arc<Ear>, channels: Option<Vec<Box<str>>>) {
+        // A listener that is gone is left.
+        let _ = self.orders.send(Order::Leave { ear: ear.clone(), channels });
+    }
+}
+
+/// The listeners of a target, by database.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    open: Mutex<HashMap<Box<str>, Listener>>,
+}
+
+impl Listeners {
+    /// Databases listened to.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Listener>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Has `ear` hear `channels` in the database of `key` from now on. The listener is opened, with that user's rights, where there
+/// is none: who listens needs no rights but to connect. `None` when that is not possible.
+pub async fn join<P: Protocol>(
+    target: &Arc<Target<P>>,
+    key: &PoolKey,
+    secrets: &Arc<SecretHandle>,
+    ear: &Arc<Ear>,
+    channels: Vec<Box<str>>,
+) -> Option<Listener> {
+    let login = P::listener_key(key)?;
+    let (done, joined) = oneshot::channel();
+    let order = Order::Join { ear: ear.clone(), channels, done };
+    let listener = {
+        let mut open = target.listeners.lock();
+        let listener = open.entry(P::database(key).into()).or_insert_with(|| {
+            let (orders, received) = mpsc::unbounded_channel();
+            tokio::spawn(serve(target.clone(), login, secrets.clone(), received));
+            Listener { orders }
+        });
+        // Under the lock, which a listener that ends takes first.
+        listener.orders.send(order).ok()?;
+        listener.clone()
+    };
+    match timeout(ANSWER_TIMEOUT, joined).await {
+        Ok(Ok(())) => Some(listener),
+        _ => {
+            listener.leave(ear, None);
+            None
+        }
+    }
+}
+
+/// The task of one listener.
+async fn serve<P: Protocol>(
+    target: Arc<Target<P>>,
+    login: PoolKey,
+    secrets: Arc<SecretHandle>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+) {
+    let database = P::database(&login).to_owned();
+    let mut ears = Ears::default();
+    let outcome = match ServerConnection::open(&target, None, &login, &secrets).await {
+        Ok(mut connection) => {
+            info!(target = %target.name, database, user = %login.user, "listening for clients");
+            let outcome = listen(&target, &database, &mut connection, &mut orders, &mut ears).await;
+            connection.retire();
+            outcome
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = outcome {
+        target.listeners.lock().remove(&*database);
+        let clients = ears.all().count();
+        warn!(target = %target.name, database, clients, %error, "cannot listen any more");
+        ears.all().for_each(|ear| ear.lose());
+    }
+}
+
+async fn listen<P: Protocol>(
+    target: &Target<P>,
+    database: &str,
+    connection: &mut ServerConnection<P>,
+    orders: &mut mpsc::UnboundedReceiver<Order>,
+    ears: &mut Ears,
+) -> Result<(), ServerError> {
+    let mut batch = Vec::new();
+    loop {
+        let nobody_listens = ears.is_empty();
+        let done = async move { if nobody_listens { sleep(LINGER).await } else { pending().await } };
+        tokio::select! {
+            // Orders wait for what they need themselves, so nothing that comes is kept from anybody for long.
+            count = orders.recv_many(&mut batch, usize::MAX) => if count == 0 { return Ok(()) },
+            heard = connection.hear() => heard?,
+            () = done => {
+                let mut open = target.listeners.lock();
+                if orders.is_empty() {
+                    open.remove(database);
+                    debug!(target = %target.name, database, "nobody listens any more");
+                    return Ok(());
+                }
+            }
+        }
+        ears.tell::<P>(&connection.state.take_heard());
+        let mut catching_up = Vec::new();
+        for order in batch.drain(..) {
+            match order {
+                Order::Join { ear, channels, done } => {
+                    let new: Vec<_> =
+                        channels.iter().filter(|name| !ears.hear(name)).map(|name| &**name).collect();
+                    match exchange(connection, ears, |state, out| match new.is_empty() {
+                        true => P::write_ping(out),
+                        false => P::write_listen(state, &new, out),
+                    })
+                    .await?
+                    {
+                        None => {
+                            ears.join(&ear, channels);
+                            let _ = done.send(());
+                        }
+                        Some(error) => {
+                            debug!(target = %target.name, database, error, "the server does not let us listen");
+                        }
+                    }
+                }
+                Order::CatchUp { done } => catching_up.push(done),
+                Order::Leave { ear, channels } => {
+                    let silent = ears.leave(&ear, channels.as_deref());
+                    let silent: Vec<_> = silent.iter().map(|name| &**name).collect();
+                    if !silent.is_empty()
+                        && let Some(error) =
+                            exchange(connection, ears, |state, out| P::write_unlisten(state, &silent, out))
+                                .await?
+                    {
+                        return Err(ServerError::Statement { what: "leaving channels", error });
+                    }
+                }
+            }
+        }
+        if !catching_up.is_empty() {
+            // By the end of a round trip the server has told what was committed before it.
+            exchange(connection, ears, |_, out| P::write_ping(out)).await?;
+            for done in catching_up {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+/// Runs a statement of our own; the server's error if it has one.
+async fn exchange<P: Protocol>(
+    connection: &mut ServerConnection<P>,
+    ears: &Ears,
+    write: impl FnOnce(&mut P::Server, &mut Vec<u8>),
+) -> Result<Option<String>, ServerError> {
+    let mut request = Vec::new();
+    write(&mut connection.state, &mut request);
+    let (_, error) = connection.exchange_while_hearing(&request).await?;
+    ears.tell::<P>(&connection.state.take_heard());
+    Ok(error)
+}
+
+/// Who hears what.
+#[derive(Debug, Default)]
+struct Ears {
+    by_channel: HashMap<Box<str>, Vec<Arc<Ear>>>,
+}
+
+impl Ears {
+    fn is_empty(&self) -> bool {
+        self.by_channel.is_empty()
+    }
+
+    fn hear(&self, channel: &str) -> bool {
+        self.by_channel.contains_key(channel)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Ear>> {
+        self.by_channel.values().flatten()
+    }
+
+    fn join(&mut self, ear: &Arc<Ear>, channels: Vec<Box<str>>) {
+        for channel in channels {
+            let ears = self.by_channel.entry(channel).or_default();
+            if !ears.iter().any(|known| Arc::ptr_eq(known, ear)) {
+                ears.push(ear.clone());
+            }
+        }
+    }
+
+    /// The channels that nobody hears any more.
+    fn leave(&mut self, ear: &Arc<Ear>, channels: Option<&[Box<str>]>) -> Vec<Box<str>> {
+        let mut silent = Vec::new();
+        self.by_channel.retain(|channel, ears| {
+            if channels.is_none_or(|channels| channels.contains(channel)) {
+                ears.retain(|known| !Arc::ptr_eq(known, ear));
+            }
+            if ears.is_empty() {
+                silent.push(channel.clone());
+            }
+            !ears.is_empty()
+        });
+        silent
+    }
+
+    fn tell<P: Protocol>(&self, heard: &[u8]) {
+        for notification in P::notifications(heard) {
+            for ear in self.by_channel.get(notification.channel).into_iter().flatten() {
+                ear.tell(notification.message, notification.is_wide);
+            }
+        }
+    }
+}
