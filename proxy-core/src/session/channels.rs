@@ -66,7 +66,7 @@ pub(super) struct Listening {
     uncommitted: Vec<ChannelChange>,
     /// In that transaction something may have been rolled back.
     is_murky: bool,
-    /// The held connection hears all of them, too.
+    /// The held connection hears some or all of them, too.
     is_worn: bool,
 }
 
@@ -206,6 +206,7 @@ impl<P: Protocol> Session<P> {
         for change in mem::take(&mut listening.due) {
             match change {
                 ChannelChange::Listen(name) => {
+                    listening.is_worn = true;
                     wanted.insert(name);
                 }
                 ChannelChange::Unlisten(name) => {
@@ -224,7 +225,10 @@ impl<P: Protocol> Session<P> {
         }
         let is_worn = mem::take(&mut listening.is_worn);
         if !new.is_empty() {
-            self.hand_over(new).await?;
+            if !self.hand_over(new).await {
+                debug!(client = self.handle.number, "its channels cannot be heard for it");
+                self.keep_for_channels();
+            }
         } else if let Some((listener, _)) = &listening.listener
             && !listener.catch_up().await
         {
@@ -246,27 +250,22 @@ impl<P: Protocol> Session<P> {
         Ok(())
     }
 
-    /// The listener hears these channels from now on, and the held connection does not. Where that cannot be, the connection is
-    /// kept.
-    async fn hand_over(&mut self, new: Vec<Box<str>>) -> Result<(), SessionError> {
-        let (Some(listening), Some(connection)) = (&mut self.listening, &mut self.link) else {
-            return Ok(());
-        };
+    /// Has the listener hear these channels too. False where that cannot be.
+    async fn hand_over(&mut self, new: Vec<Box<str>>) -> bool {
+        let (Some(listening), Some(connection)) = (&mut self.listening, &self.link) else { return false };
         let target = connection.target().clone();
-        let is_elsewhere = listening.listener.as_ref().is_some_and(|(_, at)| *at != target.index);
-        let secrets = self.endpoint.proxy.secret(&self.key.user).filter(|_| !is_elsewhere);
-        let joined = match &secrets {
-            Some(secrets) => channels::join(&target, &self.key, secrets, &listening.ear, new.clone()).await,
-            None => None,
-        };
-        let Some(listener) = joined else {
-            debug!(client = self.handle.number, "its channels cannot be heard for it");
-            self.keep_for_channels();
-            return Ok(());
-        };
-        listening.listener = Some((listener, target.index));
-        listening.channels.extend(new.iter().cloned());
-        self.make_deaf().await
+        if listening.listener.as_ref().is_some_and(|(_, at)| *at != target.index) {
+            return false;
+        }
+        let Some(secrets) = self.endpoint.proxy.secret(&self.key.user) else { return false };
+        match channels::join(&target, &self.key, &secrets, &listening.ear, new.clone()).await {
+            Some(listener) => {
+                listening.listener = Some((listener, target.index));
+                listening.channels.extend(new);
+                true
+            }
+            None => false,
+        }
     }
 
     /// True when a statement is about to run that reads what channels the session hears.
