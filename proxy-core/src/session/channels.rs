@@ -103,7 +103,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Notes what a statement will have done to the channels; `moved` are the pins that it need not set.
-    pub(super) fn note_channels(&mut self, facts: &Facts, moved: PinReasons, in_transaction: bool) {
+    pub(super) fn note_channels(&mut self, facts: &Facts, moved: PinReasons) {
         if moved.contains(PinReason::Listen) {
             self.listening.get_or_insert_with(|| {
                 Box::new(Listening {
@@ -118,14 +118,15 @@ impl<P: Protocol> Session<P> {
             });
         }
         let Some(listening) = &mut self.listening else { return };
+        // What counts in a transaction was committed before it: in one that the server has begun it is too late.
+        if (facts.reads_channels || facts.moves_transaction) && !listening.channels.is_empty() {
+            self.pending.rare().wears_channels = true;
+        }
         if facts.moves_transaction {
             let changes = !listening.uncommitted.is_empty()
                 || self.pending.rare.as_ref().is_some_and(|rare| !rare.channels.is_empty());
             listening.is_murky |= changes && !facts.commits;
             return;
-        }
-        if facts.reads_channels && !in_transaction && !listening.channels.is_empty() {
-            self.pending.rare().wears_channels = true;
         }
         if facts.channels.is_empty() {
             return;
@@ -268,7 +269,8 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// True when a statement is about to run that reads what channels the session hears.
+    /// True when a statement is about to run that reads what channels the session hears, or begins a transaction in which
+    /// one may.
     pub(super) fn must_wear_channels(&self) -> bool {
         self.pending.rare.as_ref().is_some_and(|rare| rare.wears_channels)
             && self.listening.as_ref().is_some_and(|listening| !listening.is_worn)
@@ -276,7 +278,8 @@ impl<P: Protocol> Session<P> {
             && self.nothing_is_halfway()
     }
 
-    /// The held connection hears the client's channels for as long as a statement runs that reads what they are.
+    /// The held connection hears the client's channels for as long as a statement or transaction runs that may read what they
+    /// are.
     pub(super) async fn wear_channels(&mut self) -> Result<(), SessionError> {
         let (Some(listening), Some(connection)) = (&mut self.listening, &mut self.link) else {
             return Ok(());

@@ -225,7 +225,7 @@ struct Rare {
     may_end: PinReasons,
     /// What they do to the channels that are heard, in order.
     channels: Vec<ChannelChange>,
-    /// They read which channels those are, so the connection must hear them too.
+    /// They may read which channels those are, so the connection must hear them too.
     wears_channels: bool,
     /// What does not pin, be it that the server says so: filter or policy lets it go.
     lets_go: PinReasons,
@@ -393,6 +393,7 @@ impl<P: Protocol> Session<P> {
         }
         if self.must_wear_channels() {
             self.wear_channels().await?;
+            self.forget_on_borrowing();
         }
         Ok(())
     }
@@ -501,7 +502,7 @@ impl<P: Protocol> Session<P> {
                 None => self.pending.taints = true,
             }
         }
-        self.note_channels(facts, moved, in_transaction);
+        self.note_channels(facts, moved);
         self.pending.sets = self.pending.sets.union(sets);
         self.pending.clears = self.pending.clears.union(clears);
         self.pending.statements += u32::from(facts.statements.max(1));
@@ -546,10 +547,8 @@ impl<P: Protocol> Session<P> {
                 connection.tainted |= std::mem::take(&mut self.pending.taints);
                 self.tracker.attach(&connection.state);
                 self.link = Some(connection);
-                if std::mem::take(&mut self.forget_on_borrow)
-                    || self.session_functions.load(Ordering::Relaxed)
-                {
-                    self.forget_foreign_sequences();
+                if !self.must_wear_channels() {
+                    self.forget_on_borrowing();
                 }
             }
             Err(mut fault) => {
@@ -560,6 +559,12 @@ impl<P: Protocol> Session<P> {
             }
         }
         Ok(())
+    }
+
+    fn forget_on_borrowing(&mut self) {
+        if std::mem::take(&mut self.forget_on_borrow) || self.session_functions.load(Ordering::Relaxed) {
+            self.forget_foreign_sequences();
+        }
     }
 
     /// What sequences returned to others on the held connection must not be told to this client. In a failed

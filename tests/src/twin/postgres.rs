@@ -117,7 +117,6 @@ const READS: &[&str] = &[
     "SELECT * FROM {t} ORDER BY id",
     "SELECT * FROM {t}_temporary ORDER BY 1",
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
-    "SELECT count(*) FROM pg_listening_channels()",
     "SELECT name, is_holdable FROM pg_cursors WHERE name <> '' ORDER BY name",
     "SELECT name FROM pg_prepared_statements WHERE from_sql ORDER BY name",
     "SELECT which()",
@@ -633,7 +632,9 @@ impl Engine for Postgres {
             "listen" => vec![
                 query("LISTEN {t}"),
                 query("NOTIFY {t}, 'hello'"),
-                query(random.pick(&["UNLISTEN {t}", "UNLISTEN *", "SELECT 1"])),
+                query(random.pick(&["UNLISTEN {t}", "UNLISTEN *", "SELECT 1", "BEGIN"])),
+                query("SELECT count(*) FROM pg_listening_channels()"),
+                query(random.pick(&["COMMIT", "UNLISTEN {t}; COMMIT", "ROLLBACK"])),
                 Self::read(random),
             ],
             "unlisten" => {
