@@ -249,7 +249,7 @@ async fn listen<P: Protocol>(
                 }
             }
         }
-        ears.tell::<P>(&connection.state.take_heard());
+        target.metrics.heard(ears.tell::<P>(&connection.state.take_heard()));
         let mut catching_up = Vec::new();
         for order in batch.drain(..) {
             match order {
@@ -304,7 +304,8 @@ async fn exchange<P: Protocol>(
     let mut request = Vec::new();
     write(&mut connection.state, &mut request);
     let (_, error) = connection.exchange_while_hearing(&request).await?;
-    ears.tell::<P>(&connection.state.take_heard());
+    let count = ears.tell::<P>(&connection.state.take_heard());
+    connection.target().metrics.heard(count);
     Ok(error)
 }
 
@@ -351,11 +352,14 @@ impl Ears {
         silent
     }
 
-    fn tell<P: Protocol>(&self, heard: &[u8]) {
-        for notification in P::notifications(heard) {
+    /// Tells each what is for it; how many notifications there were.
+    fn tell<P: Protocol>(&self, heard: &[u8]) -> usize {
+        let notifications = P::notifications(heard);
+        for notification in &notifications {
             for ear in self.by_channel.get(notification.channel).into_iter().flatten() {
                 ear.tell(notification.message, notification.is_wide);
             }
         }
+        notifications.len()
     }
 }

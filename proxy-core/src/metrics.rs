@@ -234,6 +234,12 @@ mod table {
     pub(super) const SYNCS: Metric = ours(
         "pinion_state_sync_total", C, OF_ADDRESS, Count,
         "Server connections that were made to have another session's settings before they served it.");
+    pub(super) const LISTENERS: Metric = ours(
+        "pinion_listener_connections", G, OF_ADDRESS, Count,
+        "Server connections that hear notifications for clients, one for each database listened to, beside the pool.");
+    pub(super) const NOTIFICATIONS: Metric = ours(
+        "pinion_notifications_total", C, OF_ADDRESS, Count,
+        "Notifications that those connections have heard.");
     pub(super) const CANCELS: Metric = ours(
         "pinion_cancel_requests_total", C, &["proxy", "outcome"], Count,
         "Cancel requests from clients; outcome is forwarded, nothing-running, unknown-key or failed.");
@@ -288,7 +294,7 @@ mod table {
 }
 
 /// Every metric there is, RDS Proxy's first and in its order.
-pub const METRICS: [Metric; 49] = {
+pub const METRICS: [Metric; 51] = {
     use table::*;
     [
         AVAILABILITY,
@@ -319,6 +325,8 @@ pub const METRICS: [Metric; 49] = {
         PINS,
         PINNED_SECONDS,
         WAITING,
+        LISTENERS,
+        NOTIFICATIONS,
         UP,
         ROLE,
         RESETS,
@@ -499,6 +507,10 @@ pub struct TargetMetrics {
     pub resets_tainted: Counter,
     /// `pinion_state_sync_total`.
     pub state_syncs: Counter,
+    /// `pinion_listener_connections`.
+    pub listeners: Gauge,
+    /// `pinion_notifications_total`.
+    pub notifications: Counter,
 }
 
 /// What is counted per target and role.
@@ -574,6 +586,8 @@ pub struct TargetGauges {
     pub allowed: usize,
     /// Clients in line.
     pub waiting: usize,
+    /// Connections that hear notifications.
+    pub listeners: usize,
     /// Server connections in a transaction.
     pub in_transaction: usize,
     /// Server connections pinned.
@@ -606,6 +620,8 @@ impl TargetMetrics {
             resets_pinned: counter(&table::RESETS, &[proxy, target, "pinned"]),
             resets_tainted: counter(&table::RESETS, &[proxy, target, "tainted"]),
             state_syncs: counter(&table::SYNCS, &address),
+            listeners: gauge(&table::LISTENERS, &address),
+            notifications: counter(&table::NOTIFICATIONS, &address),
             proxy: proxy.to_owned(),
             target: target.to_owned(),
         };
@@ -640,6 +656,7 @@ impl TargetMetrics {
     pub fn set(&self, gauges: TargetGauges) {
         let _setting = self.setting.lock().unwrap_or_else(PoisonError::into_inner);
         self.pool_waiting.set(gauges.waiting as f64);
+        self.listeners.set(gauges.listeners as f64);
         let now = self.now();
         now.database_connections.set(self.open.load(Ordering::Relaxed) as f64);
         now.database_connections_with_tls.set(self.open_tls.load(Ordering::Relaxed) as f64);
@@ -684,6 +701,11 @@ impl TargetMetrics {
     /// [`query_finished`](EndpointMetrics::query_finished) was told.
     pub fn responded(&self, database: Duration) {
         self.now().target_response_latency.record(database);
+    }
+
+    /// So many notifications came.
+    pub fn heard(&self, count: usize) {
+        self.notifications.increment(count as u64);
     }
 
     /// A server connection was made to wear another session's settings.

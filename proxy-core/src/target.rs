@@ -251,6 +251,7 @@ impl<P: Protocol> Target<P> {
             borrowed: stats.open.saturating_sub(stats.idle),
             allowed: stats.budget,
             waiting: stats.waiting,
+            listeners: self.listeners.count(),
             in_transaction,
             pinned,
         });
