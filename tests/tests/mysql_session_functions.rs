@@ -220,6 +220,49 @@ async fn wrong_m_01_statements_that_others_prepare_leave_no_diagnostics() {
     }
 }
 
+/// Statements that name no table may use some all the same, or have a query in them.
+#[tokio::test]
+async fn wrong_m_01_statements_of_others_without_a_table_are_told_of_to_nobody() {
+    let db = Server::mariadb().start().await;
+    let proxy = Proxy::in_front_of(&db).max_connections(1).start().await;
+    for text in [
+        "SHOW SESSION VARIABLES LIKE 'tx_isolation'",
+        "SHOW DATABASES",
+        "SELECT * FROM (SELECT 1) AS one",
+        "WITH one AS (SELECT 1) SELECT * FROM one",
+        "SET group_concat_max_len = (SELECT 2000 FROM (SELECT 1) AS one)",
+        "EXPLAIN SELECT 1",
+        "SELECT 1",
+        "VALUES (1)",
+        "INSERT INTO t (v) SELECT 'more' FROM (SELECT 1 UNION SELECT 2) AS two",
+    ] {
+        // Who has asked before would keep its connection.
+        let (mut asking, mut other) = (proxy.raw_mysql().await, proxy.raw_mysql().await);
+        asking.rows("SELECT 1/0").await;
+        other.ok(text).await;
+        match &asking.query("SHOW WARNINGS").await[..] {
+            [Reply::Rows(rows)] => {
+                assert!(format!("{:?}", rows.texts()).contains("Division"), "{text}: {rows:?}")
+            }
+            [Reply::Failed(error)] => assert_eq!(error.code, 1105, "{text}: {error:?}"),
+            replies => panic!("{text}: {replies:?}"),
+        }
+
+        let (mut asking, mut other) = (proxy.raw_mysql().await, proxy.raw_mysql().await);
+        asking.rows("SELECT 1 UNION SELECT 2 UNION SELECT 3 UNION SELECT 4").await;
+        other.ok(text).await;
+        for (who, may_be) in [(&mut other, false), (&mut asking, true)] {
+            match &who.query("SELECT FOUND_ROWS()").await[..] {
+                [Reply::Rows(rows)] => {
+                    assert_eq!(rows.texts()[0][0].as_deref() == Some("4"), may_be, "{text}")
+                }
+                [Reply::Failed(error)] => assert_eq!(error.code, 1105, "{text}: {error:?}"),
+                replies => panic!("{text}: {replies:?}"),
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_has_asked_keeps_its_connection_for_a_moment() {
     let bench = bench().await;

@@ -16,9 +16,10 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 /// nobody's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Owners {
-    /// Of the last that used a table or had something to say: others leave the diagnostics as they are (MariaDB).
+    /// Of the last that used a table or had something to say: queries without one leave the diagnostics as they are
+    /// (MariaDB).
     diagnostics: u64,
-    /// Of the last query: other statements leave `FOUND_ROWS()` as it is.
+    /// Of the last query, or of one that may have had one in it.
     found_rows: u64,
     row_count: u64,
     insert_id: u64,
@@ -86,6 +87,18 @@ fn unsettle(own: &mut u64, owner: &mut u64) {
     }
 }
 
+/// What a statement does to an answer that others of the same connection may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Touch {
+    /// Nothing.
+    #[default]
+    Leaves,
+    /// No text tells: be it that servers differ.
+    MayChange,
+    /// It becomes this statement's own.
+    Changes,
+}
+
 /// How a statement that asks can be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {
@@ -110,10 +123,10 @@ pub(super) struct Nature {
     pub(super) several: bool,
     /// It writes, so that if it fails what `LAST_INSERT_ID()` gives is anything.
     pub(super) writes: bool,
-    /// It is one query, and sets what `FOUND_ROWS()` gives.
-    pub(super) finds: bool,
-    /// It is one statement that uses tables, and so begins with empty diagnostics.
-    pub(super) uses_tables: bool,
+    /// What it does to `FOUND_ROWS()`: a query changes it.
+    pub(super) found_rows: Touch,
+    /// What it does to the diagnostics, beyond having something to say: a statement that uses tables begins with none.
+    pub(super) diagnostics: Touch,
     /// It may generate ids that no OK packet tells: it loads a file, makes a table from rows, or returns rows.
     pub(super) hides_ids: bool,
     /// What it may give as an id itself; `None` for anything.
@@ -217,14 +230,15 @@ impl Left {
         let (own, owners) = (&mut self.own, &mut server.owners);
         settle(&mut own.row_count, &mut owners.row_count);
         let hidden = nature.taints || nature.several;
-        if nature.finds && !failed {
+        let found = nature.found_rows == Touch::Changes;
+        if found && !failed {
             settle(&mut own.found_rows, &mut owners.found_rows);
-        } else if nature.finds || hidden {
+        } else if nature.found_rows != Touch::Leaves || hidden {
             unsettle(&mut own.found_rows, &mut owners.found_rows);
         }
-        if failed || warnings || nature.uses_tables {
+        if failed || warnings || nature.diagnostics == Touch::Changes {
             settle(&mut own.diagnostics, &mut owners.diagnostics);
-        } else if hidden {
+        } else if nature.diagnostics == Touch::MayChange || hidden {
             unsettle(&mut own.diagnostics, &mut owners.diagnostics);
         }
         let told = std::mem::take(&mut self.told);
@@ -239,7 +253,7 @@ impl Left {
             || (asked(SessionFunctions::DIAGNOSTICS) && (failed || warnings))
             || (asked(SessionFunctions::LAST_INSERT_ID) && self.inexact && nature.writes)
             || (asked(SessionFunctions::ROW_COUNT) && nature.writes)
-            || (asked(SessionFunctions::FOUND_ROWS) && nature.finds)
+            || (asked(SessionFunctions::FOUND_ROWS) && found)
     }
 
     /// A statement of the client's was answered without a server. It counts no rows.
@@ -251,6 +265,7 @@ impl Left {
     pub(super) fn note_prepared(&mut self, warnings: bool, server: &mut MyServer) {
         if self.own.row_count == 0 && self.own.diagnostics == 0 && !warnings {
             // It has still left nothing.
+            server.owners.note_own();
             server.owners.note_absorbed(false);
             return;
         }

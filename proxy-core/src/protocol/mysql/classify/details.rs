@@ -28,6 +28,10 @@ pub struct Details {
     /// Is nothing but `SHOW WARNINGS`, `SHOW ERRORS` or `GET DIAGNOSTICS`, which leave the diagnostics as they are
     /// (manual, "The MySQL Diagnostics Area"); every other statement makes them its own.
     pub keeps_diagnostics: bool,
+    /// Has a query in it, however deep.
+    pub has_query: bool,
+    /// Has a `FROM` in it, however deep: without one a query uses no table, not even one that it makes itself.
+    pub has_from: bool,
     /// Has `SQL_CALC_FOUND_ROWS` in it: a `FOUND_ROWS()` is likely to follow.
     pub calculates_found_rows: bool,
     /// Sets `LAST_INSERT_ID()` to what an expression says, so that the value may not stand in the OK packet.
@@ -49,7 +53,13 @@ impl Details {
     /// Of a text that nobody understands.
     #[must_use]
     pub fn unknown() -> Self {
-        Self { may_change_schema: true, names_user_variables: true, ..Self::default() }
+        Self {
+            may_change_schema: true,
+            names_user_variables: true,
+            has_query: true,
+            has_from: true,
+            ..Self::default()
+        }
     }
 }
 

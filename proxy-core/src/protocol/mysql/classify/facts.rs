@@ -343,6 +343,8 @@ fn either(one: (Facts, Details), other: (Facts, Details)) -> Option<(Facts, Deta
         is_load_data_local: one_details.is_load_data_local || other_details.is_load_data_local,
         session_functions: one_details.session_functions.union(other_details.session_functions),
         keeps_diagnostics: one_details.keeps_diagnostics && other_details.keeps_diagnostics,
+        has_query: one_details.has_query || other_details.has_query,
+        has_from: one_details.has_from || other_details.has_from,
         calculates_found_rows: one_details.calculates_found_rows || other_details.calculates_found_rows,
         sets_last_insert_id: one_details.sets_last_insert_id || other_details.sets_last_insert_id,
         reads_connection_id: one_details.reads_connection_id || other_details.reads_connection_id,
@@ -375,6 +377,8 @@ fn of_reading(tokens: &[Tok<'_>], has_executable_comment: bool) -> Option<(Facts
     let mut details = Details {
         has_executable_comment,
         keeps_diagnostics: !statements.is_empty(),
+        has_query: tokens.iter().any(|token| matches!(token.word(), "select" | "values" | "table" | "with")),
+        has_from: tokens.iter().any(|token| token.word() == "from"),
         names_user_variables: tokens.iter().any(|token| token.kind == Kind::UserVariable),
         ..Details::default()
     };

@@ -1337,6 +1337,8 @@ fn details_are_told() {
         details("show errors").keeps_diagnostics && details("get diagnostics @a = number").keeps_diagnostics
     );
     assert!(!details("select @@error_count").keeps_diagnostics && !details("").keeps_diagnostics);
+    assert!(details("set @a = (select 1)").has_query && !details("set @a = 1").has_query);
+    assert!(details("select 1 from(select 1) a").has_from && !details("select 'from', `from`").has_from);
     assert!(details("select sql_calc_found_rows 1").calculates_found_rows);
     assert!(
         details("select last_insert_id(1)").sets_last_insert_id

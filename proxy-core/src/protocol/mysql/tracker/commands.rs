@@ -6,9 +6,9 @@ use super::{
     super::{
         super::{ClientEvent, Facts, Kill, ProtocolError, StateChange, StatementKind, Tracker as _},
         Shared,
-        classify::{self, Details, NamedStatement, NamedVerb},
+        classify::{self, Details, NamedStatement, NamedVerb, SessionFunctions},
         codec::{self, Command, Header, OkPacket},
-        left::{Ask, Nature},
+        left::{Ask, Nature, Touch},
         parameters,
         query::write_query,
         server::{FORGET, MAX_HELD_BYTES, MyServer, Reply, write_command},
@@ -36,16 +36,33 @@ fn is_row(facts: &Facts) -> bool {
 impl MyTracker {
     pub(super) fn nature(&self, facts: &Facts, details: &Details, text: &[u8]) -> Nature {
         let writes = facts.kind == StatementKind::Write;
+        let one = facts.statements == 1;
+        let selects = one && facts.kind == StatementKind::Select && facts.digest_text.starts_with("select");
+        // `SET`, `USE`, transaction control.
+        let is_plain = one
+            && matches!(facts.kind, StatementKind::Session | StatementKind::Transaction)
+            && !details.has_query
+            && !details.sets_for_statement
+            && facts.tables.is_empty();
+        // A sequence is a table.
+        let uses_none =
+            selects && !details.has_from && !details.session_functions.contains(SessionFunctions::SEQUENCE);
         Nature {
             asks: details.session_functions,
             taints: facts.taints || facts.kind == StatementKind::Unknown,
             sets_insert_id: details.sets_last_insert_id,
-            several: facts.statements != 1,
+            several: !one,
             writes,
-            finds: facts.statements == 1
-                && facts.kind == StatementKind::Select
-                && !facts.digest_text.starts_with("show"),
-            uses_tables: facts.statements == 1 && !facts.tables.is_empty() && !details.keeps_diagnostics,
+            found_rows: match () {
+                () if selects => Touch::Changes,
+                () if is_plain => Touch::Leaves,
+                () => Touch::MayChange,
+            },
+            diagnostics: match () {
+                () if details.keeps_diagnostics || is_plain || uses_none => Touch::Leaves,
+                () if one && !facts.tables.is_empty() => Touch::Changes,
+                () => Touch::MayChange,
+            },
             hides_ids: matches!(facts.kind, StatementKind::Copy | StatementKind::Ddl),
             given_ids: if writes { classify::given_ids(text, self.mode) } else { None },
         }
