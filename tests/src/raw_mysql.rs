@@ -737,7 +737,10 @@ impl RawMySql {
         let count = get_lenenc(&mut head);
         let mut columns = Vec::new();
         if head.first() != Some(&0) {
-            columns = self.read_columns(count).await;
+            match self.read_columns(count).await {
+                Ok(read) => columns = read,
+                Err(error) => return Rows { columns, rows: Vec::new(), end: Err(error) },
+            }
         } else if !self.has(capability::DEPRECATE_EOF) {
             self.read().await;
         }
@@ -751,22 +754,29 @@ impl RawMySql {
         Rows { columns, rows, end }
     }
 
-    /// `count` column definitions and, where the server still sends it, the EOF packet behind them.
-    async fn read_columns(&mut self, count: u64) -> Vec<Column> {
+    /// `count` column definitions and, where the server still sends it, the EOF packet behind them; or the error that comes
+    /// in the place of one.
+    async fn read_columns(&mut self, count: u64) -> Result<Vec<Column>, MySqlError> {
         let mut columns = Vec::new();
         for _ in 0..count {
             let packet = self.read().await.unwrap_or_else(|| panic!("closed among the columns"));
+            if packet.first() == Some(&0xff) {
+                return Err(error(packet));
+            }
             columns.push(column(packet, self.capabilities));
         }
         if count > 0 && !self.has(capability::DEPRECATE_EOF) {
             let packet = self.read().await.unwrap_or_else(|| panic!("closed behind the columns"));
+            if packet.first() == Some(&0xff) {
+                return Err(error(packet));
+            }
             assert_eq!((packet.first(), packet.len()), (Some(&0xfe), 5), "EOF behind the columns");
             let end = end(packet, self.capabilities);
             // What it says of status and warnings is not yet true, and no client looks.
             self.record_instead(format!("EOF {:#x}", end.status & status::CURSOR_EXISTS));
             self.between = Some(end);
         }
-        columns
+        Ok(columns)
     }
 
     /// Rows up to their end, as `COM_STMT_FETCH` has them.
@@ -882,8 +892,8 @@ impl RawMySql {
         let (id, columns, parameters) = (packet.get_u32_le(), packet.get_u16_le(), packet.get_u16_le());
         packet.advance(1);
         let warnings = packet.get_u16_le();
-        let parameters = self.read_columns(parameters.into()).await;
-        let columns = self.read_columns(columns.into()).await;
+        let parameters = self.read_columns(parameters.into()).await?;
+        let columns = self.read_columns(columns.into()).await?;
         self.between = None;
         Ok(Prepared { id, parameters, columns, warnings })
     }

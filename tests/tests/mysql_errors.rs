@@ -249,6 +249,41 @@ async fn transaction_lost() {
     }
 }
 
+/// Row `ServerLost`, in the middle of an answer: numbered as the packet that would have come.
+#[tokio::test]
+async fn server_lost_between_two_results() {
+    for capabilities in [capability::NEW, capability::OLD] {
+        let mut bench = bench(|b| b).await;
+        let capabilities = capabilities | capability::MULTI_STATEMENTS;
+        let mut client = RawMySql::connect_with(&bench.proxy.address(), capabilities).await;
+        client.command(command::QUERY, b"SELECT 1; SELECT sleep(600)").await;
+        assert!(matches!(client.read_reply().await, Reply::Rows(_)));
+        bench.db.stop();
+        let Reply::Failed(error) = client.read_reply().await else { panic!("an error") };
+        let message = "The connection to the database server was lost. (Whether what was under way took effect is \
+            not known.)";
+        is(&error, 1105, "08S01", message);
+        assert!(client.read().await.is_none(), "the connection stays open");
+    }
+}
+
+/// Row `ServerLost`, while the client sends a file: told behind its end, since the client does not listen before.
+#[tokio::test]
+async fn server_lost_while_a_file_is_on_its_way() {
+    let mut bench = bench(|b| b).await;
+    let capabilities = capability::NEW | capability::LOCAL_FILES;
+    let mut client = RawMySql::connect_with(&bench.proxy.address(), capabilities).await;
+    let load = b"LOAD DATA LOCAL INFILE 'x' INTO TABLE t (v)";
+    client.command(command::QUERY, load).await;
+    assert!(matches!(client.read_reply().await, Reply::WantsFile(_)));
+    client.send(b"one\n").await;
+    bench.db.stop();
+    client.send_file(&[b"two\n", b"three\n"]).await;
+    let Reply::Failed(error) = client.read_reply().await else { panic!("an error") };
+    assert_eq!((error.code, error.state.as_str()), (1105, "08S01"), "{error:?}");
+    assert!(client.read().await.is_none(), "the connection stays open");
+}
+
 /// Row `ServerRefused`: a reload has taken the user away.
 #[tokio::test]
 async fn server_refused_without_credentials() {

@@ -59,15 +59,11 @@ pub trait Protocol: Sized + Send + Sync + 'static {
 
     /// Made once per proxy; `max_prepared` bounds prepared statements on one server connection.
     fn shared(max_prepared: usize) -> Self::Shared;
-    /// A fault for a client that is between requests, or not to be kept.
-    fn write_fault(fault: &Fault, out: &mut Vec<u8>);
     /// A fault for a client of which nothing was read and to which nothing was written.
-    fn write_refusal(fault: &Fault, out: &mut Vec<u8>) {
-        Self::write_fault(fault, out);
-    }
+    fn write_refusal(fault: &Fault, out: &mut Vec<u8>);
     /// What a text is, without a session: its digest, its facts, and the hint in its comments.
     fn know(shared: &Self::Shared, text: &[u8]) -> (u128, Arc<Facts>, String);
-    /// The code that [`Self::write_fault`] sends.
+    /// The code that [`Tracker::write_fault`] sends.
     fn fault_code(fault: &Fault) -> Box<str>;
     /// The database that connections of `key` lead to.
     fn database(key: &PoolKey) -> &str;
@@ -481,7 +477,7 @@ pub trait ServerState: Send + fmt::Debug {
     fn must_retire(&self) -> bool;
     /// True once after [`Tracker::write_forget_session_functions`] has done its work.
     fn take_forgot(&mut self) -> bool;
-    /// True when a message has been passed to the client in part only.
+    /// True when a message has been passed to the client in part only, or it would not read one of ours.
     fn is_mid_message(&self) -> bool;
     /// True when the client has been given an error of the server and not yet the end of that answer.
     fn has_told_error(&self) -> bool;
@@ -731,6 +727,12 @@ pub trait Tracker<P: Protocol>: Send {
     /// A request failed before it reached a server: tells the client, and what belongs to the same request is
     /// skipped as the protocol says.
     fn refuse(&mut self, fault: &Fault, up: &mut Pipe, down: &mut Pipe);
+    /// True while the client sends what it must have sent to its end before it listens again.
+    fn is_deaf(&self, _server: &P::Server) -> bool {
+        false
+    }
+    /// The last word to a client that is not kept. Not in the middle of a message, see [`ServerState::is_mid_message`].
+    fn write_fault(&self, fault: &Fault, server: Option<&P::Server>, out: &mut Vec<u8>);
     /// Before a statement that reads session functions runs on a connection that others have used: makes the
     /// server forget what they left. The answers are swallowed.
     fn write_forget_session_functions(&mut self, server: &mut P::Server, up: &mut Pipe);

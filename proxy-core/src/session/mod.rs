@@ -1058,6 +1058,10 @@ impl<P: Protocol> Session<P> {
         self.note_unpinned(now);
         self.stop_listening();
         self.handle.let_go();
+        let lost = matches!(ended, Err(SessionError::Server(_) | SessionError::ServerLost(_)));
+        if lost && self.link.as_ref().is_some_and(|c| self.tracker.is_deaf(&c.state)) {
+            let _ = tokio::time::timeout(FAREWELL_TIMEOUT, self.hear_out()).await;
+        }
         // Nothing may be written into the middle of a message, nor after the server's own last word.
         let lost_transaction = self.has_lost_transaction();
         let under_way = self.received.is_some();
@@ -1080,9 +1084,13 @@ impl<P: Protocol> Session<P> {
             });
             self.observe(received, self.sent, now, fault.as_ref());
         }
+        let fault = ended.as_ref().err().and_then(fault_of).filter(|_| may_speak);
+        if let Some(fault) = &fault {
+            let server = self.link.as_ref().map(|c| &c.state);
+            self.tracker.write_fault(fault, server, self.down.output());
+        }
         if let Some(connection) = self.link.take() {
-            let healthy = !matches!(ended, Err(SessionError::Server(_) | SessionError::ServerLost(_)));
-            self.part_with(connection, healthy, now);
+            self.part_with(connection, !lost, now);
         }
         self.places.leave(&self.endpoint.proxy);
         if matches!(ended, Err(SessionError::LogsIn)) {
@@ -1101,14 +1109,35 @@ impl<P: Protocol> Session<P> {
                 proxy = %self.endpoint.proxy.name, endpoint = %self.endpoint.name, user = %self.key.user,
                 client = self.handle.number, reason = %error, "client connection closed"
             );
-            if let Some(fault) = fault_of(error).filter(|_| may_speak) {
-                P::write_fault(&fault, self.down.output());
+            if fault.is_some() {
                 let _ = self.flush_client().await;
             }
         }
         self.observe_end(&ended).await;
         crate::handshake::linger(self.client).await;
         None
+    }
+
+    /// Reads what a client must have sent before it listens, though no server takes it any more.
+    async fn hear_out(&mut self) -> Result<(), SessionError> {
+        while let Some(connection) = &mut self.link
+            && self.tracker.is_deaf(&connection.state)
+        {
+            let (shared, server) = (&self.endpoint.proxy.shared, Some(&mut connection.state));
+            self.tracker
+                .on_client(shared, &mut self.up, server, &mut self.down)
+                .map_err(SessionError::Client)?;
+            self.up.discard_output();
+            if self.tracker.is_deaf(&connection.state) {
+                let (up, client) = (&mut self.up, &mut self.client);
+                match poll_fn(|cx| up.poll_fill(client, cx)).await {
+                    Ok(1..) => {}
+                    Ok(0) => return Err(SessionError::ClientGone(io::ErrorKind::UnexpectedEof.into())),
+                    Err(e) => return Err(SessionError::ClientGone(e)),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The client is gone and its connection with whatever it left there. Only one that is quiet and outside a

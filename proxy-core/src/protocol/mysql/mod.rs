@@ -87,11 +87,6 @@ impl Protocol for MySql {
         server::write_command(out, codec::Command::Ping, &[]);
     }
 
-    fn write_fault(fault: &Fault, out: &mut Vec<u8>) {
-        // Whoever is told has sent a request, or will take the next packet for the answer to one.
-        error::write_error(fault, 1, codec::Capabilities::PROTOCOL_41, out);
-    }
-
     fn write_refusal(fault: &Fault, out: &mut Vec<u8>) {
         // In place of the greeting, where no capability has been agreed.
         error::write_error(fault, 0, codec::Capabilities::NONE, out);

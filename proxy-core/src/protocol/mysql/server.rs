@@ -134,8 +134,9 @@ pub struct MyServer {
     pub(super) infile_continues: bool,
     /// What the client's sequence numbers are ahead of the server's in this answer.
     pub(super) shift: u8,
-    /// The server's last sequence number.
-    pub(super) seq: u8,
+    /// The last sequence number of the answer at the head, by the server's count, or of the file that the client sends
+    /// in between; `None` before there is one.
+    pub(super) seq: Option<u8>,
     /// Statements prepared.
     pub(super) prepared: LruCache<u64, OnServer>,
     max_prepared: usize,
@@ -216,7 +217,7 @@ impl MyServer {
             continues: None,
             infile_continues: false,
             shift: 0,
-            seq: 0,
+            seq: None,
             prepared: LruCache::unbounded(),
             max_prepared,
             named: Vec::new(),
@@ -245,7 +246,14 @@ impl MyServer {
         self.stage = Stage::Start;
         self.infile_continues = false;
         self.shift = 0;
+        self.seq = None;
         self.expected.pop_front()
+    }
+
+    /// The sequence number that the client expects behind what it has of the answer at the head; `None` while it has
+    /// nothing of it.
+    pub(super) fn next_number(&self) -> Option<u8> {
+        self.seq.map(|seq| seq.wrapping_add(self.shift).wrapping_add(1))
     }
 
     pub(super) fn expects_nothing(&self) -> bool {
@@ -471,8 +479,8 @@ impl ServerState for MyServer {
     }
 
     fn is_mid_message(&self) -> bool {
-        // An answer of several packets has begun: an error of ours would come out of turn.
-        self.owed > 0 || self.continues.is_some() || self.stage != Stage::Start
+        // Who sends a file does not listen before its end.
+        (self.owed > 0 && self.owed_kept) || self.continues == Some(true) || self.stage == Stage::Infile
     }
 
     fn has_told_error(&self) -> bool {

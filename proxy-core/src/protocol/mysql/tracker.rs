@@ -65,6 +65,8 @@ pub struct MyTracker {
     owed_kept: bool,
     /// The next packet goes on with the payload of the last.
     continues: bool,
+    /// The sequence number of the client's last packet, unless it is a file's.
+    seq: u8,
     watch: Watch,
     outcomes: Vec<Outcome>,
     rows: u64,
@@ -243,6 +245,7 @@ impl Tracker<MySql> for MyTracker {
             owed: 0,
             owed_kept: true,
             continues: false,
+            seq: 0,
             watch: Watch::default(),
             outcomes: Vec::new(),
             rows: 0,
@@ -286,6 +289,7 @@ impl Tracker<MySql> for MyTracker {
             }
             let Some(header) = Header::read(up.unread()) else { return Ok(ClientEvent::NeedBytes) };
             if self.continues {
+                self.seq = header.seq;
                 let kept = self.owed_kept;
                 self.take_packet(up, header, kept);
                 continue;
@@ -293,7 +297,9 @@ impl Tracker<MySql> for MyTracker {
             if let Some(server) = server.as_deref_mut() {
                 if server.stage == Stage::Infile {
                     // The client counts on from what it has seen.
-                    up.patch(3, header.seq.wrapping_sub(server.shift));
+                    let seq = header.seq.wrapping_sub(server.shift);
+                    server.seq = Some(seq);
+                    up.patch(3, seq);
                     // An empty packet behind one of the longest goes on with that.
                     if header.len == 0 && !server.infile_continues {
                         server.stage = Stage::Start;
@@ -310,6 +316,7 @@ impl Tracker<MySql> for MyTracker {
             if header.seq != 0 {
                 return Err(ProtocolError::Unexpected(char::from(header.seq)));
             }
+            self.seq = 0;
             // What follows an empty packet is not a part of it.
             if header.len == 0 {
                 return Err(ProtocolError::Malformed("command"));
@@ -540,7 +547,6 @@ impl Tracker<MySql> for MyTracker {
                 }
             }
             let Some(header) = Header::read(down.unread()) else { return Ok(ServerEvent::NeedBytes) };
-            server.seq = header.seq;
             if let Some(kept) = server.continues.take() {
                 server.continues = header.continues().then_some(kept);
                 self.relay(down, server, header, kept);
@@ -573,7 +579,7 @@ impl Tracker<MySql> for MyTracker {
                         }
                     }
                     if server.stage == Stage::FirstRow {
-                        self.end_columns(down, server, kept);
+                        self.end_columns(down, server, header.seq, kept);
                     }
                     self.rows += u64::from(kept);
                     server.stage = Stage::Rows;
@@ -661,6 +667,19 @@ impl Tracker<MySql> for MyTracker {
         let Some(header) = Header::read(up.unread()) else { return };
         self.take_packet(up, header, false);
         write_error(fault, 1, self.agreed, down.output());
+    }
+
+    fn is_deaf(&self, server: &MyServer) -> bool {
+        server.stage == Stage::Infile || self.continues
+    }
+
+    fn write_fault(&self, fault: &Fault, server: Option<&MyServer>, out: &mut Vec<u8>) {
+        let seq = match server.and_then(|server| Some((server, server.head()?))) {
+            Some((server, head)) if !head.ours => server.next_number().unwrap_or(self.seq.wrapping_add(1)),
+            // What nobody has asked for is taken for the answer to what is asked next.
+            _ => 1,
+        };
+        write_error(fault, seq, self.agreed, out);
     }
 
     fn write_question(&mut self, server: &mut MyServer, up: &mut Pipe) {

@@ -80,7 +80,7 @@ impl Protocol for Postgres {
         (known.digest, known.facts, classify::hint(text, mode).to_owned())
     }
 
-    fn write_fault(fault: &Fault, out: &mut Vec<u8>) {
+    fn write_refusal(fault: &Fault, out: &mut Vec<u8>) {
         error::write_error(fault, out);
     }
 

@@ -665,6 +665,10 @@ impl Tracker<Postgres> for PgTracker {
         }
     }
 
+    fn write_fault(&self, fault: &Fault, _server: Option<&PgServer>, out: &mut Vec<u8>) {
+        write_error(fault, out);
+    }
+
     fn write_forget_session_functions(&mut self, server: &mut PgServer, up: &mut Pipe) {
         write_hidden(up, server, b"DISCARD SEQUENCES", true);
         // In a batch of its own, so that the client's is what it was: alone in its implicit transaction, and not

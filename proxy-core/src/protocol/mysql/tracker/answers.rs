@@ -57,6 +57,7 @@ impl MyTracker {
 
     /// Moves the packet at the front, or as much of it as has come. Its sequence number becomes the client's.
     pub(super) fn relay(&self, down: &mut Pipe, server: &mut MyServer, header: Header, kept: bool) {
+        server.seq = Some(header.seq);
         if header.continues() {
             server.continues = Some(kept);
         }
@@ -73,11 +74,11 @@ impl MyTracker {
         server.owed_kept = kept;
     }
 
-    /// Column definitions are through: what older clients expect there.
-    pub(super) fn end_columns(&self, down: &mut Pipe, server: &mut MyServer, kept: bool) {
+    /// Column definitions are through: what older clients expect there, before the server's packet of this number.
+    pub(super) fn end_columns(&self, down: &mut Pipe, server: &mut MyServer, seq: u8, kept: bool) {
         if kept && self.legacy() && server.agreed.contains(Capabilities::DEPRECATE_EOF) {
             let eof = EofPacket { warnings: 0, status: self.status };
-            eof.write(server.seq.wrapping_add(server.shift), self.agreed, down.output());
+            eof.write(seq.wrapping_add(server.shift), self.agreed, down.output());
             server.shift = server.shift.wrapping_add(1);
         }
     }
@@ -152,8 +153,7 @@ impl MyTracker {
                 server.stage = match parameters {
                     2.. => Stage::Parameters(parameters - 1, columns),
                     _ if server.agreed.contains(Capabilities::DEPRECATE_EOF) => {
-                        server.seq = header.seq.wrapping_add(1);
-                        self.end_columns(down, server, kept);
+                        self.end_columns(down, server, header.seq.wrapping_add(1), kept);
                         Stage::PreparedColumns(columns)
                     }
                     _ => Stage::ParametersEnd(columns),
@@ -173,8 +173,7 @@ impl MyTracker {
                 server.stage = match columns {
                     2.. => Stage::PreparedColumns(columns - 1),
                     _ if server.agreed.contains(Capabilities::DEPRECATE_EOF) => {
-                        server.seq = header.seq.wrapping_add(1);
-                        self.end_columns(down, server, kept);
+                        self.end_columns(down, server, header.seq.wrapping_add(1), kept);
                         Stage::PreparedColumns(0)
                     }
                     _ => Stage::PreparedColumnsEnd,
@@ -192,6 +191,7 @@ impl MyTracker {
                 if status.contains(Status::CURSOR_EXISTS) {
                     let end = OkPacket { status, ..OkPacket::default() };
                     if kept && !self.legacy() {
+                        server.seq = Some(header.seq);
                         down.skip(header.total());
                         self.write_end(&end, header.seq.wrapping_add(server.shift), down.output());
                     } else {
@@ -244,6 +244,7 @@ impl MyTracker {
     /// An EOF from a server of the old kind, to a client that may be of the new.
     pub(super) fn pass_eof(&self, down: &mut Pipe, server: &mut MyServer, header: Header, kept: bool) {
         if kept && !self.legacy() {
+            server.seq = Some(header.seq);
             down.skip(header.total());
             server.shift = server.shift.wrapping_sub(1);
         } else {
@@ -406,7 +407,7 @@ impl MyTracker {
             // A result with a cursor has no rows and, for older clients, one EOF only.
             let cursor = end.status.contains(Status::CURSOR_EXISTS) && server.stage == Stage::FirstRow;
             if server.stage == Stage::FirstRow && !cursor {
-                self.end_columns(down, server, kept);
+                self.end_columns(down, server, header.seq, kept);
             }
             let seq = header.seq.wrapping_add(server.shift);
             let as_it_is = if self.legacy() {
@@ -424,6 +425,7 @@ impl MyTracker {
             if as_it_is && !hides {
                 self.relay(down, server, header, kept);
             } else {
+                server.seq = Some(header.seq);
                 down.skip(header.total());
                 if first == codec::OK && !of_rows {
                     end.write(codec::OK, seq, self.agreed, down.output());

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::protocol::{
-    Compression, Protocol, ServerState, StateChange,
+    Compression, FaultKind, Protocol, ServerState, StateChange,
     mysql::{
         auth::{NONCE_BYTES, Nonce},
         codec::Extended,
@@ -244,6 +244,82 @@ fn several_results_go_on_counting() {
         assert_eq!(t.server(&said), shown(&told));
         assert!(t.server.is_quiet());
     });
+}
+
+/// The sequence number of the last word to a client whose server is lost now.
+fn last_word(t: &Talk) -> u8 {
+    let mut out = Vec::new();
+    t.tracker.write_fault(&Fault::fatal(FaultKind::ServerLost, "lost"), Some(&t.server), &mut out);
+    Header::read(&out).unwrap().seq
+}
+
+#[test]
+fn the_last_word_counts_on_from_what_the_client_has() {
+    let more: &[u8] = b"\xfe\0\0\x0a\0\0\0";
+    let more_old: &[u8] = b"\xfe\0\0\x0a\0";
+    let results: &[&[u8]] = &[b"\x01", b"def", b"\x011", more, b"\x01", b"def", more, DONE];
+    let results_old: &[&[u8]] =
+        &[b"\x01", b"def", EOF, b"\x011", more_old, b"\x01", b"def", EOF, more_old, DONE];
+    let ok = prepared(9);
+    let definitions: &[&[u8]] = &[&ok, b"?", b"def"];
+    let definitions_old: &[&[u8]] = &[&ok, b"?", EOF, b"def", EOF];
+    let (call, prepare) = (query("CALL p()"), packets(&[(0, PREPARE)]));
+    for (client, server, request, said) in [
+        (NEW, NEW, &call, results),
+        (OLD, NEW, &call, results),
+        (NEW, OLD, &call, results_old),
+        (OLD, OLD, &call, results_old),
+        (NEW, NEW, &prepare, definitions),
+        (OLD, NEW, &prepare, definitions),
+        (NEW, OLD, &prepare, definitions_old),
+    ] {
+        at_every_cut(client, server, NO_EXTENSION, |t| {
+            t.client(request);
+            assert_eq!(last_word(t), 1, "{client:?} over {server:?}");
+            for (seq, body) in (1..).zip(said) {
+                let told = t.server(&packets(&[(seq, body)]));
+                let Some((last, _)) = told.rsplit(' ').next().and_then(|packet| packet.split_once(':'))
+                else {
+                    continue;
+                };
+                let expected = if t.server.is_quiet() { 1 } else { last.parse::<u8>().unwrap() + 1 };
+                assert_eq!(last_word(t), expected, "{client:?} over {server:?}, behind {told}");
+            }
+            // What came of a packet in part has not been told.
+            t.client(request);
+            let said = packets(&[(1, said[0])]);
+            let (_, part) = said.split_last().unwrap();
+            t.server(part);
+            assert_eq!(last_word(t), 1);
+        });
+    }
+}
+
+#[test]
+fn who_sends_a_file_or_a_long_request_gets_the_last_word_behind_it() {
+    at_every_cut(NEW | Capabilities::LOCAL_FILES, NEW | Capabilities::LOCAL_FILES, NO_EXTENSION, |t| {
+        t.client(&query("LOAD DATA LOCAL INFILE 'x' INTO TABLE t"));
+        t.server(&answer(&[b"\xfbx"]));
+        for (seq, piece) in (2_u8..).zip([b"a" as &[u8], b"b", b"c"]) {
+            t.client(&packets(&[(seq, piece)]));
+            assert!(t.tracker.is_deaf(&t.server) && t.server.is_mid_message());
+        }
+        t.client(&packets(&[(5, b"")]));
+        assert!(!t.tracker.is_deaf(&t.server) && !t.server.is_mid_message());
+        assert_eq!(last_word(t), 6);
+    });
+    let mut t = Talk::new(usize::MAX, NEW, NEW, NO_EXTENSION);
+    let mut long = query("SELECT 1").split_off(HEADER_BYTES);
+    long.resize(codec::MAX_PAYLOAD, b' ');
+    let long = packets(&[(0, &long)]);
+    let (first, second) = long.split_at(long.len() - HEADER_BYTES);
+    t.client(first);
+    assert!(t.tracker.is_deaf(&t.server));
+    t.client(second);
+    assert!(!t.tracker.is_deaf(&t.server));
+    assert_eq!(last_word(&t), 2);
+    t.server(&packets(&[(2, DONE)]));
+    assert_eq!(last_word(&t), 1);
 }
 
 #[test]
