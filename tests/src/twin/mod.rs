@@ -76,9 +76,6 @@ pub trait Engine {
     fn may_differ(direct: &str, through: &str) -> bool;
     /// True of what a client is told whose server connection is lost, see `docs/errors.md`.
     fn is_loss(reply: &str) -> bool;
-    /// True of what such a client is told or not told today, though it should not be. The tally counts them. Flaws that
-    /// are mended go from here.
-    fn is_flawed_loss(reply: &str) -> bool;
     /// Kills one of the server connections of others of the same user: which one, `number` decides. False if there is
     /// none.
     fn kill(setter: &mut Self::Client, number: u64) -> impl Future<Output = bool>;
@@ -239,7 +236,7 @@ async fn run<E: Engine>(address: &Address, script: &[Step<E::Action>], told: &Re
     let mut client = E::connect(address).await;
     for step in script {
         let reply = E::run(&mut client, address, &step.action).await;
-        let lost = E::is_loss(&reply) || E::is_flawed_loss(&reply);
+        let lost = E::is_loss(&reply);
         let mut told = told.borrow_mut();
         told.replies.push(reply);
         told.lost = lost;
@@ -266,7 +263,7 @@ async fn run_through<E: Engine>(
     if let Err(panic) = outcome {
         told.replies.truncate(script.len() - 1);
         let reply = format!("{GAVE_UP}{}", said(&*panic));
-        told.lost = E::is_loss(&reply) || E::is_flawed_loss(&reply);
+        told.lost = E::is_loss(&reply);
         told.replies.push(reply);
     }
     told
@@ -285,7 +282,6 @@ pub struct Tally {
     dropped: u64,
     killed: u64,
     lost: u64,
-    flawed: u64,
 }
 
 impl Tally {
@@ -330,8 +326,7 @@ impl fmt::Display for Tally {
             writeln!(f, "{production:28} {ran:>9} {moved:>9}")?;
         }
         write!(f, "{} rounds; {} clients dropped; ", self.rounds, self.dropped)?;
-        write!(f, "{} server connections killed, by which {} clients lost theirs", self.killed, self.lost)?;
-        writeln!(f, ", {} of them told of it otherwise than they should be", self.flawed)
+        writeln!(f, "{} server connections killed, by which {} clients lost theirs", self.killed, self.lost)
     }
 }
 
@@ -436,8 +431,6 @@ impl<'a, E: Engine> Twins<'a, E> {
         tally.rounds += 1;
         tally.killed += killed;
         tally.lost += lost;
-        let flawed = through.iter().filter_map(|told| told.replies.last().filter(|_| told.lost));
-        tally.flawed += flawed.filter(|reply| !E::is_loss(reply)).count() as u64;
         tally.dropped += drops.iter().flatten().count() as u64;
         // One killed connection is lost by one client at most.
         let mut unexplained = lost.saturating_sub(killed + self.killed_before);

@@ -799,10 +799,6 @@ impl Engine for MariaDb {
         })
     }
 
-    fn is_flawed_loss(_reply: &str) -> bool {
-        false
-    }
-
     async fn kill(setter: &mut Client, number: u64) -> bool {
         let others = "FROM information_schema.processlist WHERE user = 'app' AND id <> CONNECTION_ID()";
         let count: u64 = setter.raw.scalar(&format!("SELECT COUNT(*) {others}")).await.parse().unwrap_or(0);

@@ -891,20 +891,14 @@ impl Engine for Postgres {
 
     fn is_loss(reply: &str) -> bool {
         // The server's own last word where there is one, else Pinion's.
-        let told = |what: &str| reply.contains(&format!("\"E FATAL {what}"));
-        // To a goodbye, too, while the server is being asked how it stands.
-        let lost = "[\"E FATAL 08006 The connection to the database server was lost.\"]";
-        let closed = reply.ends_with("\"closed\"]") || reply == lost;
-        closed
-            && (told("08006 The connection to the database server was lost.")
-                || told("57P01 terminating connection due to administrator command"))
-    }
-
-    fn is_flawed_loss(reply: &str) -> bool {
-        // Told of one connection's end, the client is served by the next all the same.
-        reply.starts_with("[\"E FATAL 57P01 terminating connection due to administrator command\"")
-            // There is no last word.
-            || (reply.ends_with("\"closed\"]") && !reply.contains("\"E "))
+        let words = [
+            r#""E FATAL 08006 The connection to the database server was lost.""#,
+            r#""E FATAL 57P01 terminating connection due to administrator command""#,
+        ];
+        // Alone where it crosses a goodbye.
+        words.iter().any(|words| {
+            (reply.contains(words) && reply.ends_with("\"closed\"]")) || reply == format!("[{words}]")
+        })
     }
 
     async fn kill(setter: &mut RawClient, number: u64) -> bool {

@@ -132,6 +132,12 @@ pub struct ErrorFields {
 }
 
 impl ErrorFields {
+    /// True when the server closes the connection behind it.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        matches!(&*self.severity, "FATAL" | "PANIC")
+    }
+
     /// Reads the body of an `E` or `N` message; unknown fields are skipped, a cut-off body gives what was whole.
     #[must_use]
     pub fn read(mut body: &[u8]) -> Self {

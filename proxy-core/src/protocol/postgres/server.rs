@@ -115,6 +115,8 @@ pub struct PgServer {
     pub(super) extra_ready: bool,
     /// It skips, and nobody has a Sync to send. Never lent again.
     pub(super) cut_short: bool,
+    /// Its last word, which is not an answer to the client. Never lent again.
+    pub(super) goodbye: Option<Box<[u8]>>,
     /// Our DISCARD SEQUENCES has run.
     pub(super) forgot: bool,
     /// How this server reads text, as it last said.
@@ -169,6 +171,7 @@ impl PgServer {
             ignored_sync: false,
             extra_ready: false,
             cut_short: false,
+            goodbye: None,
             forgot: false,
             mode,
             changes_schema: false,
@@ -344,7 +347,7 @@ impl ServerState for PgServer {
     }
 
     fn must_retire(&self) -> bool {
-        self.extra_ready || self.cut_short
+        self.extra_ready || self.cut_short || self.goodbye.is_some()
     }
 
     fn take_forgot(&mut self) -> bool {

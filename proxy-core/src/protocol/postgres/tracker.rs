@@ -665,8 +665,12 @@ impl Tracker<Postgres> for PgTracker {
         }
     }
 
-    fn write_fault(&self, fault: &Fault, _server: Option<&PgServer>, out: &mut Vec<u8>) {
-        write_error(fault, out);
+    fn write_fault(&self, fault: &Fault, server: Option<&PgServer>, out: &mut Vec<u8>) {
+        let is_loss = matches!(fault.kind, FaultKind::ServerLost | FaultKind::TransactionLost);
+        match server.and_then(|server| server.goodbye.as_deref()).filter(|_| is_loss) {
+            Some(goodbye) => out.extend_from_slice(goodbye),
+            None => write_error(fault, out),
+        }
     }
 
     fn write_forget_session_functions(&mut self, server: &mut PgServer, up: &mut Pipe) {
@@ -1673,6 +1677,21 @@ impl PgTracker {
             b't' | b'd' | b'c' | b'V' | b'A' | b'N' | b'H' => Ok(true),
             b'E' => {
                 let error = ErrorFields::read(message_body(down)?);
+                let unasked = server.expects_nothing();
+                if error.is_fatal() {
+                    // Who has asked for nothing may be served by another connection, and then need not know.
+                    let kept = !unasked && !server.next_sync_is_ours();
+                    if kept {
+                        self.note_outcome(self.rows(), Some(&error.code));
+                        server.failed = true;
+                    } else {
+                        server.goodbye = Some(whole_message(down)?.into());
+                    }
+                    return Ok(kept);
+                }
+                if unasked {
+                    return Err(ProtocolError::Unexpected('E'));
+                }
                 if let Some(Expect::Bind { of: Some((statement, _)), .. }) = server.head()
                     && error.code == STALE_PLAN
                 {
@@ -1998,9 +2017,13 @@ fn settle_heads(down: &mut Pipe, server: &mut PgServer) {
 
 /// The body of the message at the front, which is known to be whole.
 fn message_body(down: &Pipe) -> Result<&[u8], ProtocolError> {
+    Ok(whole_message(down)?.get(HEADER_BYTES..).unwrap_or_default())
+}
+
+fn whole_message(down: &Pipe) -> Result<&[u8], ProtocolError> {
     let bytes = down.unread();
     let header = Header::read(bytes)?.ok_or(ProtocolError::Malformed("header"))?;
-    bytes.get(HEADER_BYTES..header.total()).ok_or(ProtocolError::Malformed("length"))
+    bytes.get(..header.total()).ok_or(ProtocolError::Malformed("length"))
 }
 
 /// The body of the message at the front once it is there whole; else room is made for it.

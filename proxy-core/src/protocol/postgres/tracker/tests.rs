@@ -741,6 +741,38 @@ fn a_begin_that_fails_in_a_batch_leaves_a_failed_transaction() {
 }
 
 #[test]
+fn a_goodbye_that_nobody_asked_for_is_told_only_to_who_cannot_do_without_the_connection() {
+    at_every_cut(9, |t| {
+        let goodbye = message(b'E', b"SFATAL\0VFATAL\0C57P01\0Mbye\0\0");
+        let last_word = |t: &Talk, kind| {
+            let mut out = Vec::new();
+            t.tracker.write_fault(&Fault::fatal(kind, "lost"), Some(&t.server), &mut out);
+            out
+        };
+        t.client(&query("SELECT 1"));
+        assert_eq!(t.server(&[answers("T D C ZI"), goodbye.clone()].concat()), "T D C ZI");
+        assert!(t.server.is_quiet() && t.server.must_retire() && !t.server.has_told_error());
+        assert_eq!(last_word(t, FaultKind::ServerLost), goodbye);
+        assert_ne!(last_word(t, FaultKind::ShuttingDown), goodbye);
+        // The answer to a request is the client's, whatever it is.
+        t.server = new_server(9);
+        t.client(&query("SELECT 1"));
+        assert_eq!(t.server(&goodbye), "E");
+        assert!(t.server.has_told_error() && !t.server.is_quiet());
+        // Nor does it stand for a transaction that could not begin.
+        t.server = new_server(9);
+        t.tracker = client();
+        t.alone(&query("BEGIN"));
+        t.client(&query("SELECT 1"));
+        assert_eq!(t.server(&goodbye), "E");
+        assert!(t.server.has_told_error() && !t.server.is_quiet());
+    });
+    let mut t = Talk::new(usize::MAX, 9);
+    t.down.input_mut().extend(&message(b'E', b"SERROR\0VERROR\0C42601\0Mno\0\0"));
+    t.tracker.on_server(&mut t.down, &mut t.server).unwrap_err();
+}
+
+#[test]
 fn what_fails_without_a_server_fails_the_transaction_there_too() {
     at_every_cut(9, |t| {
         t.alone(&query("BEGIN"));
