@@ -2,7 +2,7 @@
 //! use every connection of the pool between any two statements; the answers must be those of a connection of one's own.
 #![allow(clippy::unwrap_used)]
 
-use pinion_tests::raw_mysql::Reply;
+use pinion_tests::raw_mysql::{Reply, capability};
 use pinion_tests::{MariaDb, MySqlClient, Proxy, RawMySql, Server, server_error, until};
 
 const CONNECTIONS: u32 = 2;
@@ -217,6 +217,48 @@ async fn wrong_m_01_statements_that_others_prepare_leave_no_diagnostics() {
         [Reply::Rows(rows)] => assert!(format!("{:?}", rows.texts()).contains("Division"), "{rows:?}"),
         [Reply::Failed(error)] => assert_eq!(error.code, 1105, "{error:?}"),
         replies => panic!("{replies:?}"),
+    }
+}
+
+/// `LASTVAL` tells of whatever has drawn from the sequence on the same connection, be it long ago, and a default draws
+/// where no text shows it.
+#[tokio::test]
+async fn pin_m_07_the_last_value_of_a_sequence_is_ones_own() {
+    let db = Server::mariadb().start().await;
+    let proxy = Proxy::in_front_of(&db).max_connections(1).start().await;
+    let mut drawing = RawMySql::connect(&proxy.address()).await;
+    drawing.ok("CREATE SEQUENCE elsewhere").await;
+    drawing.ok("CREATE TABLE drawn (id INT DEFAULT NEXTVAL(counter), a INT)").await;
+    for (script, told) in [
+        (&["SELECT LASTVAL(counter)"] as &[&str], false),
+        (&["SELECT 1", "SELECT LASTVAL(counter)"], false),
+        (&["SELECT 1; SELECT LASTVAL(counter)"], false),
+        (&["BEGIN", "SELECT 1", "SELECT PREVIOUS VALUE FOR counter"], false),
+        (&["SELECT NEXTVAL(elsewhere)", "SELECT LASTVAL(counter)"], false),
+        (&["SELECT NEXTVAL(elsewhere); SELECT LASTVAL(counter)"], false),
+        (&["SELECT NEXTVAL(counter) FROM t WHERE id < 0", "SELECT LASTVAL(counter)"], false),
+        (&["SELECT NEXTVAL(counter) FROM t WHERE id < 0; SELECT LASTVAL(counter)"], false),
+        (&["SELECT NEXTVAL(counter)", "SELECT LASTVAL(counter)"], true),
+        (&["SELECT NEXTVAL(counter); SELECT LASTVAL(counter)"], true),
+        (&["BEGIN", "SELECT NEXT VALUE FOR counter", "SELECT 1", "SELECT PREVIOUS VALUE FOR counter"], true),
+    ] {
+        drawing.ok("INSERT INTO drawn (a) VALUES (1)").await;
+        let others = drawing.scalar("SELECT MAX(id) FROM drawn").await;
+        let capabilities = capability::NEW | capability::MULTI_STATEMENTS;
+        let mut asking = RawMySql::connect_with(&proxy.address(), capabilities).await;
+        let mut replies = Vec::new();
+        for text in script {
+            replies.extend(asking.query(text).await);
+        }
+        let own = others.parse::<u32>().unwrap() + 1;
+        match replies.last() {
+            Some(Reply::Rows(rows)) if told => {
+                assert_eq!(rows.texts(), [[Some(own.to_string())]], "{script:?}");
+            }
+            Some(Reply::Failed(error)) if !told => assert_eq!(error.code, 1105, "{script:?}: {error:?}"),
+            reply => panic!("{script:?}: {reply:?}, and others have drawn {others}"),
+        }
+        asking.query("ROLLBACK").await;
     }
 }
 

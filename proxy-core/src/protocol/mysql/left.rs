@@ -6,11 +6,14 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{
-    classify::{GivenIds, SessionFunctions},
+    classify::{GivenIds, Sequences, SessionFunctions},
     server::MyServer,
 };
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// Most names of sequences that are remembered.
+const MAX_DRAWN: usize = 16;
 
 /// Of which statement the answers of a server connection tell, by the number that each that changes one is given; 0 is
 /// nobody's.
@@ -70,6 +73,8 @@ pub(super) struct Left {
     told: bool,
     /// What the client has asked for so far.
     asked: SessionFunctions,
+    /// Sequences of which it has drawn values where it is served; no other client has run anything there since.
+    drawn: Vec<Vec<u8>>,
 }
 
 /// A statement has changed an answer.
@@ -131,6 +136,10 @@ pub(super) struct Nature {
     pub(super) hides_ids: bool,
     /// What it may give as an id itself; `None` for anything.
     pub(super) given_ids: Option<GivenIds>,
+    /// The sequences that it draws values of and asks about; `None` where no text tells.
+    pub(super) sequences: Option<Sequences>,
+    /// The names of sequences may be others' after it.
+    pub(super) renames: bool,
 }
 
 impl Nature {
@@ -153,19 +162,23 @@ impl Left {
         let has_found = !wants(SessionFunctions::FOUND_ROWS) || owners.found_rows == own.found_rows;
         let has_diagnostics = !wants(SessionFunctions::DIAGNOSTICS) || owners.diagnostics == own.diagnostics;
         let last = others.without(lasting);
-        // Before a client's first statement, and behind one that no server has seen, nothing but that is known here: no
-        // row was counted.
-        let counts_only = last.without(SessionFunctions::ROW_COUNT).is_empty();
-        let has_last = last.is_empty()
-            || (owners.row_count == own.row_count
-                && (own.row_count != 0 || counts_only || !server.had_others()));
+        // What sequences and transactions leave lasts longer, and no statement makes a connection forget it.
+        let lasts = last.without(SessionFunctions::ROW_COUNT);
+        let is_of_own = match &nature.sequences {
+            Some(sequences) if lasts == SessionFunctions::SEQUENCE && own.row_count != 0 => {
+                sequences.asks && sequences.asked.iter().all(|name| self.drawn.contains(name))
+            }
+            _ => false,
+        };
+        let has_lasts = lasts.is_empty() || is_of_own || !server.had_others();
+        let has_last = last.is_empty() || (owners.row_count == own.row_count && has_lasts);
         let has_others = has_found && has_diagnostics && has_last;
         let has_insert_id = owners.insert_id == own.insert_id;
         let was_set = has_insert_id || owners.insert_id == own.insert_id | Owners::STAND_IN;
         let asks = !nature.asks.is_empty();
         // It is likely to ask what itself has done. What it should not is told of nobody.
-        let asks_itself = nature.several && asks && !(has_others && was_set);
-        // It has left nothing, and finds nothing; but sequences and transactions forget nothing.
+        let asks_itself = nature.several && asks && has_lasts && !(has_others && was_set);
+        // It has left nothing, and finds nothing.
         let forgettable = lasting.union(SessionFunctions::ROW_COUNT);
         let has_left = own.row_count != 0
             || (wants(SessionFunctions::FOUND_ROWS) && own.found_rows != 0)
@@ -228,6 +241,14 @@ impl Left {
         server: &mut MyServer,
     ) -> bool {
         let (own, owners) = (&mut self.own, &mut server.owners);
+        if own.row_count == 0 || own.row_count != owners.row_count || nature.renames {
+            self.drawn.clear();
+        }
+        if let Some(sequences) = nature.sequences.as_ref().filter(|_| !failed && !nature.renames) {
+            let new = sequences.drawn.iter().filter(|name| !self.drawn.contains(name));
+            let new: Vec<_> = new.take(MAX_DRAWN.saturating_sub(self.drawn.len())).cloned().collect();
+            self.drawn.extend(new);
+        }
         settle(&mut own.row_count, &mut owners.row_count);
         let hidden = nature.taints || nature.several;
         let found = nature.found_rows == Touch::Changes;

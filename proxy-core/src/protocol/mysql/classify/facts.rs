@@ -1,6 +1,6 @@
 //! Reads [`Facts`] and [`Details`] off a text's tokens.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use super::{
     builtin::{self, Effect},
@@ -1182,6 +1182,53 @@ impl Seen {
         }
         self.reads_connection_id |= call.schema.is_none() && call.name == "connection_id";
     }
+}
+
+/// Where the name stands of the sequence of which a statement does nothing but draw a value: what else it did, it might
+/// have drawn none.
+pub(super) fn drawn_sequence(statement: &[Tok<'_>]) -> Option<Range<usize>> {
+    let words: Vec<&str> = statement.iter().take(4).map(Tok::word).collect();
+    let (at, closes) = match words[..] {
+        ["select", "nextval", ..] if statement.get(2)?.is("(") => (3, true),
+        ["select", "next", "value", "for"] => (4, false),
+        _ => return None,
+    };
+    let (name, end) = name_at(statement, at)?;
+    let rest = statement.get(end..)?;
+    match rest.split_first() {
+        Some((close, [])) if closes && close.is(")") => Some(name),
+        None if !closes => Some(name),
+        _ => None,
+    }
+}
+
+/// Where the names stand of the sequences that a statement asks for their last value; `None` where that cannot be told.
+pub(super) fn asked_sequences(statement: &[Tok<'_>]) -> Option<Vec<Range<usize>>> {
+    let mut asked = Vec::new();
+    for (index, token) in statement.iter().enumerate() {
+        let next = |offset: usize| statement.get(index + offset);
+        let word = |offset: usize| next(offset).map_or("", Tok::word);
+        match &*token.name {
+            _ if token.is_mark_of_comment() => return None,
+            "lastval" if token.is_name() && next(1).is_some_and(|open| open.is("(")) => {
+                let (name, end) = name_at(statement, index + 2)?;
+                statement.get(end).filter(|close| close.is(")"))?;
+                asked.push(name);
+            }
+            "previous" | "prev" if word(1) == "value" && word(2) == "for" => {
+                asked.push(name_at(statement, index + 3)?.0);
+            }
+            "currval" => return None,
+            _ => {}
+        }
+    }
+    Some(asked)
+}
+
+/// Where the name at `index` stands in the text, and which token is behind it.
+fn name_at(tokens: &[Tok<'_>], index: usize) -> Option<(Range<usize>, usize)> {
+    let (_, end) = walk::chain(tokens, index)?;
+    Some((tokens.get(index)?.start..tokens.get(end - 1)?.end, end))
 }
 
 /// The name of a system variable that is read, without its scope.

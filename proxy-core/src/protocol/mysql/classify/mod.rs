@@ -213,6 +213,40 @@ pub fn user_variables(text: &[u8], mode: LexMode) -> Vec<String> {
     names
 }
 
+/// Sequences in a text, by their names as spelt.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Sequences {
+    /// It asks for last values.
+    pub asks: bool,
+    /// Of these, but for those of which it has drawn values itself before.
+    pub asked: Vec<Vec<u8>>,
+    /// Those that it has surely drawn a value of when it is over.
+    pub drawn: Vec<Vec<u8>>,
+}
+
+/// The sequences that `text` draws values of and asks for their last; `None` where that cannot be told.
+#[must_use]
+pub fn sequences(text: &[u8], mode: LexMode) -> Option<Sequences> {
+    let tokens = tokens(text, mode)?;
+    let mut found = Sequences::default();
+    for statement in facts::split(&tokens) {
+        if statement.first().is_some_and(|first| first.word() == "use") {
+            return None;
+        }
+        for asked in facts::asked_sequences(statement)? {
+            let name = text.get(asked)?;
+            found.asks = true;
+            if !found.drawn.iter().any(|drawn| drawn == name) {
+                found.asked.push(name.to_vec());
+            }
+        }
+        if let Some(drawn) = facts::drawn_sequence(statement) {
+            found.drawn.push(text.get(drawn)?.to_vec());
+        }
+    }
+    Some(found)
+}
+
 /// Whom a `KILL` in `text` is about, by the number that stands in it; `None` when that is anything but a number, or
 /// when there is more than one statement.
 #[must_use]

@@ -521,6 +521,38 @@ const ROWS: &[(&str, &str, &str)] = &[
 ];
 
 #[test]
+fn sequences_drawn_of_and_asked_about() {
+    let check = |text: &str, expected: &str| {
+        let names = |names: Vec<Vec<u8>>| {
+            names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>().join(",")
+        };
+        let found = sequences(text.as_bytes(), UTF8);
+        let found = found.map(|one| format!("{} {} {}", one.asks, names(one.asked), names(one.drawn)));
+        assert_eq!(found.as_deref().unwrap_or("?"), expected, "{text}");
+    };
+    for (text, expected) in [
+        ("select nextval(s)", "false  s"),
+        ("SELECT NEXT VALUE FOR `A`.s", "false  `A`.s"),
+        ("select lastval(s), previous value for a . `b`", "true s,a . `b` "),
+        ("insert into t values (lastval(S))", "true S "),
+        ("select nextval(s); select lastval(s)", "true  s"),
+        ("select lastval(s); select nextval(s)", "true s s"),
+        ("select nextval(s); select lastval(u)", "true u s"),
+        // It may have drawn none.
+        ("select nextval(s) from t", "false  "),
+        ("select if(a, nextval(s), 1)", "false  "),
+        ("select next value for s limit 0", "false  "),
+        // What is another sequence then.
+        ("select nextval(s); use a; select lastval(s)", "?"),
+        ("select s.currval", "?"),
+        ("select lastval(s /*! , u */)", "?"),
+        ("select lastval(?)", "?"),
+    ] {
+        check(text, expected);
+    }
+}
+
+#[test]
 fn rows_have_their_facts() {
     assert!(ROWS.len() >= 250);
     let found = |text: &str| facts_of(text.as_bytes(), UTF8).1;

@@ -6,7 +6,7 @@ use super::{
     super::{
         super::{ClientEvent, Facts, Kill, ProtocolError, StateChange, StatementKind, Tracker as _},
         Shared,
-        classify::{self, Details, NamedStatement, NamedVerb, SessionFunctions},
+        classify::{self, Details, NamedStatement, NamedVerb, Sequences, SessionFunctions},
         codec::{self, Command, Header, OkPacket},
         left::{Ask, Nature, Touch},
         parameters,
@@ -44,11 +44,22 @@ impl MyTracker {
             && !details.has_query
             && !details.sets_for_statement
             && facts.tables.is_empty();
+        let asks_sequences = details.session_functions.contains(SessionFunctions::SEQUENCE);
         // A sequence is a table.
-        let uses_none =
-            selects && !details.has_from && !details.session_functions.contains(SessionFunctions::SEQUENCE);
+        let uses_none = selects && !details.has_from && !asks_sequences;
+        let draws = facts.functions.iter().any(|function| function == "nextval");
+        let sequences = if asks_sequences || draws {
+            classify::sequences(text, self.mode)
+        } else {
+            Some(Sequences::default())
+        };
+        let asks_itself = |known: &Sequences| known.asks && known.asked.is_empty();
+        let none = match sequences.as_ref().is_some_and(asks_itself) {
+            true => SessionFunctions::SEQUENCE,
+            false => SessionFunctions::NONE,
+        };
         Nature {
-            asks: details.session_functions,
+            asks: details.session_functions.without(none),
             taints: facts.taints || facts.kind == StatementKind::Unknown,
             sets_insert_id: details.sets_last_insert_id,
             several: !one,
@@ -64,6 +75,8 @@ impl MyTracker {
                 () => Touch::MayChange,
             },
             hides_ids: matches!(facts.kind, StatementKind::Copy | StatementKind::Ddl),
+            sequences,
+            renames: details.uses_schema || facts.kind == StatementKind::Unknown,
             given_ids: if writes { classify::given_ids(text, self.mode) } else { None },
         }
     }
@@ -275,7 +288,7 @@ impl MyTracker {
         self.current = None;
         let unsettles = is_untold(&facts, server);
         // Some of them empty the diagnostics.
-        let nature = Nature { several: true, ..Nature::default() };
+        let nature = Nature { several: true, renames: true, ..Nature::default() };
         self.explains = Explained { state: true, unsettles, nature, ..Explained::default() };
         self.pass_command(up, header, server, reply, facts.moves_transaction);
         None
