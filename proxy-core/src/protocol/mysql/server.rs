@@ -27,6 +27,12 @@ pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
 /// statements. Without a table it would leave the diagnostics as they are (MariaDB).
 pub(super) const FORGET: &[u8] = b"SELECT 1 FROM (SELECT 1) AS one";
 
+/// Errors that are found above the storage engine or are a duplicate key's: they undo their statement and nothing else.
+/// In order: NULL where there may be none, no such column, duplicate key, syntax, another number of columns, no such
+/// table, `sql_safe_updates`, no default, too long, parent and child of a foreign key, read-only transaction. Source:
+/// MySQL Reference Manual, "InnoDB Error Handling".
+const OF_ONE_STATEMENT: [u16; 12] = [1048, 1054, 1062, 1064, 1136, 1146, 1175, 1364, 1406, 1451, 1452, 1792];
+
 /// What a request is answered with.
 #[derive(Debug)]
 pub(super) enum Reply {
@@ -268,10 +274,12 @@ impl MyServer {
     }
 
     /// An error says nothing of the transaction. Outside of one, a statement that does not concern itself with
-    /// transactions has left none.
-    pub(super) fn note_error(&mut self, moves_transaction: bool) {
-        let outside = !self.status.contains(Status::IN_TRANS) && self.status.contains(Status::AUTOCOMMIT);
-        self.doubtful = !outside || moves_transaction;
+    /// transactions has left none; in one, some errors undo no more than their statement.
+    pub(super) fn note_error(&mut self, code: u16, moves_transaction: bool) {
+        let inside = self.status.contains(Status::IN_TRANS);
+        let outside = !inside && self.status.contains(Status::AUTOCOMMIT);
+        let known = outside || (inside && OF_ONE_STATEMENT.contains(&code));
+        self.doubtful = moves_transaction || !known;
     }
 
     /// Takes over changes of the session that concern the connection itself.
@@ -539,7 +547,7 @@ impl MyServer {
                 let error = ErrPacket::read(body)?;
                 self.absorbing.error.get_or_insert_with(|| format!("{} {}", error.code, error.message));
                 self.owners.note_absorbed(true);
-                self.note_error(true);
+                self.note_error(error.code, true);
                 false
             }
             (Stage::Start, codec::OK) => self.absorb_end(body)?,

@@ -100,7 +100,7 @@ impl MyTracker {
                 server.end_cursor();
             }
             let head = server.pop();
-            server.note_error(head.as_ref().is_none_or(|head| head.moves_transaction));
+            server.note_error(error.code, head.as_ref().is_none_or(|head| head.moves_transaction));
             if !kept {
                 server.owners.note_own_diagnostics();
                 match head.map(|head| head.reply) {

@@ -571,6 +571,22 @@ fn after_an_error_in_a_transaction_the_server_is_asked() {
 }
 
 #[test]
+fn after_an_error_that_undoes_its_statement_alone_the_server_is_asked_only_where_the_statement_moves_transactions()
+ {
+    for (statement, asked) in [("INSERT INTO t VALUES (1)", ""), ("COMMIT", r"0:\x0e")] {
+        at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+            t.client(&query("BEGIN"));
+            t.server(&answer(&[b"\0\0\0\x03\0\0\0"]));
+            t.client(&query(statement));
+            t.server(&answer(&[b"\xff\x26\x04#23000Duplicate entry"]));
+            assert_eq!(t.server.tx(), Tx::Open);
+            t.tracker.write_question(&mut t.server, &mut t.up);
+            assert_eq!(shown(&t.up.take_output()), asked);
+        });
+    }
+}
+
+#[test]
 fn a_connection_is_not_quiet_while_a_statement_has_something_on_it() {
     at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
         t.client(&packets(&[(0, PREPARE)]));
