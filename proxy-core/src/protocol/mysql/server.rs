@@ -127,7 +127,7 @@ pub struct MyServer {
     pub(super) doubtful: bool,
     /// The next transaction is not like others (`SET TRANSACTION`).
     characteristics: bool,
-    /// The last statement was a `SET STATEMENT`: the next answer tells what is again as it was.
+    /// A `SET STATEMENT` has run: the next answer that tells of any change tells, too, what is again as it was.
     pub(super) restores: bool,
     expected: VecDeque<Expect>,
     pub(super) stage: Stage,
@@ -368,6 +368,7 @@ impl MyServer {
         self.owners = Owners::default();
         self.visitors = Visitors::Nobody;
         self.characteristics = false;
+        self.restores = false;
         let mut answers = 2;
         write_command(out, Command::ResetConnection, &[]);
         // It leaves these as they were (MariaDB).
@@ -600,7 +601,6 @@ impl MyServer {
         body: &'a [u8],
         mut visit: impl FnMut(SessionChange<'a>),
     ) -> Result<OkPacket<'a>, ProtocolError> {
-        self.restores = false;
         let legacy = !self.agreed.contains(Capabilities::DEPRECATE_EOF);
         let first = body.first().copied().unwrap_or_default();
         let packet = if legacy && EofPacket::is(first, body.len()) {
@@ -614,6 +614,7 @@ impl MyServer {
             OkPacket::read(body, self.agreed)?
         };
         self.note_status(packet.status);
+        self.restores &= !packet.status.contains(Status::SESSION_STATE_CHANGED);
         for change in session_state(packet.session_state) {
             let change = change?;
             self.note_change(&change);

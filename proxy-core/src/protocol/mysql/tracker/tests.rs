@@ -533,6 +533,22 @@ fn definitions_left_out_by_a_server_that_told_them_to_another_are_put_in() {
 }
 
 #[test]
+fn what_a_set_statement_has_put_back_is_awaited_until_the_server_tells_of_a_change() {
+    let changed: &[u8] = b"\0\0\0\x02\x40\0\0\0\x04\x02\x02\x011";
+    at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
+        t.client(&query("SET STATEMENT max_statement_time = 5 FOR SELECT 1"));
+        t.server(&answer(&[changed]));
+        assert!(t.server.restores);
+        t.client(&query("SELECT 1"));
+        t.server(&answer(&[DONE]));
+        assert!(t.server.restores);
+        t.client(&query("SET @a = 1"));
+        t.server(&answer(&[changed]));
+        assert!(!t.server.restores);
+    });
+}
+
+#[test]
 fn a_user_variable_of_others_is_unset_before_it_is_read() {
     at_every_cut(NEW, NEW, NO_EXTENSION, |t| {
         t.client(&query("SELECT 1"));
