@@ -184,7 +184,7 @@ impl Engine for MariaDb {
         // Triggers are not seen: docs/session.md.
         "trigger",
         "trigger left behind",
-        // ROW_COUNT is 0 in place of -1 after an error.
+        // A variable that may be another client's is unset before `GET DIAGNOSTICS` sets it: ROW_COUNT is that statement's.
         "rows diagnosed",
     ];
 
