@@ -13,6 +13,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinHandle,
     time::timeout,
 };
 use tracing::{debug, warn};
@@ -589,8 +590,8 @@ fn jittered(life: Duration) -> Duration {
     life - life.mul_f64(f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX) / 10.0)
 }
 
-/// Runs work on a connection that nobody waits for, then gives it back, or retires it when the work fails.
-pub fn give_back_after<P, F>(pool: &Arc<Pool<ServerConnection<P>>>, id: PoolId, work: F)
+/// Runs work on a connection that nobody need wait for, then gives it back, or retires it when the work fails.
+pub fn give_back_after<P, F>(pool: &Arc<Pool<ServerConnection<P>>>, id: PoolId, work: F) -> JoinHandle<()>
 where
     P: Protocol,
     F: Future<Output = Result<Box<ServerConnection<P>>, Box<ServerConnection<P>>>> + Send + 'static,
@@ -603,5 +604,5 @@ where
             Err(connection) => connection.retire(),
         }
         pool.leave(id);
-    });
+    })
 }

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -1090,7 +1091,13 @@ impl<P: Protocol> Session<P> {
             self.tracker.write_fault(fault, server, self.down.output());
         }
         if let Some(connection) = self.link.take() {
-            self.part_with(connection, !lost, now);
+            let cleaned = self.part_with(connection, !lost, now);
+            if let Some(cleaned) = cleaned
+                && matches!(ended, Ok(()) | Err(SessionError::LogsIn))
+            {
+                // What the client held is free when it sees the close, as on a connection of its own.
+                let _ = tokio::time::timeout(FAREWELL_TIMEOUT, cleaned).await;
+            }
         }
         self.places.leave(&self.endpoint.proxy);
         if matches!(ended, Err(SessionError::LogsIn)) {
@@ -1141,8 +1148,13 @@ impl<P: Protocol> Session<P> {
     }
 
     /// The client is gone and its connection with whatever it left there. Only one that is quiet and outside a
-    /// transaction is worth cleaning; any other closes.
-    fn part_with(&mut self, mut connection: Box<ServerConnection<P>>, healthy: bool, now: Instant) {
+    /// transaction is worth cleaning, which goes on behind this; any other closes.
+    fn part_with(
+        &mut self,
+        mut connection: Box<ServerConnection<P>>,
+        healthy: bool,
+        now: Instant,
+    ) -> Option<JoinHandle<()>> {
         let clean = healthy
             && connection.state.is_quiet()
             && connection.state.tx() == Tx::Idle
@@ -1153,11 +1165,11 @@ impl<P: Protocol> Session<P> {
         let lasting = PinReasons::only(PinReason::Library).union(PinReasons::only(PinReason::Unknown));
         if !clean || !self.pins.union(self.pending.sets).intersection(lasting).is_empty() {
             connection.retire();
-            return;
+            return None;
         }
         connection.used_by(self.handle.number, now);
         let (pool, id) = self.home_of(&connection);
-        give_back_after(pool, id, async move {
+        Some(give_back_after(pool, id, async move {
             connection.cancellable.clone().over().await;
             match connection.reset(ResetCause::Pinned).await {
                 Ok(()) => Ok(connection),
@@ -1166,6 +1178,6 @@ impl<P: Protocol> Session<P> {
                     Err(connection)
                 }
             }
-        });
+        }))
     }
 }
