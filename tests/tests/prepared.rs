@@ -403,3 +403,251 @@ async fn parameter_types_are_part_of_a_statement() {
     assert_eq!(run(&mut b, "s", &["1"]).await.unwrap(), "text");
     assert_eq!(run(&mut a, "s", &["1"]).await.unwrap(), "integer");
 }
+
+/// The usual batch of a driver that prepares: the statement, and what it takes and returns.
+async fn prepare_and_describe(client: &mut RawClient, name: &str, sql: &str) -> Result<Vec<Message>, String> {
+    client.send_all(&[wire::parse(name, sql), wire::describe_statement(name), wire::sync()]).await;
+    let reply = client.read_reply().await;
+    match reply.iter().find(|m| m.tag == b'E') {
+        Some(error) => Err(error.error().code),
+        None => Ok(reply),
+    }
+}
+
+/// Type of the first column, as a description tells it.
+fn first_type(description: &[Message]) -> u32 {
+    let columns = &description.iter().find(|m| m.tag == b'T').expect("columns").body;
+    let end = 2 + columns[2..].iter().position(|byte| *byte == 0).unwrap();
+    u32::from_be_bytes(columns[end + 7..end + 11].try_into().unwrap())
+}
+
+const INT4: u32 = 23;
+const INT8: u32 = 20;
+
+async fn borrowed(proxy: &Proxy) -> f64 {
+    proxy.metric("pinion_database_connections_borrow_latency_seconds_count", &[]).await
+}
+
+async fn close(client: &mut RawClient, name: &str) {
+    client.send_all(&[wire::close_statement(name), wire::sync()]).await;
+    client.read_reply().await;
+}
+
+#[tokio::test]
+async fn a_statement_that_is_known_is_prepared_and_described_without_a_server() {
+    let (_pg, proxy) = pool_of(1).await;
+    let sql = "SELECT a::int4, $1::text AS b FROM generate_series(1, 3) a";
+    let mut a = proxy.raw().await;
+    let first = prepare_and_describe(&mut a, "s", sql).await.unwrap();
+    assert_eq!(first.iter().map(|m| m.tag).collect::<Vec<_>>(), b"1tTZ");
+    // Nobody can have a connection now.
+    let (mut holder, mut b) = (proxy.raw().await, proxy.raw().await);
+    holder.query("BEGIN READ WRITE").await;
+    let before = borrowed(&proxy).await;
+    for name in ["x", "y", "z"] {
+        assert_eq!(prepare_and_describe(&mut b, name, sql).await.unwrap(), first);
+        close(&mut b, name).await;
+    }
+    // In a transaction that waits for its first statement, too.
+    b.query("BEGIN").await;
+    let in_transaction = prepare_and_describe(&mut b, "x", sql).await.unwrap();
+    assert_eq!(in_transaction[..3], first[..3]);
+    b.query("COMMIT").await;
+    assert_eq!(borrowed(&proxy).await, before);
+    holder.query("COMMIT").await;
+    assert_eq!(run(&mut b, "x", &["p"]).await.unwrap(), "1");
+    assert_eq!(borrowed(&proxy).await, before + 1.0);
+}
+
+/// A server with table `shape (a int)`, whose client `a` has it prepared and described on a connection, and a second
+/// connection.
+async fn shape() -> (Server, Proxy, RawClient) {
+    let (pg, proxy) = pool_of(2).await;
+    let setup = "CREATE TABLE shape (a int); INSERT INTO shape VALUES (1); GRANT ALL ON shape TO PUBLIC";
+    pg.direct().await.execute(setup).await;
+    let mut a = proxy.raw().await;
+    let told = prepare_and_describe(&mut a, "s", SHAPE).await.unwrap();
+    assert_eq!(first_type(&told), INT4);
+    (pg, proxy, a)
+}
+
+const SHAPE: &str = "SELECT * FROM shape";
+
+#[tokio::test]
+async fn a_table_that_changed_behind_the_proxy_is_never_read_by_an_old_description() {
+    let (pg, proxy, mut a) = shape().await;
+    let before = borrowed(&proxy).await;
+    pg.direct().await.execute("ALTER TABLE shape ALTER a TYPE bigint").await;
+    let mut b = proxy.raw().await;
+    // Nobody has told the proxy.
+    let told = prepare_and_describe(&mut b, "s", SHAPE).await.unwrap();
+    assert_eq!((first_type(&told), borrowed(&proxy).await), (INT4, before));
+    // Where it is prepared only now: a neighbour has the other connection.
+    let mut neighbour = proxy.raw().await;
+    neighbour.query("BEGIN READ WRITE").await;
+    b.send_all(&[
+        wire::parse("", "INSERT INTO shape VALUES (2)"),
+        wire::bind("", "", &[]),
+        wire::execute("", 0),
+        wire::bind("", "s", &[]),
+        wire::execute("", 0),
+        wire::sync(),
+    ])
+    .await;
+    let reply = b.read_reply().await;
+    let tags: Vec<u8> = reply.iter().map(|m| m.tag).collect();
+    assert_eq!(tags, b"12CEZ", "{reply:?}");
+    let error = &reply[3];
+    assert_eq!(error.error().code, "0A000");
+    // What drivers know it by.
+    assert!(error.body.windows(23).any(|w| w == b"RRevalidateCachedQuery\0"), "{error:?}");
+    assert_eq!(b.scalar("SELECT count(*) FROM shape").await, "1", "what came before it is undone");
+    assert_eq!(run(&mut b, "s", &[]).await.unwrap_err(), "0A000", "until it is prepared anew");
+    neighbour.query("COMMIT").await;
+    // In a transaction, which has failed then.
+    b.query("BEGIN").await;
+    assert_eq!(run(&mut b, "s", &[]).await.unwrap_err(), "0A000");
+    assert_eq!(run(&mut b, "s", &[]).await.unwrap_err(), "25P02");
+    b.query("ROLLBACK").await;
+    close(&mut b, "s").await;
+    let told = prepare_and_describe(&mut b, "s", SHAPE).await.unwrap();
+    assert_eq!(first_type(&told), INT8);
+    assert_eq!(run(&mut b, "s", &[]).await.unwrap(), "1");
+    // Who was told by a server is no worse off.
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap_err(), "0A000");
+    assert_eq!(proxy.metric("pinion_pins_total", &[]).await, 0.0, "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn a_table_that_took_the_place_of_its_like_is_read_on() {
+    let (pg, proxy, mut a) = shape().await;
+    let direct = pg.direct().await;
+    direct
+        .execute(
+            "CREATE TABLE next AS SELECT 7 AS a; GRANT ALL ON next TO PUBLIC; \
+             ALTER TABLE shape RENAME TO last; ALTER TABLE next RENAME TO shape",
+        )
+        .await;
+    let mut neighbour = proxy.raw().await;
+    neighbour.query("BEGIN READ WRITE").await;
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap(), "7");
+    neighbour.query("COMMIT").await;
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap(), "7");
+}
+
+#[tokio::test]
+async fn a_temporary_table_is_described_to_its_own_client_alone() {
+    let (_pg, proxy, _a) = shape().await;
+    let (mut b, mut c) = (proxy.raw().await, proxy.raw().await);
+    b.query("CREATE TEMP TABLE shape AS SELECT 5::bigint AS a").await;
+    let told = prepare_and_describe(&mut b, "s", SHAPE).await.unwrap();
+    assert_eq!((first_type(&told), run(&mut b, "s", &[]).await.unwrap().as_str()), (INT8, "5"));
+    let told = prepare_and_describe(&mut c, "s", SHAPE).await.unwrap();
+    assert_eq!((first_type(&told), run(&mut c, "s", &[]).await.unwrap().as_str()), (INT4, "1"));
+    b.query("DROP TABLE pg_temp.shape").await;
+    close(&mut b, "s").await;
+    let told = prepare_and_describe(&mut b, "s", SHAPE).await.unwrap();
+    assert_eq!((first_type(&told), run(&mut b, "s", &[]).await.unwrap().as_str()), (INT4, "1"));
+}
+
+#[tokio::test]
+async fn a_description_is_that_of_the_clients_path_and_role() {
+    let (pg, proxy, mut a) = shape().await;
+    let setup = "CREATE SCHEMA side; CREATE TABLE side.shape AS SELECT 8::bigint AS a; \
+                 GRANT USAGE ON SCHEMA side TO PUBLIC; GRANT ALL ON side.shape TO PUBLIC";
+    pg.direct().await.execute(setup).await;
+    let mut b = proxy.raw().await;
+    b.query("SET search_path = side").await;
+    for _ in 0..2 {
+        let told = prepare_and_describe(&mut b, "s", SHAPE).await.unwrap();
+        assert_eq!((first_type(&told), run(&mut b, "s", &[]).await.unwrap().as_str()), (INT8, "8"));
+        close(&mut b, "s").await;
+        assert_eq!(run(&mut a, "s", &[]).await.unwrap(), "1");
+    }
+    // What was told under one path is not read under another.
+    a.query("SET search_path = side").await;
+    for _ in 0..3 {
+        assert_eq!(run(&mut a, "s", &[]).await.unwrap_err(), "0A000");
+    }
+    a.query("RESET search_path").await;
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap(), "1");
+}
+
+#[tokio::test]
+async fn descriptions_come_where_the_server_would_send_them() {
+    use wire::{bind, close_statement, describe_statement, execute, parse, query, sync};
+    let select = || parse("a", "SELECT 1::int8 AS n, $1::date");
+    let insert = || parse("b", "INSERT INTO pg_temp.nowhere VALUES ($1)");
+    same_as_direct(&[
+        vec![select(), describe_statement("a"), sync()],
+        vec![
+            close_statement("a"),
+            select(),
+            describe_statement("a"),
+            sync(),
+            describe_statement("a"),
+            sync(),
+        ],
+        vec![bind("", "a", &["2020-02-02"]), execute("", 0), describe_statement("a"), sync()],
+        vec![close_statement("a"), sync(), query("BEGIN"), select(), describe_statement("a"), sync()],
+        vec![bind("", "a", &["2020-02-02"]), execute("", 0), sync(), query("COMMIT")],
+        vec![insert(), describe_statement("b"), sync()],
+        // A failed transaction describes what returns nothing.
+        vec![parse("c", "COMMIT"), describe_statement("c"), sync(), query("BEGIN"), query("SELECT 1/0")],
+        vec![describe_statement("c"), sync(), describe_statement("a"), sync(), query("ROLLBACK")],
+        vec![describe_statement("a"), describe_statement("nosuch"), describe_statement("a"), sync()],
+        vec![query("DEALLOCATE a"), describe_statement("a"), sync()],
+    ])
+    .await;
+}
+
+/// Clients prepare, describe and run while the table's column changes its type to and fro behind the proxy: no value ever
+/// comes in another form than its client was told.
+#[tokio::test]
+async fn no_row_is_read_by_a_wrong_description_while_a_table_changes() {
+    let (pg, proxy, _a) = shape().await;
+    let binary =
+        |name: &str| wire::message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\x01\0\x01"].concat());
+    let client = async |number: usize| {
+        let mut client = proxy.raw().await;
+        let (mut rows, mut refused) = (0, 0);
+        for round in 0..50 {
+            let name = format!("s{}", round % 3);
+            let Ok(told) = prepare_and_describe(&mut client, &name, SHAPE).await else {
+                refused += 1;
+                close(&mut client, &name).await;
+                continue;
+            };
+            let bytes = if first_type(&told) == INT4 { 4 } else { 8 };
+            for _ in 0..=number {
+                client.send_all(&[binary(&name), wire::execute("", 0), wire::sync()]).await;
+                let reply = client.read_reply().await;
+                if let Some(error) = reply.iter().find(|m| m.tag == b'E') {
+                    assert_eq!(error.error().code, "0A000");
+                    refused += 1;
+                    continue;
+                }
+                let row = &reply.iter().find(|m| m.tag == b'D').unwrap().body;
+                assert_eq!(row[2..6], i32::to_be_bytes(bytes), "{row:?} in round {round}");
+                rows += 1;
+            }
+            close(&mut client, &name).await;
+        }
+        (rows, refused)
+    };
+    let direct = pg.direct().await;
+    let change = async {
+        loop {
+            for to in ["bigint", "int"] {
+                direct.execute(&format!("ALTER TABLE shape ALTER a TYPE {to}")).await;
+            }
+        }
+    };
+    let clients = async { tokio::join!(client(0), client(1), client(2), client(3)) };
+    let counts = tokio::select! {
+        counts = clients => counts,
+        () = change => unreachable!("it goes on for ever"),
+    };
+    println!("rows and refusals of each client: {counts:?}");
+    assert!(counts.0.0 + counts.1.0 + counts.2.0 + counts.3.0 > 0, "{counts:?}");
+}

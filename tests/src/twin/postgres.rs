@@ -183,6 +183,7 @@ impl Engine for Postgres {
         ("temporary tables", 1),
         ("prepared statement", 2),
         ("execution later", 2),
+        ("described ahead", 2),
         ("statement closed", 1),
         ("binary parameters", 1),
         ("prepared along the path", 1),
@@ -433,6 +434,38 @@ impl Engine for Postgres {
             "execution later" => {
                 let name = random.pick(&["s1", "s2"]);
                 vec![Action::Extended(vec![bind(name, &[random.below(9)]), execute(0)])]
+            }
+            "described ahead" => {
+                let name = "ahead";
+                let text = random.pick(&[
+                    "SELECT * FROM public.{t} WHERE id > $1::int ORDER BY id",
+                    "SELECT *, $1::text FROM {t}_more ORDER BY 1 LIMIT 3",
+                    "SELECT {t}_shape.*, $1::int8 FROM {t}_shape ORDER BY 1",
+                    "SELECT a AS \"ž\", $1::int FROM public.{t}_more ORDER BY 1 LIMIT 1",
+                    "DELETE FROM public.{t} WHERE a = $1",
+                    "COMMIT",
+                ]);
+                let describe = vec![
+                    Part::Close(name.to_owned()),
+                    Part::Parse(name.to_owned(), text.to_owned()),
+                    Part::Describe(name.to_owned()),
+                ];
+                let run = Action::Extended(vec![bind(name, &[random.below(9)]), execute(0)]);
+                let (describe, end) = (Action::Extended(describe), query("ROLLBACK"));
+                let kind = random.below(6);
+                let between = match kind {
+                    0 => query("BEGIN"),
+                    // Whether what was prepared before reads the new table is a matter of older ones.
+                    1 => query("CREATE TEMP TABLE {t}_more AS SELECT 7::bigint AS a"),
+                    2 => query("BEGIN; ALTER TABLE {t}_shape ADD b text"),
+                    3 => describe.clone(),
+                    _ => Self::read(random),
+                };
+                let mut actions = vec![describe.clone(), between, run.clone(), describe, run, end];
+                if kind == 1 {
+                    actions.remove(2);
+                }
+                actions
             }
             "statement closed" => {
                 let name = random.pick(&["s1", "s2"]).to_owned();

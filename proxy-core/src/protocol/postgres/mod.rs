@@ -8,6 +8,7 @@ use crate::{channels::Notification, state::Settings};
 pub mod auth;
 pub mod classify;
 pub mod codec;
+mod description;
 pub mod error;
 pub mod handshake;
 mod inquiry;
@@ -25,7 +26,7 @@ pub struct Postgres;
 pub struct Shared {
     /// Facts of statement texts, by digest.
     pub classifier: classify::Classifier,
-    /// One entry per distinct text of a named prepared statement.
+    /// One entry per distinct text of a named prepared statement in a pool.
     pub statements: Arc<statement::StatementCache>,
     /// Prepared statements kept on one server connection.
     pub max_prepared: usize,
@@ -131,7 +132,7 @@ impl Protocol for Postgres {
         if !server.may_keep_statements() {
             return false;
         }
-        server.code_ran = false;
+        server.forget_code();
         Self::write_query(server, CLEANUP, out);
         true
     }

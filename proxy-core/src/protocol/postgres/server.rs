@@ -15,6 +15,7 @@ use super::{
     super::{Absorbed, Greeting, ProtocolError, ServerKey, ServerState, Tx},
     classify::LexMode,
     codec::{ErrorFields, HEADER_BYTES, Header, cstr},
+    description::{Description, Told},
     statement::{Prepared, Statement},
     tracker::Deferred,
 };
@@ -44,8 +45,11 @@ pub(super) enum Expect {
     Rejected(Vec<u8>),
     /// BindComplete. `of` is the named statement bound, with the client's name for it.
     Bind { ours: bool, of: Option<(Arc<Statement>, Box<[u8]>)> },
-    /// RowDescription or NoData.
-    Describe,
+    /// RowDescription or NoData, of a statement behind ParameterDescription. `of` is the named statement described, and
+    /// where the client keeps what it is told.
+    Describe { of: Option<(Arc<Statement>, Arc<Told>)> },
+    /// Likewise, asked by us: what the server says of a statement that a client was told of elsewhere.
+    Check(Arc<Statement>),
     /// CommandComplete, EmptyQueryResponse or PortalSuspended. `drops` when it takes all prepared statements away.
     Execute { drops: bool },
     /// Likewise of a statement of ours; `forgets` when it takes away what sequences returned.
@@ -69,6 +73,14 @@ pub(super) enum Undo {
     Unnamed { before: Option<Prepared>, server_before: Option<u64> },
 }
 
+/// A statement on a server connection.
+#[derive(Debug)]
+pub(super) struct OnServer {
+    pub(super) statement: Arc<Statement>,
+    /// What this server has said of it. It runs the statement like this or refuses to.
+    pub(super) description: Option<Arc<Description>>,
+}
+
 /// One server connection's state.
 pub struct PgServer {
     key: ServerKey,
@@ -80,7 +92,7 @@ pub struct PgServer {
     pub(super) owed: usize,
     pub(super) owed_kept: bool,
     /// Statements prepared under our names.
-    pub(super) prepared: LruCache<u64, Arc<Statement>>,
+    pub(super) prepared: LruCache<u64, OnServer>,
     max_prepared: usize,
     /// Sent a Parse for, not confirmed.
     pub(super) pending: Vec<u64>,
@@ -127,9 +139,15 @@ pub struct PgServer {
     pub(super) changes_schema: bool,
     /// Counts such transactions, for all of the proxy.
     pub(super) schema: Arc<AtomicU64>,
+    /// Of a description, the message that has come.
+    pub(super) describing: Vec<u8>,
     /// Code whose effects nobody saw has run since the last reset.
     pub(super) code_ran: bool,
-    /// And then something was prepared.
+    /// Temporary objects were made since, which may hide others,
+    pub(super) hides: bool,
+    /// or were in the transaction.
+    pub(super) hides_for_now: bool,
+    /// After either something was prepared.
     prepared_after_code: bool,
     absorbing: (Option<Vec<String>>, Option<String>),
     /// Notifications that came while a statement of ours ran or none at all, as the server sent them.
@@ -176,7 +194,10 @@ impl PgServer {
             mode,
             changes_schema: false,
             schema,
+            describing: Vec::new(),
             code_ran: false,
+            hides: false,
+            hides_for_now: false,
             prepared_after_code: false,
             absorbing: (None, None),
             heard: Vec::new(),
@@ -190,7 +211,7 @@ impl PgServer {
         self.native_names = false;
         self.native = Vec::new();
         self.stray_names = false;
-        self.code_ran = false;
+        self.forget_code();
         self.prepared_after_code = false;
         self.epoch = self.epoch.wrapping_add(1);
     }
@@ -201,6 +222,11 @@ impl PgServer {
         if name == b"client_encoding" {
             self.speaks_utf8 = is_utf8(value, &self.greeting.bytes);
         }
+    }
+
+    /// What code or temporary objects have done here is undone, or will be as soon as what was just sent has run.
+    pub(super) fn forget_code(&mut self) {
+        (self.code_ran, self.hides) = (false, false);
     }
 
     pub(super) fn expect(&mut self, entry: Expect) {
@@ -294,12 +320,16 @@ impl PgServer {
     pub(super) fn note_parse(&mut self, id: u64) {
         self.pending.push(id);
         self.batch_open = true;
-        self.prepared_after_code |= self.code_ran;
+        self.prepared_after_code |= self.code_ran || self.hides;
     }
 
     /// Counts a transaction that is over if it changed schemas.
     pub(super) fn settle_schema(&mut self) {
-        if self.tx == Tx::Idle && std::mem::take(&mut self.changes_schema) {
+        if self.tx != Tx::Idle {
+            return;
+        }
+        self.hides_for_now = false;
+        if std::mem::take(&mut self.changes_schema) {
             self.schema.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -309,12 +339,58 @@ impl PgServer {
         if self.prepared.len() + self.pending.len() < self.max_prepared {
             return None;
         }
-        self.prepared.pop_lru().map(|(_, statement)| statement)
+        self.prepared.pop_lru().map(|(_, known)| known.statement)
     }
 
     pub(super) fn confirm_prepared(&mut self, statement: Arc<Statement>) {
         self.pending.retain(|id| *id != statement.id);
-        self.prepared.put(statement.id, statement);
+        self.prepared.put(statement.id, OnServer { statement, description: None });
+    }
+
+    /// What this server has said of a statement that is prepared here.
+    pub(super) fn description_of(&self, id: u64) -> Option<&Arc<Description>> {
+        self.prepared.peek(&id)?.description.as_ref()
+    }
+
+    /// True when it has been asked about a statement by us and has not answered.
+    pub(super) fn is_checking(&self, id: u64) -> bool {
+        self.expected.iter().any(|e| matches!(e, Expect::Check(statement) if statement.id == id))
+    }
+
+    /// True when the answer at the front is of a statement's description, which is read.
+    pub(super) fn is_describing(&self) -> bool {
+        matches!(self.head(), Some(Expect::Describe { of: Some(_) } | Expect::Check(_)))
+    }
+
+    /// Takes over what it has said of a statement, whose last message is `message`.
+    pub(super) fn end_description(
+        &mut self,
+        statement: &Statement,
+        message: &[u8],
+    ) -> Result<Arc<Description>, ProtocolError> {
+        let mut messages = std::mem::take(&mut self.describing);
+        messages.extend_from_slice(message);
+        let mut description = Arc::new(Description::read(&messages)?);
+        if let Some(kept) = statement.described().as_ref().and_then(|told| told.description())
+            && kept.said().is_some()
+            && kept.said() == description.said()
+        {
+            description = kept.clone();
+        }
+        if let Some(known) = self.prepared.peek_mut(&statement.id) {
+            known.description = Some(description.clone());
+        }
+        Ok(description)
+    }
+
+    /// True when a text that is prepared here now may mean what it did not before, and does not elsewhere.
+    pub(super) fn has_own_schema(&self) -> bool {
+        self.changes_schema || self.hides || self.hides_for_now
+    }
+
+    /// True when what a text means here it means to all who prepare it.
+    pub(super) fn speaks_for_all(&self) -> bool {
+        !self.code_ran && !self.has_own_schema()
     }
 }
 

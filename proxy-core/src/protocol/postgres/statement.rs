@@ -1,4 +1,4 @@
-//! Prepared statements as Pinion knows them: one entry per distinct text, whatever clients call it.
+//! Prepared statements as Pinion knows them: one entry per distinct text in a pool, whatever clients call it.
 
 use std::{
     collections::HashMap,
@@ -6,7 +6,7 @@ use std::{
     io::Write as _,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -14,6 +14,7 @@ use super::{
     super::{Facts, PinReasons, Statement as Submitted},
     classify::LexMode,
     codec::cstr,
+    description::{Description, Told},
 };
 use crate::state::Settings;
 
@@ -38,15 +39,22 @@ pub struct Statement {
     pub mode: LexMode,
     /// Under which settings.
     pub(super) scope: Scope,
-    /// The pool in which a server has accepted it last; 0 before.
-    accepted_in: AtomicU64,
+    /// A server has accepted it.
+    accepted: AtomicBool,
+    /// What a server has said of it, for whoever asks.
+    described: Mutex<Option<Arc<Told>>>,
+    /// Nobody who prepares the text from now on gets this entry.
+    retired: AtomicBool,
     /// Set for interned statements: where to sign off.
     home: Option<(Weak<StatementCache>, u64)>,
 }
 
-/// The settings that decide what a text means when it is prepared, as far as a client has set them.
+/// What decides, beside the text, what it means when it is prepared: the pool, and settings as far as a client has set
+/// them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Scope {
+    /// User, database and start-up parameters, as a number.
+    pub(super) pool: u64,
     /// Those by which its literals are read, when it is prepared and never again; not kept of a text without literals.
     pub(super) literals: Option<Arc<Settings>>,
     /// Those by which its names are looked up, which servers do again when they have changed.
@@ -57,12 +65,12 @@ pub(super) struct Scope {
 
 impl Scope {
     /// Settings of a session, as far as they count for a text.
-    pub(super) fn of(settings: Option<&Arc<Settings>>, has_literals: bool, schema: u64) -> Self {
+    pub(super) fn of(pool: u64, settings: Option<&Arc<Settings>>, has_literals: bool, schema: u64) -> Self {
         let some = |names: &[&str]| {
             settings.and_then(|settings| Settings::retain(settings, |name| names.contains(&name)))
         };
         let literals = if has_literals { some(&LITERALS) } else { None };
-        Self { literals, names: some(&NAMES), schema }
+        Self { pool, literals, names: some(&NAMES), schema }
     }
 }
 
@@ -72,7 +80,8 @@ impl PartialEq for Scope {
         let same = |one: &Option<Arc<Settings>>, other: &Option<Arc<Settings>>| {
             one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
         };
-        self.schema == other.schema
+        self.pool == other.pool
+            && self.schema == other.schema
             && same(&self.literals, &other.literals)
             && same(&self.names, &other.names)
     }
@@ -108,6 +117,8 @@ pub(super) struct Prepared {
     pub(super) statement: Arc<Statement>,
     /// Policy was asked when it was prepared, or used first under another policy.
     pub(super) asked: Option<Arc<Asked>>,
+    /// What the client was told of it, once it has asked.
+    pub(super) told: Option<Arc<Told>>,
 }
 
 /// What policy was asked about, and which policy.
@@ -119,11 +130,22 @@ pub(super) struct Asked {
 }
 
 impl Statement {
-    /// A statement of its own, for the unnamed ones.
+    /// A statement of its own, for what is not shared.
     #[must_use]
     pub(super) fn new(tail: &[u8], mode: LexMode, scope: Scope, facts: Arc<Facts>, digest: u128) -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { id, tail: tail.into(), facts, digest, mode, scope, accepted_in: AtomicU64::new(0), home: None }
+        Self {
+            id,
+            tail: tail.into(),
+            facts,
+            digest,
+            mode,
+            scope,
+            accepted: AtomicBool::new(false),
+            described: Mutex::new(None),
+            retired: AtomicBool::new(false),
+            home: None,
+        }
     }
 
     /// The same text where names stand for what they do under `names`.
@@ -135,6 +157,11 @@ impl Statement {
             }
             _ => self.clone(),
         }
+    }
+
+    /// The same text, prepared for one client alone.
+    pub(super) fn apart(&self) -> Self {
+        Self::new(&self.tail, self.mode, self.scope.clone(), self.facts.clone(), self.digest)
     }
 
     /// Statement text.
@@ -159,6 +186,7 @@ impl Statement {
     /// Servers hold a plan of it that does not fit the schema any more: whoever prepares the text from now on gets
     /// another entry, and so a fresh plan. Who has it already keeps it, and the server's error with it.
     pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
         if let Some((home, hash)) = &self.home
             && let Some(cache) = home.upgrade()
         {
@@ -166,14 +194,35 @@ impl Statement {
         }
     }
 
-    /// A server of that pool has accepted it.
-    pub fn set_accepted(&self, pool: u64) {
-        self.accepted_in.store(pool, Ordering::Relaxed);
+    /// A server has accepted it.
+    pub fn set_accepted(&self) {
+        self.accepted.store(true, Ordering::Relaxed);
     }
 
-    /// True when a server of that pool has accepted it, so that another Parse need not ask.
-    pub fn is_accepted(&self, pool: u64) -> bool {
-        self.accepted_in.load(Ordering::Relaxed) == pool
+    /// True when a server has accepted it, so that another Parse need not ask.
+    pub fn is_accepted(&self) -> bool {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// A server has said this of it, which holds for all who have prepared the text. Other than before means that the
+    /// schema has changed.
+    pub(super) fn keep(&self, description: &Arc<Description>) {
+        let mut kept = self.described.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = kept.as_ref().and_then(|told| told.description());
+        if before.is_some_and(|before| !before.reads_like(description)) {
+            drop(kept);
+            self.retire();
+        } else if before.is_none_or(|before| before.said() != description.said()) {
+            *kept = Some(Arc::new(Told::now(description.clone())));
+        }
+    }
+
+    /// What a server would say of it; `None` when one has to be asked.
+    pub(super) fn described(&self) -> Option<Arc<Told>> {
+        if self.retired.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.described.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Appends the name this statement has on a server connection. The epoch counts how often that connection has

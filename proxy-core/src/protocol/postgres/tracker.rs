@@ -22,6 +22,7 @@ use super::{
     Postgres, Shared,
     classify::{self, Classified, Classifier, LexMode},
     codec::{ErrorFields, HEADER_BYTES, Header, cstr, put_cstr, read_notification, write_message},
+    description::Told,
     error::write_error,
     inquiry,
     server::{
@@ -57,6 +58,13 @@ const REJECTED: &[u8] = b"rejected by a policy plugin of Pinion\0";
 
 /// SQLSTATE of "cached plan must not change result type", among others: the text must be prepared anew.
 const STALE_PLAN: &str = "0A000";
+
+/// That error. Drivers know it by its routine and prepare anew. Source: `src/backend/utils/cache/plancache.c`.
+const STALE_PLAN_FIELDS: &[u8] = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0\
+    Fplancache.c\0RRevalidateCachedQuery\0\0";
+
+/// What no grammar takes, for making a batch fail with it. The server's log shows it.
+const STALE: &[u8] = b"outdated by a change of schema, says Pinion\0";
 
 /// Where the server's grammar raises what it cannot read (`scan.l`): before anything of the text has run, unlike the
 /// many other places that use the same code.
@@ -225,7 +233,7 @@ impl Current {
         let statement = self.parsed.take()?;
         let original = self.original.take().filter(|_| !self.failed);
         let asked = original.map(|original| Arc::new(Asked { generation, original }));
-        Some(Prepared { statement, asked })
+        Some(Prepared { statement, asked, told: None })
     }
 }
 
@@ -313,7 +321,7 @@ impl Tracker<Postgres> for PgTracker {
                 b'Q' => self.query(header, shared, up, server, down)?,
                 b'P' => self.parse(header, shared, up, server, down)?,
                 b'B' => self.bind(header, up, server, down)?,
-                b'D' => self.describe(header, up, server)?,
+                b'D' => self.describe(header, shared, up, server, down)?,
                 b'E' => self.execute(header, up, server)?,
                 b'C' => self.close(header, up, server, down)?,
                 b'F' => self.function_call(header, up, server)?,
@@ -441,13 +449,7 @@ impl Tracker<Postgres> for PgTracker {
             server.expect(Expect::Query { rejection: Some(error) });
             server.batch_open = false;
         } else {
-            write_message(up.output(), b'P', |body| {
-                put_cstr(body, FORGET_NAME);
-                body.extend_from_slice(REJECTED);
-                body.extend_from_slice(&[0; 2]);
-            });
-            server.expect(Expect::Rejected(error));
-            server.batch_open = true;
+            self.fail_batch(error, REJECTED, server, up, down);
         }
         false
     }
@@ -539,7 +541,10 @@ impl Tracker<Postgres> for PgTracker {
                 continue;
             }
             // What is only passed on needs no more than its header.
-            if let b'D' | b'd' | b'T' | b't' | b'V' | b'A' | b'N' | b'n' | b'c' = header.tag {
+            let described = matches!(header.tag, b't' | b'T' | b'n') && server.is_describing();
+            if let b'D' | b'd' | b'T' | b't' | b'V' | b'A' | b'N' | b'n' | b'c' = header.tag
+                && !described
+            {
                 let kept = self.on_answer(header.tag, down, server)?;
                 if let Some(tally) = &mut self.tally {
                     tally.rows += u64::from(kept && header.tag == b'D');
@@ -758,7 +763,8 @@ impl PgTracker {
             Some(settled) => {
                 // Where policy failed to say anything, it is asked again for the next use, but not for this one.
                 if settled.asked.is_some() {
-                    self.put_prepared(name, settled);
+                    let told = self.prepared(name).and_then(|prepared| prepared.told.clone());
+                    self.put_prepared(name, Prepared { told, ..settled });
                 }
                 None
             }
@@ -921,13 +927,15 @@ impl PgTracker {
     /// Under what a text is prepared now.
     fn scope(&self, shared: &Shared, text: &[u8]) -> Scope {
         let settings = self.rare.as_ref().and_then(|rare| rare.settings.as_ref());
-        Scope::of(settings, has_literals(text), shared.schema.load(Ordering::Relaxed))
+        Scope::of(self.pool, settings, has_literals(text), shared.schema.load(Ordering::Relaxed))
     }
 
     /// What a statement that runs may leave for those that are prepared after it.
     fn note_run(&mut self, facts: &Facts, server: &mut PgServer) {
         server.changes_schema |= facts.changes_schema;
         server.code_ran |= facts.taints;
+        server.hides |= facts.pins.contains(PinReason::TemporaryTable);
+        server.hides_for_now |= facts.rds_pins.contains(PinReason::TemporaryTable);
         if facts.pins.contains(PinReason::PreparedStatement) {
             self.rare.get_or_insert_default().by_sql = true;
         }
@@ -1049,7 +1057,7 @@ impl PgTracker {
                 if self.watch.prepares {
                     return Ok(Some(self.report_prepare(statement, false)));
                 }
-                Prepared { statement, asked: None }
+                Prepared { statement, asked: None, told: None }
             }
         };
         let statement = prepared.statement.clone();
@@ -1058,7 +1066,7 @@ impl PgTracker {
             if self.refuse_in_failed(Some(&statement.facts), header, up, down) {
                 return Ok(None);
             }
-            if !name.is_empty() && statement.is_accepted(self.pool) && !self.knows(&name) {
+            if !name.is_empty() && statement.is_accepted() && !self.knows(&name) {
                 up.skip(header.total());
                 self.put_prepared(&name, prepared);
                 down.emit(PARSE_COMPLETE);
@@ -1099,6 +1107,11 @@ impl PgTracker {
             server.expect(Expect::Parse { ours: true, adds: None, undo: None });
             server.expect(Expect::Taken(name));
             return Ok(None);
+        }
+        let (mut prepared, mut statement) = (prepared, statement);
+        if server.has_own_schema() {
+            statement = Arc::new(statement.apart());
+            prepared.statement = statement.clone();
         }
         let named = self.named.get_or_insert_default();
         named.insert(name.clone(), prepared);
@@ -1190,8 +1203,19 @@ impl PgTracker {
             return Ok(Some(ClientEvent::NeedServer));
         };
         self.current = None;
-        server.batch_open = true;
         let Resolved { statement, called } = self.resolve(&name, server, up);
+        if let Some(statement) = &statement {
+            match self.is_as_told(&name, statement, server, up) {
+                Some(true) => {}
+                Some(false) => {
+                    statement.retire();
+                    self.fail_stale(header, server, up, down);
+                    return Ok(None);
+                }
+                None => return Ok(Some(ClientEvent::NeedAnswer)),
+            }
+        }
+        server.batch_open = true;
         self.portals.put(&portal, statement.clone());
         let front = at + name.len() + 1;
         let of = statement.filter(|_| !name.is_empty()).map(|statement| (statement, name));
@@ -1218,17 +1242,26 @@ impl PgTracker {
     fn describe(
         &mut self,
         header: Header,
+        shared: &Shared,
         up: &mut Pipe,
         server: Option<&mut PgServer>,
+        down: &mut Pipe,
     ) -> Result<Option<ClientEvent>, ProtocolError> {
         let Some(body) = whole(header, up) else { return Ok(Some(ClientEvent::NeedBytes)) };
         let (&kind, rest) = body.split_first().ok_or(ProtocolError::Malformed("Describe"))?;
         let (name, _) = exact_cstr(rest, "Describe")?;
         let name: Box<[u8]> = name.into();
         let Some(server) = server else {
+            if kind == b'S' && self.describe_here(&name, shared, down) {
+                up.skip(header.total());
+                return Ok(None);
+            }
             return Ok(Some(ClientEvent::NeedServer));
         };
-        let called = if kind == b'S' { self.resolve(&name, server, up).called } else { None };
+        let Resolved { statement, called } = match kind {
+            b'S' => self.resolve(&name, server, up),
+            _ => Resolved { statement: None, called: None },
+        };
         match called {
             Some(called) => {
                 up.skip(header.total());
@@ -1240,8 +1273,100 @@ impl PgTracker {
             None => self.take(up, header.total(), true),
         }
         server.batch_open = true;
-        server.expect(Expect::Describe);
+        let prepared = self.named.as_mut().and_then(|named| named.get_mut(&name));
+        let of = statement.zip(prepared).map(|(statement, prepared)| {
+            let told = Arc::new(Told::after(prepared.told.as_deref()));
+            prepared.told = Some(told.clone());
+            (statement, told)
+        });
+        server.expect(Expect::Describe { of });
         Ok(None)
+    }
+
+    /// Tells the client of its statement `name` what a server of its pool has said of it. False when one has to be asked:
+    /// it alone knows, or would refuse.
+    fn describe_here(&mut self, name: &[u8], shared: &Shared, down: &mut Pipe) -> bool {
+        if self.unsettled || !self.standing.is_empty() || self.deferred_tx() == Tx::Failed {
+            return false;
+        }
+        let Some(statement) = self.named_here(name) else { return false };
+        if statement.mode != self.mode || statement.scope.schema != shared.schema.load(Ordering::Relaxed) {
+            return false;
+        }
+        let Some(told) = statement.described() else { return false };
+        let Some(said) = told.description().and_then(|description| description.said()) else { return false };
+        down.emit(said);
+        if let Some(prepared) = self.named.as_mut().and_then(|named| named.get_mut(name)) {
+            prepared.told = Some(told);
+        }
+        true
+    }
+
+    /// True when the server will run the statement `name` as the client was told of it, so that rows are read by the
+    /// description that they have. Where the server has not said yet how it reads it, it is asked; `None` until it has
+    /// answered. What was prepared stays as it is: from then on the server itself refuses where the schema has changed.
+    fn is_as_told(
+        &self,
+        name: &[u8],
+        statement: &Arc<Statement>,
+        server: &mut PgServer,
+        up: &mut Pipe,
+    ) -> Option<bool> {
+        let told = self.named.as_ref().and_then(|named| named.get(name)).and_then(|p| p.told.as_ref());
+        let Some(told) = told.and_then(|told| told.description()) else { return Some(true) };
+        // A failed transaction refuses what would return anything.
+        if server.tx == Tx::Failed {
+            return Some(true);
+        }
+        if let Some(here) = server.description_of(statement.id) {
+            return Some(here.reads_like(told));
+        }
+        if !server.is_checking(statement.id) {
+            let mut called = Vec::new();
+            statement.write_name(server.epoch, &mut called);
+            write_message(up.output(), b'D', |body| {
+                body.push(b'S');
+                put_cstr(body, &called);
+            });
+            write_message(up.output(), b'H', |_| {});
+            server.batch_open = true;
+            server.expect(Expect::Check(statement.clone()));
+        }
+        None
+    }
+
+    /// Fails the message at the front, and its batch, as the server does where a statement returns other columns than it
+    /// did when it was prepared.
+    fn fail_stale(&mut self, header: Header, server: &mut PgServer, up: &mut Pipe, down: &mut Pipe) {
+        let mut error = Vec::new();
+        write_message(&mut error, b'E', |body| body.extend_from_slice(STALE_PLAN_FIELDS));
+        self.take(up, header.total(), false);
+        self.fail_batch(error, STALE, server, up, down);
+        self.skip_to_sync = true;
+    }
+
+    /// Fails the batch under way with `error`, at the server too where there is something that it has to undo: `text` is
+    /// what it is given to fail with.
+    fn fail_batch(
+        &mut self,
+        error: Vec<u8>,
+        text: &[u8],
+        server: &mut PgServer,
+        up: &mut Pipe,
+        down: &mut Pipe,
+    ) {
+        if server.tx != Tx::Open && !server.batch_open {
+            down.emit(&error);
+            self.skip_to_sync = true;
+            return;
+        }
+        write_message(up.output(), b'P', |body| {
+            put_cstr(body, FORGET_NAME);
+            body.extend_from_slice(text);
+            body.extend_from_slice(&[0; 2]);
+        });
+        server.expect(Expect::Rejected(error));
+        server.batch_open = true;
     }
 
     fn execute(
@@ -1462,7 +1587,7 @@ impl PgTracker {
         let settings = self.rare.as_ref().and_then(|rare| rare.settings.as_ref());
         let prepared = self.named.as_mut()?.get_mut(name)?;
         if settings.is_some() || prepared.statement.scope.names.is_some() {
-            prepared.statement = prepared.statement.under(Scope::of(settings, false, 0).names);
+            prepared.statement = prepared.statement.under(Scope::of(self.pool, settings, false, 0).names);
         }
         Some(prepared.statement.clone())
     }
@@ -1502,7 +1627,7 @@ impl PgTracker {
         if !has_literals(statement.text()) || (now.is_none() && then.is_none()) || self.unsettled {
             return Vec::new();
         }
-        let now = Scope::of(now, true, 0).literals;
+        let now = Scope::of(self.pool, now, true, 0).literals;
         let nothing = Settings::default();
         let way = |from: Option<&Arc<Settings>>, to: Option<&Arc<Settings>>| {
             let from = from.map_or(&nothing, |from| &**from);
@@ -1666,13 +1791,17 @@ impl PgTracker {
         let unexpected = || Err(ProtocolError::Unexpected(char::from(tag)));
         match tag {
             b'D' => Ok(!matches!(server.head(), Some(Expect::Hidden { .. }))),
-            b'T' | b'n' => {
-                if matches!(server.head(), Some(Expect::Describe)) {
-                    server.pop();
-                } else {
+            b'T' | b'n' => match server.head() {
+                Some(Expect::Describe { .. } | Expect::Check(_)) => self.end_describe(down, server),
+                _ => {
                     server.ran = true;
+                    Ok(true)
                 }
-                Ok(true)
+            },
+            b't' if server.is_describing() => {
+                server.describing.clear();
+                server.describing.extend_from_slice(message(down)?);
+                Ok(matches!(server.head(), Some(Expect::Describe { .. })))
             }
             b't' | b'd' | b'c' | b'V' | b'A' | b'N' | b'H' => Ok(true),
             b'E' => {
@@ -1685,14 +1814,18 @@ impl PgTracker {
                         self.note_outcome(self.rows(), Some(&error.code));
                         server.failed = true;
                     } else {
-                        server.goodbye = Some(whole_message(down)?.into());
+                        server.goodbye = Some(message(down)?.into());
                     }
                     return Ok(kept);
                 }
                 if unasked {
                     return Err(ProtocolError::Unexpected('E'));
                 }
-                if let Some(Expect::Bind { of: Some((statement, _)), .. }) = server.head()
+                if let Some(
+                    Expect::Bind { of: Some((statement, _)), .. }
+                    | Expect::Describe { of: Some((statement, _)) }
+                    | Expect::Check(statement),
+                ) = server.head()
                     && error.code == STALE_PLAN
                 {
                     statement.retire();
@@ -1712,7 +1845,8 @@ impl PgTracker {
                             | Expect::Rejected(_)
                             | Expect::Bind { .. }
                             | Expect::Begin(_)
-                            | Expect::Describe,
+                            | Expect::Describe { .. }
+                            | Expect::Check(_),
                         ) => !server.ran,
                         _ => false,
                     };
@@ -1756,7 +1890,7 @@ impl PgTracker {
             b'1' => match server.pop() {
                 Some(Expect::Parse { ours, adds, .. }) => {
                     if let Some(statement) = adds {
-                        statement.set_accepted(self.pool);
+                        statement.set_accepted();
                         server.confirm_prepared(statement);
                     }
                     Ok(!ours)
@@ -1830,6 +1964,23 @@ impl PgTracker {
         }
     }
 
+    /// The last message of a description has come. True when the client gets it.
+    fn end_describe(&mut self, down: &Pipe, server: &mut PgServer) -> Result<bool, ProtocolError> {
+        let (statement, told) = match server.pop() {
+            Some(Expect::Describe { of: Some((statement, told)) }) => (statement, Some(told)),
+            Some(Expect::Check(statement)) => (statement, None),
+            _ => return Ok(true),
+        };
+        let description = server.end_description(&statement, message(down)?)?;
+        if server.speaks_for_all() && !self.unsettled && statement.mode == server.mode {
+            statement.keep(&description);
+        }
+        if let Some(told) = &told {
+            told.set(description);
+        }
+        Ok(told.is_some())
+    }
+
     /// After an error the server ignores everything up to the next Sync, so nothing before it will be answered, and
     /// what those messages would have changed did not happen. True when the client gets the error.
     fn on_error(&mut self, server: &mut PgServer) -> bool {
@@ -1837,6 +1988,7 @@ impl PgTracker {
             server.extra_ready = true;
         }
         server.copy_in = false;
+        server.describing.clear();
         // What was bound may or may not be what the portals then run.
         self.portals.clear();
         match server.head() {
@@ -1872,7 +2024,7 @@ impl PgTracker {
                 }
                 Expect::Close { evicts, .. } => {
                     if let Some(statement) = evicts {
-                        server.prepared.put(statement.id, statement);
+                        server.confirm_prepared(statement);
                     }
                     None
                 }
@@ -2015,15 +2167,16 @@ fn settle_heads(down: &mut Pipe, server: &mut PgServer) {
     }
 }
 
-/// The body of the message at the front, which is known to be whole.
-fn message_body(down: &Pipe) -> Result<&[u8], ProtocolError> {
-    Ok(whole_message(down)?.get(HEADER_BYTES..).unwrap_or_default())
-}
-
-fn whole_message(down: &Pipe) -> Result<&[u8], ProtocolError> {
+/// The message at the front, which is known to be whole.
+fn message(down: &Pipe) -> Result<&[u8], ProtocolError> {
     let bytes = down.unread();
     let header = Header::read(bytes)?.ok_or(ProtocolError::Malformed("header"))?;
     bytes.get(..header.total()).ok_or(ProtocolError::Malformed("length"))
+}
+
+/// Its body.
+fn message_body(down: &Pipe) -> Result<&[u8], ProtocolError> {
+    message(down)?.get(HEADER_BYTES..).ok_or(ProtocolError::Malformed("length"))
 }
 
 /// The body of the message at the front once it is there whole; else room is made for it.

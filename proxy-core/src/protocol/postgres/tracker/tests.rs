@@ -33,7 +33,8 @@ impl Talk {
         let mut sent = Vec::new();
         // With nothing new, what was left waiting is looked at again.
         let pieces = if bytes.is_empty() { vec![bytes] } else { bytes.chunks(self.step).collect() };
-        for piece in pieces {
+        let mut pieces = pieces.into_iter();
+        while let Some(piece) = pieces.next() {
             self.up.input_mut().extend(piece);
             loop {
                 let event = self
@@ -44,7 +45,10 @@ impl Talk {
                 match event {
                     ClientEvent::Statement(_) => self.tracker.admit(true),
                     ClientEvent::NeedBytes => break,
-                    other => return format!("{} {other:?}", short(&sent)),
+                    other => {
+                        pieces.for_each(|piece| self.up.input_mut().extend(piece));
+                        return format!("{} {other:?}", short(&sent));
+                    }
                 }
             }
         }
@@ -189,6 +193,23 @@ fn answers(tags: &str) -> Vec<u8> {
         .collect()
 }
 
+/// ParameterDescription without parameters and RowDescription of one column of this type.
+fn description(oid: u8) -> Vec<u8> {
+    let column = [b"\0\x01n\0\0\0\0\x07\0\x01\0\0\0", &[oid][..], b"\0\x04\xff\xff\xff\xff\0\0"].concat();
+    [message(b't', b"\0\0"), message(b'T', &column)].concat()
+}
+
+/// The server's answers, with descriptions of one column of type `oid` for `*`.
+fn describing(tags: &str, oid: u8) -> Vec<u8> {
+    let pieces = tags.split_inclusive('*');
+    pieces
+        .flat_map(|piece| match piece.strip_suffix('*') {
+            Some(before) => [answers(before), description(oid)].concat(),
+            None => answers(piece),
+        })
+        .collect()
+}
+
 /// Runs `script` with the streams cut into pieces of every size up to a whole message and beyond.
 fn at_every_cut(max_prepared: usize, script: impl Fn(&mut Talk)) {
     for step in (1..=40).chain([64, 4096]) {
@@ -270,9 +291,9 @@ fn a_name_never_given_finds_nothing_even_if_it_is_ours() {
         t.client(&[parse("s0", "SELECT 1"), sync()].concat());
         t.server(&answers("1 ZI"));
         let ours = {
-            let (_, statement) = t.server.prepared.iter().next().unwrap();
+            let (_, known) = t.server.prepared.iter().next().unwrap();
             let mut name = Vec::new();
-            statement.write_name(0, &mut name);
+            known.statement.write_name(0, &mut name);
             String::from_utf8(name).unwrap()
         };
         t.change_hands();
@@ -804,4 +825,174 @@ fn what_names_a_statement_waits_for_the_begin_before_it() {
         assert_eq!(t.server(&answers("1 2 C 3 ZT")), "");
         assert_eq!(t.client(b""), "P(s0) S Q");
     });
+}
+
+/// A client prepares `s0` and is told of it; then comes another, without a server.
+fn described_by_a_neighbour(t: &mut Talk) {
+    t.client(&[parse("s0", "SELECT n FROM t"), describe('S', "s0"), sync()].concat());
+    assert_eq!(t.server(&describing("1 * ZI", 23)), "1 t T ZI");
+    t.change_hands();
+}
+
+#[test]
+fn a_description_that_a_server_has_given_needs_no_server() {
+    at_every_cut(9, |t| {
+        described_by_a_neighbour(t);
+        let request = [parse("mine", "SELECT n FROM t"), describe('S', "mine"), sync()].concat();
+        t.up.input_mut().extend(&request);
+        let event = t.tracker.on_client(&t.shared, &mut t.up, None, &mut t.down).unwrap();
+        assert!(matches!(event, ClientEvent::NeedBytes));
+        let told = t.down.take_output();
+        assert_eq!(short(&told), "1 t T ZI");
+        assert!(memchr::memmem::find(&told, &description(23)).is_some(), "word for word");
+        // The connection that has said so needs no question, nor does one whose client was told nothing.
+        assert_eq!(t.client(&[bind("", "mine"), execute(), sync()].concat()), "B(,#) E S");
+        assert_eq!(t.server(&answers("2 D C ZI")), "2 D C ZI");
+        t.change_hands();
+        let _first = std::mem::replace(&mut t.server, new_server(9));
+        assert_eq!(t.alone(&[parse("mine", "SELECT n FROM t"), sync()].concat()), "1 ZI");
+        assert_eq!(t.client(&[bind("", "mine"), execute(), sync()].concat()), "P(#) B(,#) E S");
+    });
+}
+
+#[test]
+fn what_only_a_server_knows_of_a_statement_it_is_asked() {
+    let known = "SELECT n FROM t";
+    let asks = |prepare: &dyn Fn(&mut Talk)| {
+        let mut t = Talk::new(4096, 9);
+        described_by_a_neighbour(&mut t);
+        prepare(&mut t);
+        t.alone(&[parse("s1", known), describe('S', "s1")].concat()).ends_with("server! ")
+            || !t.up.unread().is_empty()
+    };
+    assert!(!asks(&|_| ()));
+    assert!(asks(&|t| {
+        t.shared.schema.fetch_add(1, Ordering::Relaxed);
+    }));
+    assert!(asks(&|t| t.tracker.unsettled = true));
+    assert!(asks(&|t| t.tracker.standing.insert(PinReason::TemporaryTable)));
+    assert!(asks(&|t| t.tracker.mode.standard_conforming_strings = false));
+    assert!(asks(&|t| {
+        let path = Settings::with(None, "search_path", "SET search_path = other");
+        t.tracker.settled(path.as_ref());
+    }));
+    // In a failed transaction it refuses.
+    let mut t = Talk::new(4096, 9);
+    described_by_a_neighbour(&mut t);
+    t.alone(&[parse("s1", known), sync()].concat());
+    t.alone(&query("BEGIN"));
+    assert_eq!(t.alone(&[describe('S', "s1"), sync()].concat()), "t T ZT");
+    t.tracker.fail_deferred();
+    assert_eq!(t.alone(&describe('S', "s1")), "server! ");
+    // A portal, a name that nobody gave, the unnamed statement.
+    for name in [describe('P', ""), describe('S', "nosuch"), describe('S', "")] {
+        let mut t = Talk::new(4096, 9);
+        described_by_a_neighbour(&mut t);
+        assert_eq!(t.alone(&name), "server! ");
+    }
+}
+
+#[test]
+fn where_a_statement_is_prepared_anew_the_server_must_say_the_same_of_it() {
+    at_every_cut(9, |t| {
+        described_by_a_neighbour(t);
+        t.alone(&[parse("mine", "SELECT n FROM t"), describe('S', "mine"), sync()].concat());
+        t.server = new_server(9);
+        let run = [bind("", "mine"), execute(), sync()].concat();
+        assert_eq!(t.client(&run), "P(#) D(S#) H NeedAnswer");
+        assert_eq!(t.client(b""), " NeedAnswer", "once is enough");
+        assert_eq!(t.server(&describing("1 *", 23)), "");
+        assert_eq!(t.client(b""), "B(,#) E S");
+        assert_eq!(t.server(&answers("2 D C ZI")), "2 D C ZI");
+        assert_eq!(t.client(&run), "B(,#) E S", "from now on the server sees to it");
+    });
+}
+
+#[test]
+fn rows_that_would_be_read_by_an_old_description_are_refused() {
+    at_every_cut(9, |t| {
+        described_by_a_neighbour(t);
+        let prepare = [parse("mine", "SELECT n FROM t"), describe('S', "mine"), sync()].concat();
+        assert_eq!(t.alone(&prepare), "1 t T ZI");
+        t.server = new_server(9);
+        let run = [bind("", "mine"), execute(), sync()].concat();
+        t.client(&run);
+        t.server(&describing("1 *", 20));
+        // What came before in its batch has to be undone by the server, so it gets something to trip over.
+        assert_eq!(t.client(b""), "P(_pinion_forget) S");
+        t.down.input_mut().extend(&answers("E ZI"));
+        while let ServerEvent::Answered { .. } = t.tracker.on_server(&mut t.down, &mut t.server).unwrap() {}
+        let told = t.down.take_output();
+        assert_eq!(short(&told), "E ZI");
+        assert!(memchr::memmem::find(&told, STALE_PLAN_FIELDS).is_some());
+        // On a connection that is known to differ nothing has run yet.
+        assert_eq!(t.client(&run), "S");
+        assert_eq!(t.local(), "E");
+        assert_eq!(t.server(&answers("ZI")), "ZI");
+        // The remedy.
+        assert_eq!(t.alone(&close("mine")), "3");
+        assert_eq!(t.client(&prepare), "P(#) D(S#) S");
+        assert_eq!(t.server(&describing("1 * ZI", 20)), "1 t T ZI");
+        assert_eq!(t.client(&run), "B(,#) E S");
+        t.server(&answers("2 D C ZI"));
+        t.change_hands();
+        assert_eq!(t.alone(&prepare), "1 t T ZI", "which is what others are told, too");
+    });
+}
+
+#[test]
+fn what_a_client_was_told_by_a_server_is_held_against_the_next_one() {
+    at_every_cut(9, |t| {
+        described_by_a_neighbour(t);
+        // Told by this connection, be it that another client was told otherwise.
+        t.server = new_server(9);
+        t.client(&[parse("mine", "SELECT n FROM t"), describe('S', "mine"), sync()].concat());
+        assert_eq!(t.server(&describing("1 * ZI", 20)), "1 t T ZI");
+        let run = [bind("", "mine"), execute(), sync()].concat();
+        assert_eq!(t.client(&run), "B(,#) E S");
+        t.server(&answers("2 D C ZI"));
+        t.server = new_server(9);
+        assert_eq!(t.client(&run), "P(#) D(S#) H NeedAnswer");
+        t.server(&describing("1 *", 20));
+        assert_eq!(t.client(b""), "B(,#) E S");
+        t.server(&answers("2 D C ZI"));
+    });
+}
+
+#[test]
+fn a_server_that_refuses_to_say_is_heard_by_the_client() {
+    at_every_cut(9, |t| {
+        described_by_a_neighbour(t);
+        t.alone(&[parse("mine", "SELECT n FROM t"), describe('S', "mine"), sync()].concat());
+        t.server = new_server(9);
+        let run = [bind("", "mine"), execute(), sync()].concat();
+        t.client(&run);
+        assert_eq!(t.server(&answers("1 t E")), "E");
+        assert_eq!(t.client(b""), "S");
+        assert_eq!(t.server(&answers("ZI")), "ZI");
+        assert!(t.server.is_quiet(), "{:?}", t.server);
+        assert_eq!(t.client(&run), "D(S#) H NeedAnswer");
+    });
+}
+
+#[test]
+fn what_a_text_means_to_one_session_alone_is_told_to_no_other() {
+    let run = |t: &mut Talk, sql: &str| {
+        assert_eq!(t.client(&query(sql)), "Q");
+        t.server(&answers("C ZT"));
+    };
+    for sql in
+        ["CREATE TEMP TABLE t (n int)", "SELECT f()", "ALTER TABLE t ADD m int", "SET LOCAL work_mem = 9999"]
+    {
+        let mut t = Talk::new(4096, 9);
+        run(&mut t, "BEGIN READ WRITE");
+        run(&mut t, sql);
+        t.client(&[parse("s0", "SELECT n FROM t"), describe('S', "s0"), sync()].concat());
+        assert_eq!(t.server(&describing("1 * ZT", 23)), "1 t T ZT");
+        run(&mut t, "COMMIT");
+        t.server(&answers(""));
+        t.tracker = client();
+        let waits = t.alone(&[parse("mine", "SELECT n FROM t"), describe('S', "mine")].concat());
+        assert!(waits.starts_with("server! "), "{sql}: {waits}");
+    }
 }
