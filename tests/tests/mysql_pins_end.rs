@@ -433,3 +433,18 @@ async fn a_name_outlives_a_prepare_that_is_no_statement() {
     assert_eq!(b.errno("EXECUTE s").await, 9501);
     assert_eq!(a.scalar::<u32>("EXECUTE s").await, 1);
 }
+
+/// A server refuses to prepare what writes in a transaction that only reads; what was prepared before is there.
+#[tokio::test]
+async fn a_name_is_found_in_a_transaction_that_only_reads() {
+    let bench = bench().await;
+    let (a, b) = (bench.proxy.mysql().await, bench.proxy.mysql().await);
+    a.execute("PREPARE s FROM 'INSERT INTO t (v) VALUES (''x'')'").await;
+    b.execute("PREPARE s FROM 'SELECT 2'").await;
+    a.execute("START TRANSACTION READ ONLY").await;
+    a.execute("SET SESSION sql_safe_updates = 0").await;
+    assert_eq!(a.errno("EXECUTE s").await, 1792);
+    a.execute("ROLLBACK").await;
+    a.execute("EXECUTE s").await;
+    assert_eq!(a.scalar::<u32>("SELECT COUNT(*) FROM t WHERE v = 'x'").await, 1);
+}

@@ -141,6 +141,13 @@ impl MyTracker {
             }
             return Some(ClientEvent::AnsweredHere);
         }
+        if self.deferred.is_some()
+            && self.status.contains(Status::IN_TRANS_READONLY)
+            && self.bring_all_names(up, server)
+        {
+            // In the transaction it would be too late for those that write.
+            return Some(ClientEvent::NeedAnswer);
+        }
         let deferred = self.deferred.take()?;
         write_query(&deferred.text, server.agreed, up.output());
         server.status = server.status | Status::IN_TRANS;

@@ -592,6 +592,24 @@ impl MyTracker {
         if waits { Names::Wait } else { Names::Ready }
     }
 
+    /// Prepares on `server` whatever this client has named. True when that has to be waited for.
+    pub(super) fn bring_all_names(&mut self, up: &mut Pipe, server: &mut MyServer) -> bool {
+        let context = self.held.context;
+        let mut waits = false;
+        for (name, named) in &self.held.named {
+            if named.statement.is_some()
+                && !server.has_named(named.id)
+                && named.error.is_none()
+                && named.context == context
+            {
+                write_query(&named.prepare, server.agreed, up.output());
+                server.expect(Reply::Named(name.clone(), named.id), true, false);
+                waits = true;
+            }
+        }
+        waits
+    }
+
     /// True for a `DEALLOCATE` of a name that this client has given and `server` has not: it need not be told.
     pub(super) fn drops_elsewhere(&self, facts: &Facts, details: &Details, server: &MyServer) -> bool {
         Self::named_use(facts, details).is_some_and(|one| {
