@@ -508,6 +508,7 @@ async fn a_table_that_changed_behind_the_proxy_is_never_read_by_an_old_descripti
     b.query("BEGIN").await;
     assert_eq!(run(&mut b, "s", &[]).await.unwrap_err(), "0A000");
     assert_eq!(run(&mut b, "s", &[]).await.unwrap_err(), "25P02");
+    assert_eq!(run(&mut b, "s", &["1"]).await.unwrap_err(), "08P01", "parameters are counted first");
     b.query("ROLLBACK").await;
     close(&mut b, "s").await;
     let told = prepare_and_describe(&mut b, "s", SHAPE).await.unwrap();

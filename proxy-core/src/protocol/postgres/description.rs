@@ -29,6 +29,8 @@ const ORIGIN_BYTES: usize = 6;
 pub(super) struct Description {
     /// As it came; `None` where it is too long, or has letters that other clients may encode otherwise.
     said: Option<Box<[u8]>>,
+    /// How many parameters there are.
+    parameters: u16,
     /// Of all that parameters and rows are read by; which table a column comes from is not part of that.
     digest: u128,
 }
@@ -39,6 +41,7 @@ impl Description {
         static HASHER: LazyLock<SipHasher24> = LazyLock::new(keyed_hasher);
         let mut hasher = *HASHER;
         let mut is_ascii = true;
+        let mut parameters = 0;
         let mut rest = messages;
         while let Some(header) = Header::read(rest)? {
             let malformed = || ProtocolError::Malformed("description");
@@ -58,16 +61,25 @@ impl Description {
                 }
             } else {
                 hasher.write(body);
+                if let (b't', Some(count)) = (header.tag, body.first_chunk::<2>()) {
+                    parameters = u16::from_be_bytes(*count);
+                }
             }
             rest = &rest[header.total()..];
         }
         let is_kept = is_ascii && messages.len() <= MAX_KEPT_BYTES;
-        Ok(Self { said: is_kept.then(|| messages.into()), digest: hasher.finish128().as_u128() })
+        let said = is_kept.then(|| messages.into());
+        Ok(Self { said, parameters, digest: hasher.finish128().as_u128() })
     }
 
     /// What a client is told, if it may be told without a server.
     pub(super) fn said(&self) -> Option<&[u8]> {
         self.said.as_deref()
+    }
+
+    /// How many parameters there are.
+    pub(super) fn parameters(&self) -> u16 {
+        self.parameters
     }
 
     /// True when parameters and rows are read alike by both.

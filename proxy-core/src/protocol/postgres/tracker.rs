@@ -63,8 +63,12 @@ const STALE_PLAN: &str = "0A000";
 const STALE_PLAN_FIELDS: &[u8] = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0\
     Fplancache.c\0RRevalidateCachedQuery\0\0";
 
+/// SQLSTATE of a message that says what cannot be.
+const PROTOCOL_VIOLATION: &str = "08P01";
+
 /// What no grammar takes, for making a batch fail with it. The server's log shows it.
 const STALE: &[u8] = b"outdated by a change of schema, says Pinion\0";
+const MISCOUNTED: &[u8] = b"bound with too few or too many parameters, says Pinion\0";
 
 /// Where the server's grammar raises what it cannot read (`scan.l`): before anything of the text has run, unlike the
 /// many other places that use the same code.
@@ -1202,6 +1206,26 @@ impl PgTracker {
             }
             return Ok(Some(ClientEvent::NeedServer));
         };
+        if let Some(wanted) = self.counts_here(&name, server) {
+            let at = at + name.len() + 1;
+            let Some(given) = bound_parameters(header, up, at)? else {
+                return Ok(Some(ClientEvent::NeedBytes));
+            };
+            if given != wanted {
+                let name = String::from_utf8_lossy(&name);
+                let mut error = Vec::new();
+                let message = format!(
+                    "bind message supplies {given} parameters, but prepared statement \"{name}\" requires {wanted}"
+                );
+                let mut fault = Fault::error(FaultKind::ProtocolViolation, message);
+                fault.native_code = Some(PROTOCOL_VIOLATION.to_owned());
+                write_error(&fault, &mut error);
+                self.take(up, header.total(), false);
+                self.fail_batch(error, MISCOUNTED, server, up, down);
+                self.skip_to_sync = true;
+                return Ok(None);
+            }
+        }
         self.current = None;
         let Resolved { statement, called } = self.resolve(&name, server, up);
         if let Some(statement) = &statement {
@@ -1237,6 +1261,17 @@ impl PgTracker {
         out[length_at..length_at + 4].copy_from_slice(&len.to_be_bytes());
         self.take(up, rest, true);
         Ok(None)
+    }
+
+    /// How many parameters the statement `name` has, where the server cannot say: in a failed transaction it prepares
+    /// nothing, but counts them first of what it has.
+    fn counts_here(&self, name: &[u8], server: &PgServer) -> Option<u16> {
+        if server.tx != Tx::Failed {
+            return None;
+        }
+        let prepared = self.named.as_ref()?.get(name)?;
+        let told = prepared.told.as_ref()?.description()?;
+        (!server.prepared.contains(&prepared.statement.id)).then(|| told.parameters())
     }
 
     fn describe(
@@ -2084,6 +2119,27 @@ impl Request {
         match self.statements.iter_mut().rev().find(|known| *known.name == *name) {
             Some(known) => known.bound = true,
             None => self.statements.push(Mentioned { name: name.into(), parsed: None, bound: true }),
+        }
+    }
+}
+
+/// How many parameters a Bind brings, of which `at` bytes are read; `None` until they have come.
+/// Shape there: `formats: i16 | format: i16 each | parameters: i16 | …`.
+fn bound_parameters(header: Header, up: &mut Pipe, at: usize) -> Result<Option<u16>, ProtocolError> {
+    let count_at = |up: &Pipe, at: usize| {
+        let bytes = up.unread().get(at..)?.first_chunk::<2>()?;
+        Some(u16::from_be_bytes(*bytes))
+    };
+    let formats = count_at(up, at);
+    let count_ends = at + 2 + 2 * usize::from(formats.unwrap_or(0)) + 2;
+    if count_ends > header.total() {
+        return Err(ProtocolError::Malformed("Bind"));
+    }
+    match formats.and_then(|_| count_at(up, count_ends - 2)) {
+        Some(count) => Ok(Some(count)),
+        None => {
+            up.expect(count_ends);
+            Ok(None)
         }
     }
 }
