@@ -38,7 +38,21 @@ async function pool() {
   await clients.end();
 }
 
-({ pg: single, pg_pool: pool })[driver]()
+async function listen() {
+  const [listens, notifies] = [new Client(where), new Client(where)];
+  await Promise.all([listens.connect(), notifies.connect()]);
+  const heard = [];
+  const all = new Promise((resolve) => {
+    listens.on("notification", ({ payload }) => heard.push(payload) === 10 && resolve());
+  });
+  await listens.query("LISTEN test");
+  for (let i = 0; i < 10; i++) await notifies.query("SELECT pg_notify('test', $1)", [String(i)]);
+  await all;
+  assert.deepStrictEqual(heard, Array.from({ length: 10 }, (_, i) => String(i)));
+  await Promise.all([listens.end(), notifies.end()]);
+}
+
+({ pg: single, pg_pool: pool, pg_listen: listen })[driver]()
   .then(() => console.log("ok"))
   .catch((error) => {
     console.error(error);

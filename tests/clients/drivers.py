@@ -98,7 +98,68 @@ async def asyncpg_pool_cycle():
     await pool.close()
 
 
+def psycopg2_listen():
+    """As in its manual, "Asynchronous notifications"; one's own come with the answer."""
+    import select
+
+    import psycopg2
+
+    listens, notifies = (psycopg2.connect(dbname="appdb", **where) for _ in range(2))
+    for connection in listens, notifies:
+        connection.autocommit = True
+    cursor = listens.cursor()
+    cursor.execute("LISTEN test")
+    cursor.execute("NOTIFY test, 'own'")
+    check([notify.payload for notify in listens.notifies], ["own"])
+    listens.notifies.clear()
+    notifies.cursor().execute("NOTIFY test, 'hello'")
+    select.select([listens], [], [], 10)
+    listens.poll()
+    check([(notify.channel, notify.payload) for notify in listens.notifies], [("test", "hello")])
+    listens.close()
+    notifies.close()
+
+
+def psycopg3_listen():
+    import psycopg
+
+    listens = psycopg.connect(dbname="appdb", autocommit=True, **where)
+    notifies = psycopg.connect(dbname="appdb", autocommit=True, **where)
+    listens.execute("LISTEN test")
+    for i in range(10):
+        notifies.execute("SELECT pg_notify('test', %s)", (str(i),))
+    heard = listens.notifies(timeout=10, stop_after=10)
+    check([notify.payload for notify in heard], [str(i) for i in range(10)])
+    listens.close()
+    notifies.close()
+
+
+async def asyncpg_listen():
+    import asyncpg
+
+    listens = await asyncpg.connect(database="appdb", **where)
+    notifies = await asyncpg.connect(database="appdb", **where)
+    heard = asyncio.Queue()
+
+    def note(connection, process, channel, payload):
+        heard.put_nowait(payload)
+
+    await listens.add_listener("test", note)
+    for i in range(10):
+        await notifies.execute("SELECT pg_notify('test', $1)", str(i))
+    check([await asyncio.wait_for(heard.get(), 10) for _ in range(10)], [str(i) for i in range(10)])
+    await listens.remove_listener("test", note)
+    await notifies.execute("NOTIFY test")
+    check(await listens.fetchval("SELECT 1"), 1)
+    check(heard.empty(), True)
+    await listens.close()
+    await notifies.close()
+
+
 cycles = {
+    "psycopg2_listen": psycopg2_listen,
+    "psycopg3_listen": psycopg3_listen,
+    "asyncpg_listen": asyncpg_listen,
     "psycopg2": psycopg2_cycle,
     "psycopg3": psycopg3_cycle,
     "psycopg3_named": psycopg3_named_cycle,

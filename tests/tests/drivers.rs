@@ -25,7 +25,8 @@ impl Bench {
         println!("{driver}: {pins} pins, {clients} client connections, share {:.2}", pins / clients.max(1.0));
         assert!(clients > 0.0, "the driver went past the proxy");
         assert_eq!(pins, 0.0, "{driver} pinned:\n{}", self.proxy.log());
-        assert!(self.pg.backends().await <= 2);
+        let beside_the_pool = metrics.sum("pinion_listener_connections", &[]);
+        assert!(f64::from(self.pg.backends().await) <= 2.0 + beside_the_pool);
     }
 }
 
@@ -82,6 +83,42 @@ async fn node_pg() {
 #[tokio::test]
 async fn node_pg_pool() {
     node_cycle("pg_pool").await;
+}
+
+/// Listening, as each driver's manual has it, keeps no connection.
+#[tokio::test]
+async fn listening_psycopg2() {
+    python_cycle("psycopg2_listen").await;
+}
+
+#[tokio::test]
+async fn listening_psycopg3() {
+    python_cycle("psycopg3_listen").await;
+}
+
+#[tokio::test]
+async fn listening_asyncpg() {
+    python_cycle("asyncpg_listen").await;
+}
+
+#[tokio::test]
+async fn listening_node_pg() {
+    node_cycle("pg_listen").await;
+}
+
+#[tokio::test]
+async fn listening_sqlx() {
+    let bench = Bench::start().await;
+    let url = format!("postgres://app:app-password@127.0.0.1:{}/appdb", bench.proxy.address().port);
+    let mut listener = sqlx::postgres::PgListener::connect(&url).await.unwrap();
+    listener.listen_all(["one", "two"]).await.unwrap();
+    let mut other = sqlx::PgConnection::connect(&url).await.unwrap();
+    for channel in ["two", "one"] {
+        sqlx::query("SELECT pg_notify($1, 'hello')").bind(channel).execute(&mut other).await.unwrap();
+        let heard = listener.recv().await.unwrap();
+        assert_eq!((heard.channel(), heard.payload()), (channel, "hello"));
+    }
+    bench.expect_no_pins("sqlx").await;
 }
 
 #[tokio::test]
