@@ -212,6 +212,83 @@ async fn sql_prepare_and_protocol_statements_share_the_clients_names() {
 }
 
 #[tokio::test]
+async fn a_name_that_sql_has_given_is_taken() {
+    let (_pg, proxy) = pool_of(2).await;
+    let (mut a, mut b) = (proxy.raw().await, proxy.raw().await);
+    let code = |reply: &[Message]| reply.iter().find(|m| m.tag == b'E').map(|m| m.error().code);
+    prepare(&mut b, "p", "SELECT 'known'").await.unwrap();
+    a.query("PREPARE p AS SELECT 'sql'").await;
+    for _ in 0..2 {
+        // Of a text that needs no server, and of one that does, on whatever connection.
+        assert_eq!(prepare(&mut a, "p", "SELECT 'known'").await.unwrap_err(), "42P05");
+        assert_eq!(prepare(&mut a, "p", "SELECT 'new'").await.unwrap_err(), "42P05");
+        assert_eq!(a.scalar("EXECUTE p").await, "sql");
+        b.query("BEGIN READ WRITE").await;
+    }
+    b.query("COMMIT").await;
+    prepare(&mut a, "q", "SELECT 'known'").await.unwrap();
+    assert_eq!(run(&mut a, "q", &[]).await.unwrap(), "known");
+    // What the server finds wrong first is told first, here as there.
+    assert_eq!(prepare(&mut a, "p", "SELECT nothing").await.unwrap_err(), "42703");
+    a.query("DEALLOCATE p").await;
+    prepare(&mut a, "p", "SELECT 'known'").await.unwrap();
+    assert_eq!(run(&mut a, "p", &[]).await.unwrap(), "known");
+    // The other way round.
+    assert_eq!(code(&a.query("PREPARE p AS SELECT 'sql'").await).unwrap(), "42P05");
+    assert_eq!(code(&a.query("PREPARE p AS SELECT nothing").await).unwrap(), "42703");
+    assert_eq!(run(&mut a, "p", &[]).await.unwrap(), "known");
+    assert_eq!(code(&a.query("PREPARE r AS SELECT 1").await), None);
+    for name in ["p", "q"] {
+        close(&mut a, name).await;
+        assert_eq!(code(&a.query(&format!("PREPARE {name} AS SELECT 'sql'")).await), None);
+        assert_eq!(a.scalar(&format!("EXECUTE {name}")).await, "sql");
+    }
+    let pins = proxy.metric("pinion_pins_total", &[]).await;
+    assert_eq!(pins, 0.0, "{}", proxy.log());
+    prepare(&mut a, "t", "SELECT 'known'").await.unwrap();
+    assert_eq!(code(&a.query("PREPARE t AS SELECT lastval()").await).unwrap(), "42P05");
+}
+
+#[tokio::test]
+async fn names_given_twice_are_refused_as_by_the_server() {
+    use wire::{bind, close_statement, describe_statement, execute, parse, query, sync};
+    same_as_direct(&[
+        vec![query("PREPARE p AS SELECT 1")],
+        vec![parse("p", "SELECT 2"), describe_statement("p"), sync(), query("EXECUTE p")],
+        vec![query("EXECUTE p"), query("EXECUTE nothing")],
+        vec![close_statement("p"), parse("p", "SELECT 2"), bind("", "p", &[]), execute("", 0), sync()],
+        vec![
+            parse("p", "SELECT 3"),
+            sync(),
+            query("PREPARE p AS SELECT 4"),
+            bind("", "p", &[]),
+            execute("", 0),
+            sync(),
+        ],
+        vec![query("PREPARE p AS SELECT nothing"), query("SELECT 1; PREPARE p AS SELECT 5; SELECT 2")],
+        vec![parse("", "PREPARE p AS SELECT 6"), bind("", "", &[]), execute("", 0), sync()],
+        vec![
+            query("DEALLOCATE p"),
+            parse("", "PREPARE p AS SELECT 7"),
+            bind("", "", &[]),
+            execute("", 0),
+            sync(),
+        ],
+        vec![
+            parse("p", "SELECT 8"),
+            sync(),
+            query("EXECUTE p"),
+            query("BEGIN"),
+            parse("p", "SELECT 9"),
+            sync(),
+        ],
+        vec![parse("q", "COMMIT"), sync(), query("ROLLBACK"), query("DEALLOCATE ALL")],
+        vec![parse("p", "SELECT 10"), bind("", "p", &[]), execute("", 0), sync()],
+    ])
+    .await;
+}
+
+#[tokio::test]
 async fn few_statements_are_kept_on_a_connection_and_all_work() {
     let pg = Server::postgres().start().await;
     let proxy = Proxy::in_front_of(&pg).max_connections(1).pool("max_prepared_statements = 2").start().await;

@@ -287,6 +287,8 @@ pub struct Facts {
     pub drops_all_prepared: bool,
     /// Names in SQL-level `EXECUTE` and `DEALLOCATE`, in order.
     pub prepared_names: Vec<String>,
+    /// Names that SQL-level `PREPARE` gives.
+    pub given_names: Vec<String>,
     /// The text is exactly one `DEALLOCATE name`.
     pub is_deallocate_one: bool,
     /// The text ends a transaction block (`COMMIT`, `ROLLBACK`, `END`, `PREPARE TRANSACTION`) and does nothing else,
@@ -355,6 +357,7 @@ impl Facts {
             changes_settings: false,
             drops_all_prepared: false,
             prepared_names: Vec::new(),
+            given_names: Vec::new(),
             is_deallocate_one: false,
             ends_transaction: false,
             locks_rows: false,
@@ -395,6 +398,7 @@ impl Facts {
             changes_settings: true,
             drops_all_prepared: false,
             prepared_names: Vec::new(),
+            given_names: Vec::new(),
             is_deallocate_one: false,
             ends_transaction: false,
             locks_rows: false,

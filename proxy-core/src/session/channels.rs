@@ -6,8 +6,15 @@
 //! what was committed before, so that notifications come as they would directly: its own before the end of the answer
 //! that they belong to, and none in a transaction.
 
-use std::{collections::BTreeSet, io, mem, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    future::poll_fn,
+    io, mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::{MAX_UNHEARD_BYTES, Pending, Session, SessionError, settings::lost};
@@ -16,8 +23,7 @@ use crate::{
     channels::{self, Ear, Listener, Lost},
     pool::Pooled as _,
     protocol::{
-        ChannelChange, Facts, Fault, FaultKind, PinReason, PinReasons, Protocol, ServerEvent, ServerState,
-        Tracker, Tx,
+        ChannelChange, Facts, Fault, FaultKind, PinReason, PinReasons, Protocol, ServerState, Tracker, Tx,
     },
     proxy::HEARD,
 };
@@ -26,6 +32,9 @@ use crate::{
 const MOST_CHANNELS: usize = 256;
 /// Longer names are cut by the server, at a letter of its own encoding (`NAMEDATALEN`).
 const MOST_NAME_BYTES: usize = 63;
+
+/// For what the server connection still has to say when all of a request has been answered.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a client that listens cannot go on. `Display` is for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -246,7 +255,7 @@ impl<P: Protocol> Session<P> {
             self.show_channels();
         }
         if self.is_free() {
-            self.release(std::time::Instant::now());
+            self.release(Instant::now());
         }
         Ok(())
     }
@@ -299,19 +308,25 @@ impl<P: Protocol> Session<P> {
             return Ok(());
         };
         // What it has said of them by now the listener has said, or was said before the answer.
-        loop {
-            let event = self
-                .tracker
-                .on_server(&mut self.down, &mut connection.state)
-                .map_err(SessionError::Server)?;
-            if !matches!(event, ServerEvent::NeedBytes) || self.down.unread().is_empty() {
-                break;
+        let (tracker, up, down) = (&mut self.tracker, &mut self.up, &mut self.down);
+        let quiet = async {
+            loop {
+                if up.has_output() {
+                    let flushed = poll_fn(|cx| up.poll_flush(&mut connection.stream, cx)).await;
+                    flushed.map_err(SessionError::ServerLost)?;
+                }
+                tracker.on_server(down, &mut connection.state).map_err(SessionError::Server)?;
+                if connection.state.is_quiet() && down.unread().is_empty() {
+                    return Ok(());
+                }
+                let read = poll_fn(|cx| down.poll_fill(&mut connection.stream, cx)).await;
+                if read.map_err(SessionError::ServerLost)? == 0 {
+                    return Err(SessionError::ServerLost(io::ErrorKind::UnexpectedEof.into()));
+                }
             }
-            let read = std::future::poll_fn(|cx| self.down.poll_fill(&mut connection.stream, cx)).await;
-            if read.map_err(SessionError::ServerLost)? == 0 {
-                return Err(SessionError::ServerLost(io::ErrorKind::UnexpectedEof.into()));
-            }
-        }
+        };
+        let late = |_| Err(SessionError::ServerLost(io::ErrorKind::TimedOut.into()));
+        timeout(QUIET_TIMEOUT, quiet).await.unwrap_or_else(late)?;
         let names: Vec<&str> = listening.channels.iter().map(|name| &**name).collect();
         let mut request = Vec::new();
         P::write_unlisten(&mut connection.state, &names, &mut request);
@@ -337,7 +352,7 @@ impl<P: Protocol> Session<P> {
         let before = self.pins;
         self.pins.insert(PinReason::Listen);
         let id = self.link.as_ref().map_or(0, |c| c.state.key().id);
-        self.note_pins(before, super::Cause::default(), std::time::Instant::now(), id);
+        self.note_pins(before, super::Cause::default(), Instant::now(), id);
         self.handle.set_activity(crate::proxy::Activity::Pinned);
     }
 

@@ -270,6 +270,8 @@ enum Turn {
     Answered { failed: bool, nothing_ran: bool },
     /// The server connection is not needed any more.
     Free,
+    /// What could not be asked when the request was answered can be asked now.
+    Question,
     /// Somebody signalled.
     Signal,
 }
@@ -382,6 +384,7 @@ impl<P: Protocol> Session<P> {
                     }
                 }
                 Turn::Free => self.release(Instant::now()),
+                Turn::Question => Box::pin(self.ask_server()).await?,
                 Turn::Signal => self.on_signal()?,
             }
         }
@@ -630,6 +633,9 @@ impl<P: Protocol> Session<P> {
                 }
                 if self.is_free() {
                     return Poll::Ready(Ok(Turn::Free));
+                }
+                if self.must_ask() {
+                    return Poll::Ready(Ok(Turn::Question));
                 }
                 let Some(server) = &mut self.link else { continue };
                 if self.down.has_output()

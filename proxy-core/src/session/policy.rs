@@ -313,7 +313,7 @@ impl<P: Protocol> Session<P> {
             None => {
                 match self.turn().await? {
                     Turn::Signal => self.on_signal()?,
-                    Turn::Client | Turn::Answered { .. } | Turn::Free => {}
+                    Turn::Client | Turn::Answered { .. } | Turn::Free | Turn::Question => {}
                 }
                 Ok(Ok(false))
             }

@@ -196,6 +196,7 @@ impl Engine for Postgres {
         ("prepared by SQL and kept", 1),
         ("executed by SQL", 2),
         ("executed across", 1),
+        ("name given twice", 1),
         ("advisory lock", 1),
         ("advisory locks", 1),
         ("cursor", 1),
@@ -610,6 +611,23 @@ impl Engine for Postgres {
                     query("DEALLOCATE ALL"),
                     Action::Extended(parts("p1")),
                 ]
+            }
+            "name given twice" => {
+                let name = random.pick(&["p1", "s1"]);
+                let by_sql = Action::Query(format!("PREPARE {name} AS SELECT 1 WHERE $1::int > 0"));
+                let parse = Part::Parse(name.to_owned(), "SELECT 2 WHERE $1::int > 0".to_owned());
+                let by_protocol = Action::Extended(vec![parse, bind(name, &[3]), execute(0)]);
+                let mut actions = match random.below(3) {
+                    0 => vec![by_sql, by_protocol],
+                    1 => vec![by_protocol, by_sql],
+                    _ => vec![by_sql.clone(), by_protocol.clone(), by_sql, by_protocol],
+                };
+                actions.push(Self::read(random));
+                actions.push(Action::Extended(vec![bind(name, &[3]), execute(0)]));
+                if !random.once_in(4) {
+                    actions.push(query(random.pick(&["DEALLOCATE p1", "DEALLOCATE s1", "DEALLOCATE ALL"])));
+                }
+                actions
             }
             "advisory lock" => vec![
                 Action::Query(format!("SELECT pg_advisory_lock({key})")),

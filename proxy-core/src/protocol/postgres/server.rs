@@ -111,6 +111,8 @@ pub struct PgServer {
     pub(super) native_names: bool,
     /// Of those, protocol-level ones that SQL of the client named.
     pub(super) native: Vec<Box<[u8]>>,
+    /// Likewise, but only for the server to refuse that SQL gives their names to others; closed when it has.
+    pub(super) lent: Vec<Box<[u8]>>,
     /// Something of ours was left under a name that clients may use.
     pub(super) stray_names: bool,
     /// An error was among the answers to the request being answered.
@@ -181,6 +183,7 @@ impl PgServer {
             copy_in: false,
             native_names: false,
             native: Vec::new(),
+            lent: Vec::new(),
             stray_names: false,
             failed: false,
             ran: false,
@@ -210,6 +213,7 @@ impl PgServer {
         self.unnamed = None;
         self.native_names = false;
         self.native = Vec::new();
+        self.lent = Vec::new();
         self.stray_names = false;
         self.forget_code();
         self.prepared_after_code = false;
@@ -308,7 +312,7 @@ impl PgServer {
 
     /// True when statements are prepared here under names that are not ours.
     pub(super) fn has_strange_names(&self) -> bool {
-        self.stray_names || self.native_names
+        self.stray_names || self.native_names || !self.lent.is_empty()
     }
 
     /// True when what is prepared here is as good as what would be prepared now on a new connection.

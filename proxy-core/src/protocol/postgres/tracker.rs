@@ -644,6 +644,18 @@ impl Tracker<Postgres> for PgTracker {
         self.reads_utf8
     }
 
+    fn write_question(&mut self, server: &mut PgServer, up: &mut Pipe) {
+        let lent = std::mem::take(&mut server.lent);
+        for name in &lent {
+            write_close(up.output(), b'S', name);
+            server.expect(Expect::Close { ours: true, evicts: None });
+        }
+        if !lent.is_empty() {
+            write_message(up.output(), b'S', |_| {});
+            server.expect(Expect::Sync { ours: true });
+        }
+    }
+
     fn deferred(&self) -> Tx {
         self.deferred_tx()
     }
@@ -996,7 +1008,7 @@ impl PgTracker {
             return Ok(Some(event));
         }
         let mut server = server;
-        if !facts.prepared_names.is_empty()
+        if (!facts.prepared_names.is_empty() || self.knows_any(&facts.given_names))
             && let Some(server) = server.as_deref_mut()
             && self.awaits_begin(server, up)
         {
@@ -1015,9 +1027,7 @@ impl PgTracker {
             return Ok(None);
         }
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer)) };
-        if !facts.prepared_names.is_empty() {
-            self.make_native(&facts.prepared_names, server, up);
-        }
+        self.make_named(&facts, server, up);
         self.note_run(&facts, server);
         // A simple Query drops the unnamed statement and portal.
         self.unnamed = None;
@@ -1070,7 +1080,8 @@ impl PgTracker {
             if self.refuse_in_failed(Some(&statement.facts), header, up, down) {
                 return Ok(None);
             }
-            if !name.is_empty() && statement.is_accepted() && !self.knows(&name) {
+            let is_free = !name.is_empty() && !self.knows(&name) && !self.may_be_sqls(&name);
+            if is_free && statement.is_accepted() {
                 up.skip(header.total());
                 self.put_prepared(&name, prepared);
                 down.emit(PARSE_COMPLETE);
@@ -1111,6 +1122,13 @@ impl PgTracker {
             server.expect(Expect::Parse { ours: true, adds: None, undo: None });
             server.expect(Expect::Taken(name));
             return Ok(None);
+        }
+        if self.has_by_sql() || server.native_names {
+            // Where SQL has given the name, only the server knows.
+            write_parse(up.output(), &name, &statement.tail);
+            write_close(up.output(), b'S', &name);
+            server.expect(Expect::Parse { ours: true, adds: None, undo: None });
+            server.expect(Expect::Close { ours: true, evicts: None });
         }
         let (mut prepared, mut statement) = (prepared, statement);
         if server.has_own_schema() {
@@ -1428,12 +1446,10 @@ impl PgTracker {
             Ok(facts) => facts,
             Err(event) => return Ok(Some(event)),
         };
-        if !facts.prepared_names.is_empty() {
-            self.make_native(&facts.prepared_names, server, up);
-            if facts.is_deallocate_one && server.tx != Tx::Failed {
-                server.native.retain(|n| !facts.prepared_names.iter().any(|p| p.as_bytes() == &**n));
-                self.forget_named(&facts.prepared_names);
-            }
+        self.make_named(&facts, server, up);
+        if facts.is_deallocate_one && server.tx != Tx::Failed {
+            server.native.retain(|n| !facts.prepared_names.iter().any(|p| p.as_bytes() == &**n));
+            self.forget_named(&facts.prepared_names);
         }
         self.note_run(&facts, server);
         self.current = None;
@@ -1674,6 +1690,32 @@ impl PgTracker {
         way(then, now.as_ref())
     }
 
+    /// What SQL is about to name, as a statement to use or as a name to give, the server has to know.
+    fn make_named(&mut self, facts: &Facts, server: &mut PgServer, up: &mut Pipe) {
+        if !facts.prepared_names.is_empty() {
+            self.make_native(&facts.prepared_names, server, up);
+        }
+        if server.tx == Tx::Failed {
+            return;
+        }
+        let mut sent = false;
+        for name in &facts.given_names {
+            let name = name.as_bytes();
+            if let Some(statement) = self.named_statement(name)
+                && !server.native.iter().chain(&server.lent).any(|known| **known == *name)
+            {
+                write_parse(up.output(), name, &statement.tail);
+                server.lent.push(name.into());
+                server.expect(Expect::Parse { ours: true, adds: None, undo: None });
+                sent = true;
+            }
+        }
+        if sent && !server.batch_open {
+            write_message(up.output(), b'S', |_| {});
+            server.expect(Expect::Sync { ours: true });
+        }
+    }
+
     /// SQL that names protocol-level statements (`EXECUTE s1`) needs them on the server under the client's own
     /// names.
     fn make_native(&mut self, names: &[String], server: &mut PgServer, up: &mut Pipe) {
@@ -1784,17 +1826,31 @@ impl PgTracker {
         self.named.as_ref().is_some_and(|named| named.contains_key(name))
     }
 
+    fn knows_any(&self, names: &[String]) -> bool {
+        names.iter().any(|name| self.knows(name.as_bytes()))
+    }
+
     fn knows_all(&self, names: &[String]) -> bool {
         names.iter().all(|name| self.knows(name.as_bytes()))
     }
 
     /// SQL that names a protocol-level statement puts it on the server under the client's name, which pins.
     fn native_pins(&self, facts: &Facts) -> PinReasons {
-        if !facts.is_deallocate_one && facts.prepared_names.iter().any(|name| self.knows(name.as_bytes())) {
+        if !facts.is_deallocate_one && self.knows_any(&facts.prepared_names) {
             PinReasons::only(PinReason::PreparedStatement)
         } else {
             PinReasons::NONE
         }
+    }
+
+    /// True when SQL may have given that name. While the client has no connection, all of those move.
+    fn may_be_sqls(&self, name: &[u8]) -> bool {
+        let Some(rare) = self.rare.as_ref().filter(|rare| rare.by_sql) else { return false };
+        let moves = |settings: &Arc<Settings>| {
+            let name = classify::prepared(&String::from_utf8_lossy(name));
+            settings.get(&name).is_some()
+        };
+        self.unsettled || rare.settings.as_ref().is_some_and(moves)
     }
 
     fn has_by_sql(&self) -> bool {

@@ -308,6 +308,7 @@ fn either(one: (Facts, Details), other: (Facts, Details)) -> Option<(Facts, Deta
         changes_settings: one.changes_settings || other.changes_settings,
         drops_all_prepared: false,
         prepared_names: one.prepared_names,
+        given_names: Vec::new(),
         is_deallocate_one: one.is_deallocate_one && other.is_deallocate_one,
         ends_transaction: one.ends_transaction && other.ends_transaction,
         locks_rows: one.locks_rows || other.locks_rows,

@@ -52,6 +52,9 @@ pub(super) fn from_tree(tree: &ParseResult, digest_text: impl FnOnce() -> String
         facts.changes_settings |= one.seen.changes_settings;
         facts.drops_all_prepared |= one.drops_all_prepared;
         facts.prepared_names.extend(one.seen.prepared_names);
+        if let NodeEnum::PrepareStmt(prepare) = node {
+            facts.given_names.push(prepare.name.clone());
+        }
         facts.moves_transaction |= matches!(one.kind, StatementKind::Transaction | StatementKind::Routine);
         facts.locks_rows |= one.seen.locks_rows;
         facts.writes |= one.seen.writes || one.seen.selects_into;

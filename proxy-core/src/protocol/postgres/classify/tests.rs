@@ -28,6 +28,9 @@ fn line(facts: &Facts) -> String {
     for (name, _) in flags.iter().filter(|(_, is)| *is) {
         out += &format!(" {name}");
     }
+    if !facts.given_names.is_empty() {
+        out += &format!(" gives={}", facts.given_names.join(","));
+    }
     if !facts.prepared_names.is_empty() {
         out += &format!(" names={}", facts.prepared_names.join(","));
     }
@@ -103,16 +106,16 @@ const ROWS: &[(&str, &str, &str)] = &[
         "SET search_path = U&'pg!005ftemp' UESCAPE '!'",
         "session pins=temporary-table,session-variable rds=temporary-table,session-variable",
     ),
-    ("PIN-P-02", "PREPARE p AS SELECT 1", "other pins=prepared-statement rds=prepared-statement"),
+    ("PIN-P-02", "PREPARE p AS SELECT 1", "other pins=prepared-statement rds=prepared-statement gives=p"),
     (
         "PIN-P-02",
         "prepare p (int) as insert into t values ($1)",
-        "other pins=prepared-statement rds=prepared-statement",
+        "other pins=prepared-statement rds=prepared-statement gives=p",
     ),
     (
         "PIN-P-02",
         "PREPARE p AS SELECT pg_advisory_lock(1)",
-        "other pins=advisory-lock,prepared-statement rds=advisory-lock,prepared-statement",
+        "other pins=advisory-lock,prepared-statement rds=advisory-lock,prepared-statement gives=p",
     ),
     ("PIN-P-02", "EXECUTE p", "other rds=prepared-statement taints names=p"),
     ("PIN-P-02", "EXECUTE \"P p\"(1, 'x')", "other rds=prepared-statement taints names=P p"),

@@ -996,3 +996,25 @@ fn what_a_text_means_to_one_session_alone_is_told_to_no_other() {
         assert!(waits.starts_with("server! "), "{sql}: {waits}");
     }
 }
+
+#[test]
+fn a_name_that_sql_gives_twice_is_the_servers_to_refuse() {
+    at_every_cut(9, |t| {
+        t.client(&[parse("s1", "SELECT 1"), sync()].concat());
+        t.server(&answers("1 ZI"));
+        assert_eq!(t.client(&query("PREPARE s1 AS SELECT 2")), "P(s1) S Q");
+        assert_eq!(t.server(&answers("1 ZI E ZI")), "E ZI");
+        // Nothing is left there under the client's name.
+        t.tracker.write_question(&mut t.server, &mut t.up);
+        assert_eq!(short(&t.up.take_output()), "C(Ss1) S");
+        assert_eq!(t.server(&answers("3 ZI")), "");
+        assert!(t.server.is_quiet() && !t.server.is_tainted());
+
+        assert_eq!(t.client(&query("PREPARE p AS SELECT 2")), "Q");
+        t.server(&answers("C ZI"));
+        assert_eq!(t.client(&[parse("p", "SELECT 3"), sync()].concat()), "P(p) C(Sp) P(#) S");
+        assert_eq!(t.server(&answers("E ZI")), "E ZI");
+        assert_eq!(t.client(&[parse("q", "SELECT 3"), sync()].concat()), "P(q) C(Sq) P(#) S");
+        assert_eq!(t.server(&answers("1 3 1 ZI")), "1 ZI");
+    });
+}
