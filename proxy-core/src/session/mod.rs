@@ -375,17 +375,24 @@ impl<P: Protocol> Session<P> {
                     }
                 }
             }
-            match self.turn().await? {
-                Turn::Client => {}
+            let answered = match self.turn().await? {
                 Turn::Answered { failed, nothing_ran } => {
                     self.answered(failed, nothing_ran);
-                    if self.listening.is_some() || self.must_ask() {
-                        Box::pin(self.follow_up()).await?;
-                    }
+                    true
                 }
-                Turn::Free => self.release(Instant::now()),
-                Turn::Question => Box::pin(self.ask_server()).await?,
-                Turn::Signal => self.on_signal()?,
+                Turn::Question => true,
+                Turn::Client => false,
+                Turn::Free => {
+                    self.release(Instant::now());
+                    false
+                }
+                Turn::Signal => {
+                    self.on_signal()?;
+                    false
+                }
+            };
+            if answered && (self.listening.is_some() || self.must_ask()) {
+                Box::pin(self.follow_up()).await?;
             }
         }
     }
