@@ -1453,8 +1453,9 @@ impl PgTracker {
         }
         self.note_run(&facts, server);
         self.current = None;
-        self.mode_uncertain |=
-            facts.changes_settings || facts.taints || facts.kind == StatementKind::Transaction;
+        // The end of a transaction takes back what was set in it, or for it, and nothing else.
+        let takes_back = facts.kind == StatementKind::Transaction && self.unsettled;
+        self.mode_uncertain |= facts.changes_settings || facts.taints || takes_back;
         self.take(up, header.total(), true);
         server.batch_open = true;
         server.expect(Expect::Execute { drops: facts.drops_all_prepared });

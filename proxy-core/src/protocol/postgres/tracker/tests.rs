@@ -422,6 +422,27 @@ fn after_a_change_of_settings_in_a_batch_text_is_not_trusted() {
 }
 
 #[test]
+fn what_follows_the_end_of_a_transaction_in_a_batch_is_read_where_nothing_was_set_in_it() {
+    let one = |sql: &str| [parse("", sql), bind("", ""), execute()].concat();
+    for (sql, want) in [
+        ("UPDATE t SET a = 1", false),
+        ("SET LOCAL standard_conforming_strings = off", true),
+        ("SELECT f()", true),
+    ] {
+        for end in ["COMMIT", "ROLLBACK", "ROLLBACK TO s", "COMMIT AND CHAIN"] {
+            let mut t = Talk::new(4096, 9);
+            t.client(&[one("BEGIN READ WRITE"), one(sql), sync()].concat());
+            t.server(&answers("1 2 C 1 2 C ZT"));
+            t.client(&one(end));
+            t.up.input_mut().extend(&one("SELECT 'a'"));
+            let event = t.tracker.on_client(&t.shared, &mut t.up, Some(&mut t.server), &mut t.down).unwrap();
+            let ClientEvent::Statement(statement) = event else { panic!("{event:?}") };
+            assert_eq!(statement.facts.pins.contains(PinReason::Unknown), want, "{sql}; {end}");
+        }
+    }
+}
+
+#[test]
 fn a_statement_read_in_another_mode_than_the_servers_pins() {
     let mut t = Talk::new(4096, 9);
     t.client(&[parse("s1", "SELECT 'a'"), sync()].concat());
