@@ -9,7 +9,10 @@ use std::{
     collections::HashMap,
     fmt,
     future::pending,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,6 +35,8 @@ use crate::{
 const MOST_UNREAD_BYTES: usize = 1 << 20;
 /// How long a connection without clients is kept for the next.
 const LINGER: Duration = Duration::from_secs(10);
+/// Orders that may wait for a listener; it takes all there are at once.
+const MOST_ORDERS: usize = 1024;
 /// For whatever a client has to wait for here.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -39,6 +44,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Ear {
     handle: Arc<SessionHandle>,
+    /// Its session has left.
+    is_gone: AtomicBool,
     heard: Mutex<Heard>,
 }
 
@@ -65,7 +72,7 @@ pub enum Lost {
 impl Ear {
     /// Of the session that `handle` wakes.
     pub fn new(handle: &Arc<SessionHandle>) -> Arc<Self> {
-        Arc::new(Self { handle: handle.clone(), heard: Mutex::default() })
+        Arc::new(Self { handle: handle.clone(), is_gone: AtomicBool::new(false), heard: Mutex::default() })
     }
 
     /// Takes what has come.
@@ -115,14 +122,18 @@ enum Order {
     Join { ear: Arc<Ear>, channels: Vec<Box<str>>, done: oneshot::Sender<()> },
     /// To have heard what has been notified by now.
     CatchUp { done: oneshot::Sender<()> },
-    /// Not to hear these channels any more; `None` for all.
-    Leave { ear: Arc<Ear>, channels: Option<Vec<Box<str>>> },
+    /// Not to hear these channels any more.
+    Leave { ear: Arc<Ear>, channels: Vec<Box<str>> },
+    /// To look for those who are gone.
+    Sweep,
 }
 
 /// The way to a listener.
 #[derive(Debug, Clone)]
 pub struct Listener {
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::Sender<Order>,
+    /// Somebody has gone whose order found no room.
+    must_sweep: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Order {
@@ -131,6 +142,7 @@ impl fmt::Debug for Order {
             Self::Join { .. } => "Join",
             Self::CatchUp { .. } => "CatchUp",
             Self::Leave { .. } => "Leave",
+            Self::Sweep => "Sweep",
         })
     }
 }
@@ -139,14 +151,25 @@ impl Listener {
     /// Comes back when all that was notified before this call lies in its clients' ears; false when the listener is lost.
     pub async fn catch_up(&self) -> bool {
         let (done, caught_up) = oneshot::channel();
-        self.orders.send(Order::CatchUp { done }).is_ok()
-            && matches!(timeout(ANSWER_TIMEOUT, caught_up).await, Ok(Ok(())))
+        let caught_up =
+            async { self.orders.send(Order::CatchUp { done }).await.is_ok() && caught_up.await.is_ok() };
+        timeout(ANSWER_TIMEOUT, caught_up).await.unwrap_or(false)
     }
 
-    /// Leaves some channels, or all of them.
-    pub fn leave(&self, ear: &Arc<Ear>, channels: Option<Vec<Box<str>>>) {
+    /// Leaves some channels.
+    pub async fn leave(&self, ear: &Arc<Ear>, channels: Vec<Box<str>>) {
         // A listener that is gone is left.
-        let _ = self.orders.send(Order::Leave { ear: ear.clone(), channels });
+        let order = self.orders.send(Order::Leave { ear: ear.clone(), channels });
+        let _ = timeout(ANSWER_TIMEOUT, order).await;
+    }
+
+    /// Leaves all channels, for good.
+    pub fn leave_all(&self, ear: &Ear) {
+        ear.is_gone.store(true, Ordering::Release);
+        if self.orders.try_send(Order::Sweep).is_err() {
+            // There are orders enough to look behind.
+            self.must_sweep.store(true, Ordering::Release);
+        }
     }
 }
 
@@ -178,25 +201,31 @@ pub async fn join<P: Protocol>(
 ) -> Option<Listener> {
     let login = P::listener_key(key)?;
     let (done, joined) = oneshot::channel();
-    let order = Order::Join { ear: ear.clone(), channels, done };
-    let listener = {
-        let mut open = target.listeners.lock();
-        let listener = open.entry(P::database(key).into()).or_insert_with(|| {
-            let (orders, received) = mpsc::unbounded_channel();
-            tokio::spawn(serve(target.clone(), login, secrets.clone(), received));
-            Listener { orders }
-        });
-        // Under the lock, which a listener that ends takes first.
-        listener.orders.send(order).ok()?;
-        listener.clone()
-    };
-    match timeout(ANSWER_TIMEOUT, joined).await {
-        Ok(Ok(())) => Some(listener),
-        _ => {
-            listener.leave(ear, None);
-            None
+    let mut order = Order::Join { ear: ear.clone(), channels, done };
+    let database: Box<str> = P::database(key).into();
+    let joined = async {
+        loop {
+            let sent = {
+                let mut open = target.listeners.lock();
+                let listener = open.entry(database.clone()).or_insert_with(|| {
+                    let (orders, received) = mpsc::channel(MOST_ORDERS);
+                    let must_sweep = Arc::<AtomicBool>::default();
+                    let listener = Listener { orders, must_sweep: must_sweep.clone() };
+                    tokio::spawn(serve(target.clone(), login.clone(), secrets.clone(), received, must_sweep));
+                    listener
+                });
+                // Under the lock, which a listener that ends takes first.
+                listener.orders.try_send(order).map(|()| listener.clone())
+            };
+            match sent {
+                Ok(listener) => return joined.await.ok().map(|()| listener),
+                Err(mpsc::error::TrySendError::Closed(_)) => return None,
+                Err(mpsc::error::TrySendError::Full(back)) => order = back,
+            }
+            tokio::task::yield_now().await;
         }
-    }
+    };
+    timeout(ANSWER_TIMEOUT, joined).await.ok().flatten()
 }
 
 /// The task of one listener.
@@ -204,10 +233,11 @@ async fn serve<P: Protocol>(
     target: Arc<Target<P>>,
     login: PoolKey,
     secrets: Arc<SecretHandle>,
-    mut orders: mpsc::UnboundedReceiver<Order>,
+    mut orders: mpsc::Receiver<Order>,
+    must_sweep: Arc<AtomicBool>,
 ) {
     let database = P::database(&login).to_owned();
-    let mut ears = Ears::default();
+    let mut ears = Ears { must_sweep, ..Ears::default() };
     let outcome = match ServerConnection::open(&target, None, &login, &secrets).await {
         Ok(mut connection) => {
             info!(target = %target.name, database, user = %login.user, "listening for clients");
@@ -229,7 +259,7 @@ async fn listen<P: Protocol>(
     target: &Target<P>,
     database: &str,
     connection: &mut ServerConnection<P>,
-    orders: &mut mpsc::UnboundedReceiver<Order>,
+    orders: &mut mpsc::Receiver<Order>,
     ears: &mut Ears,
 ) -> Result<(), ServerError> {
     let mut batch = Vec::new();
@@ -238,7 +268,7 @@ async fn listen<P: Protocol>(
         let done = async move { if nobody_listens { sleep(LINGER).await } else { pending().await } };
         tokio::select! {
             // Orders wait for what they need themselves, so nothing that comes is kept from anybody for long.
-            count = orders.recv_many(&mut batch, usize::MAX) => if count == 0 { return Ok(()) },
+            count = orders.recv_many(&mut batch, MOST_ORDERS) => if count == 0 { return Ok(()) },
             heard = connection.hear() => heard?,
             () = done => {
                 let mut open = target.listeners.lock();
@@ -256,34 +286,32 @@ async fn listen<P: Protocol>(
                 Order::Join { ear, channels, done } => {
                     let new: Vec<_> =
                         channels.iter().filter(|name| !ears.hear(name)).map(|name| &**name).collect();
-                    match exchange(connection, ears, |state, out| match new.is_empty() {
+                    let refused = exchange(connection, ears, |state, out| match new.is_empty() {
                         true => P::write_ping(out),
                         false => P::write_listen(state, &new, out),
-                    })
-                    .await?
-                    {
-                        None => {
-                            ears.join(&ear, channels);
-                            let _ = done.send(());
-                        }
-                        Some(error) => {
-                            debug!(target = %target.name, database, error, "the server does not let us listen");
-                        }
+                    });
+                    if let Some(error) = refused.await? {
+                        debug!(target = %target.name, database, error, "the server does not let us listen");
+                        continue;
+                    }
+                    ears.join(&ear, &channels);
+                    if done.send(()).is_err() {
+                        // It waits no more, and will hear by itself.
+                        let silent = ears.leave(&ear, &channels);
+                        silence(connection, ears, &silent).await?;
                     }
                 }
                 Order::CatchUp { done } => catching_up.push(done),
                 Order::Leave { ear, channels } => {
-                    let silent = ears.leave(&ear, channels.as_deref());
-                    let silent: Vec<_> = silent.iter().map(|name| &**name).collect();
-                    if !silent.is_empty()
-                        && let Some(error) =
-                            exchange(connection, ears, |state, out| P::write_unlisten(state, &silent, out))
-                                .await?
-                    {
-                        return Err(ServerError::Statement { what: "leaving channels", error });
-                    }
+                    let silent = ears.leave(&ear, &channels);
+                    silence(connection, ears, &silent).await?;
                 }
+                Order::Sweep => ears.must_sweep.store(true, Ordering::Release),
             }
+        }
+        if ears.must_sweep.swap(false, Ordering::AcqRel) {
+            let silent = ears.leave_where(|_, ear| ear.is_gone.load(Ordering::Acquire));
+            silence(connection, ears, &silent).await?;
         }
         if !catching_up.is_empty() {
             // By the end of a round trip the server has told what was committed before it.
@@ -292,6 +320,22 @@ async fn listen<P: Protocol>(
                 let _ = done.send(());
             }
         }
+    }
+}
+
+/// Nobody hears these channels any more.
+async fn silence<P: Protocol>(
+    connection: &mut ServerConnection<P>,
+    ears: &Ears,
+    channels: &[Box<str>],
+) -> Result<(), ServerError> {
+    if channels.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = channels.iter().map(|name| &**name).collect();
+    match exchange(connection, ears, |state, out| P::write_unlisten(state, &names, out)).await? {
+        None => Ok(()),
+        Some(error) => Err(ServerError::Statement { what: "leaving channels", error }),
     }
 }
 
@@ -313,6 +357,8 @@ async fn exchange<P: Protocol>(
 #[derive(Debug, Default)]
 struct Ears {
     by_channel: HashMap<Box<str>, Vec<Arc<Ear>>>,
+    /// Some of them are gone.
+    must_sweep: Arc<AtomicBool>,
 }
 
 impl Ears {
@@ -328,9 +374,9 @@ impl Ears {
         self.by_channel.values().flatten()
     }
 
-    fn join(&mut self, ear: &Arc<Ear>, channels: Vec<Box<str>>) {
+    fn join(&mut self, ear: &Arc<Ear>, channels: &[Box<str>]) {
         for channel in channels {
-            let ears = self.by_channel.entry(channel).or_default();
+            let ears = self.by_channel.entry(channel.clone()).or_default();
             if !ears.iter().any(|known| Arc::ptr_eq(known, ear)) {
                 ears.push(ear.clone());
             }
@@ -338,12 +384,17 @@ impl Ears {
     }
 
     /// The channels that nobody hears any more.
-    fn leave(&mut self, ear: &Arc<Ear>, channels: Option<&[Box<str>]>) -> Vec<Box<str>> {
+    fn leave(&mut self, ear: &Arc<Ear>, channels: &[Box<str>]) -> Vec<Box<str>> {
+        self.leave_where(|channel, known| {
+            Arc::ptr_eq(known, ear) && channels.iter().any(|left| **left == *channel)
+        })
+    }
+
+    /// Likewise.
+    fn leave_where(&mut self, leaves: impl Fn(&str, &Arc<Ear>) -> bool) -> Vec<Box<str>> {
         let mut silent = Vec::new();
         self.by_channel.retain(|channel, ears| {
-            if channels.is_none_or(|channels| channels.contains(channel)) {
-                ears.retain(|known| !Arc::ptr_eq(known, ear));
-            }
+            ears.retain(|ear| !leaves(channel, ear));
             if ears.is_empty() {
                 silent.push(channel.clone());
             }

@@ -200,7 +200,7 @@ impl<P: Protocol> Session<P> {
     pub(super) fn stop_listening(&mut self) {
         if let Some(listening) = self.listening.take() {
             if let Some((listener, _)) = &listening.listener {
-                listener.leave(&listening.ear, None);
+                listener.leave_all(&listening.ear);
             }
             self.tracker.hear_elsewhere(None);
         }
@@ -231,7 +231,7 @@ impl<P: Protocol> Session<P> {
             && let Some((listener, _)) = &listening.listener
         {
             listening.channels.retain(|name| wanted.contains(name));
-            listener.leave(&listening.ear, Some(left));
+            listener.leave(&listening.ear, left).await;
         }
         let is_worn = mem::take(&mut listening.is_worn);
         if !new.is_empty() {
