@@ -334,8 +334,8 @@ impl<P: Protocol> Session<P> {
         pass_on::<P>(&connection.state.take_heard(), &self.listening, &mut self.down);
         match outcome {
             Ok((_, None)) => Ok(()),
-            // The client's own request is done, and nothing of the client is there.
-            _ if self.pins.is_empty() => {
+            // The client's own request is done, and nothing of the client is there, nor is the server to be asked for it.
+            _ if self.pins.is_empty() && self.question.is_none() => {
                 if let Some(connection) = self.link.take() {
                     self.handle.let_go();
                     connection.retire();

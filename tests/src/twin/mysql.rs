@@ -35,8 +35,8 @@ pub enum Action {
     Reset,
     /// `COM_CHANGE_USER`, to the same user.
     ChangeUser,
-    /// Goodbye, and a new login.
-    Reconnect,
+    /// Goodbye; once the server has let go of this lock, a new login.
+    Reconnect(String),
     /// The socket closes without a word; once the server has noticed, and let go of these locks, a new login.
     Vanish(String),
 }
@@ -597,7 +597,7 @@ impl Engine for MariaDb {
                     actions.push(match random.below(3) {
                         0 => Action::Reset,
                         1 => Action::ChangeUser,
-                        _ => Action::Reconnect,
+                        _ => Action::Reconnect("{t}".to_owned()),
                     });
                 }
                 actions.extend([query("SELECT @a, @b, @c, @@sort_buffer_size"), Self::read(random)]);
@@ -625,7 +625,7 @@ impl Engine for MariaDb {
             ],
             "reset" => vec![Action::Reset, Self::read(random)],
             "change of user" => vec![Action::ChangeUser, Self::read(random)],
-            "reconnect" => vec![Action::Reconnect, Self::read(random)],
+            "reconnect" => vec![Action::Reconnect("{t}".to_owned()), Self::read(random)],
             "vanish" => vec![Action::Vanish("{t}".to_owned()), Self::read(random)],
             "odds and errors" => {
                 let text = random.pick(&[
@@ -649,6 +649,7 @@ impl Engine for MariaDb {
             | Action::Load(text, _)
             | Action::Prepare(_, text)
             | Action::InitDb(text)
+            | Action::Reconnect(text)
             | Action::Vanish(text) = action
             {
                 *text = text.replace("{t}", &t);
@@ -747,10 +748,17 @@ impl Engine for MariaDb {
                 let login = Login::new(address, raw.capabilities);
                 format!("{:?}", raw.change_user(&login).await)
             }
-            Action::Reconnect => {
+            Action::Reconnect(lock) => {
                 raw.command(command::QUIT, &[]).await;
                 raw.expect_closed().await;
                 *client = Self::connect(address).await;
+                // A server closes first and frees then.
+                let free = format!("SELECT IS_FREE_LOCK('{lock}')");
+                crate::until("the lock of who has left is free", async || {
+                    client.raw.scalar(&free).await == "1"
+                })
+                .await;
+                Self::leave(std::mem::replace(client, Self::connect(address).await)).await;
                 String::new()
             }
             Action::Vanish(lock) => {
