@@ -48,6 +48,29 @@ async fn roles_are_found_and_each_endpoint_goes_by_its_own() {
     }
 }
 
+/// Nobody listens on a standby, and a promoted one has a listener of its own.
+#[tokio::test]
+async fn channels_are_the_writers() {
+    let mut cluster = Cluster::start(1).await;
+    let proxy = Proxy::in_front_of_cluster(&cluster).start().await;
+    let (writer, reader) = (proxy.connect().await, proxy.connect_to("reader").await);
+    assert_eq!(reader.sqlstate("LISTEN ch").await, "25006");
+    assert_eq!(reader.scalar::<i32>("SELECT 1").await, 1);
+    let mut listens = proxy.raw().await;
+    listens.query("LISTEN ch").await;
+    writer.execute("NOTIFY ch, 'first'").await;
+    assert_eq!(listens.read().await.unwrap().tag, b'A');
+    cluster.primary.stop();
+    // It may have missed some.
+    assert_eq!(listens.expect_error().await.code, "08006");
+    cluster.standbys[0].promote().await;
+    proxy.target_is(&cluster.standbys[0], "AVAILABLE", "READ_WRITE").await;
+    let mut again = proxy.raw().await;
+    again.query("LISTEN ch").await;
+    proxy.connect().await.execute("NOTIFY ch, 'second'").await;
+    assert_eq!(again.read().await.unwrap().tag, b'A');
+}
+
 #[tokio::test]
 async fn a_client_is_told_what_a_server_of_its_role_says_at_login() {
     let cluster = Cluster::start(1).await;

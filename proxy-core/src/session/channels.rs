@@ -290,16 +290,18 @@ impl<P: Protocol> Session<P> {
     /// The held connection hears the client's channels for as long as a statement or transaction runs that may read what they
     /// are.
     pub(super) async fn wear_channels(&mut self) -> Result<(), SessionError> {
+        self.pending.rare().wears_channels = false;
         let (Some(listening), Some(connection)) = (&mut self.listening, &mut self.link) else {
             return Ok(());
         };
-        listening.is_worn = true;
         let names: Vec<&str> = listening.channels.iter().map(|name| &**name).collect();
         let mut request = Vec::new();
         P::write_listen(&mut connection.state, &names, &mut request);
         let (_, error) = connection.exchange(&request).await.map_err(lost)?;
+        // A standby refuses: nobody listens there, and it says so.
+        listening.is_worn = error.is_none();
         pass_on::<P>(&connection.state.take_heard(), &self.listening, &mut self.down);
-        error.map_or(Ok(()), |error| Err(SessionError::ServerLost(io::Error::other(error))))
+        Ok(())
     }
 
     /// The held connection hears nothing any more of what the listener hears.
