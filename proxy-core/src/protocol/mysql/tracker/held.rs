@@ -65,6 +65,14 @@ pub(super) struct Named {
     error: Option<ErrPacket>,
 }
 
+impl Named {
+    /// Prepares it on `server`; the answer is swallowed.
+    fn bring(&self, name: &str, up: &mut Pipe, server: &mut MyServer) {
+        write_query(&self.prepare, server.agreed, up.output());
+        server.expect(Reply::Named(name.into(), self.id), true, false);
+    }
+}
+
 /// What a statement under way does to what is held.
 #[derive(Debug, Default)]
 pub(super) struct Holds {
@@ -585,8 +593,7 @@ impl MyTracker {
                 // What cannot be prepared any more is told to who asks for it.
                 continue;
             }
-            write_query(&named.prepare, server.agreed, up.output());
-            server.expect(Reply::Named(name.clone(), named.id), true, false);
+            named.bring(name, up, server);
             waits = true;
         }
         if waits { Names::Wait } else { Names::Ready }
@@ -602,8 +609,7 @@ impl MyTracker {
                 && named.error.is_none()
                 && named.context == context
             {
-                write_query(&named.prepare, server.agreed, up.output());
-                server.expect(Reply::Named(name.clone(), named.id), true, false);
+                named.bring(name, up, server);
                 waits = true;
             }
         }
