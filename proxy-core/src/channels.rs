@@ -7,7 +7,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     future::pending,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -134,17 +133,6 @@ pub struct Listener {
     orders: mpsc::Sender<Order>,
     /// Somebody has gone whose order found no room.
     must_sweep: Arc<AtomicBool>,
-}
-
-impl fmt::Debug for Order {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Join { .. } => "Join",
-            Self::CatchUp { .. } => "CatchUp",
-            Self::Leave { .. } => "Leave",
-            Self::Sweep => "Sweep",
-        })
-    }
 }
 
 impl Listener {
