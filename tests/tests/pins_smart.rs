@@ -155,6 +155,7 @@ async fn pin_p_07_load_does_not_keep_its_connection() {
     let (a, b) = (connect().await, connect().await);
     let library = "SELECT coalesce(current_setting('auto_explain.log_format', true), 'none')";
     a.execute("LOAD 'auto_explain'").await;
+    a.execute("LOAD 'passwordcheck'").await;
     a.execute("SET auto_explain.log_format = 'json'").await;
     for _ in 0..3 {
         // Nothing unloads it, so nobody else gets that connection.

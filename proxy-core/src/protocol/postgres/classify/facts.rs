@@ -229,7 +229,10 @@ impl Statement {
             }
             NodeEnum::LoadStmt(load) => {
                 one.seen.pin(PinReason::Library);
-                one.seen.moves(Moves::ByText, &[&format!("{LIBRARY}{}", load.filename)]);
+                // Bytes that are no UTF-8 have become the same mark in every name.
+                if !load.filename.contains(char::REPLACEMENT_CHARACTER) {
+                    one.seen.moves(Moves::ByText, &[&format!("{LIBRARY}{}", load.filename)]);
+                }
             }
             // Code that nobody reads.
             NodeEnum::DoStmt(_) => {

@@ -6,8 +6,9 @@
 //! The danger of that is a value that changes what a text means, hidden behind the digest of another text. Three
 //! things stand against it: facts are read from the tree in ways that no literal's value can change (whatever a
 //! value might decide is decided on the safe side); the few values that must count (`pg_temp` in a `search_path`,
-//! `role` in `set_config`) show in the digest as a class of their own; and a text that does not parse is kept under
-//! the hash of its very bytes, so that it cannot spoil the entry of a good one.
+//! `role` in `set_config`) show in the digest as a class of their own, or by themselves (what `LOAD` loads); and a
+//! text that does not parse is kept under the hash of its very bytes, so that it cannot spoil the entry of a good
+//! one.
 
 mod builtin;
 mod facts;
@@ -101,15 +102,14 @@ impl Classifier {
         let mut sink = Sink::new(self.hasher);
         sink.byte(mode.bits());
         let mut lexer = Lexer::new(text, mode);
-        let mut after_uescape = false;
+        let mut value_counts = false;
         let mut trusted = true;
         while let Some(token) = lexer.next() {
             let bytes = &text[token.start..token.end];
             sink.byte(token.kind as u8);
             match token.kind {
                 Kind::Word => sink.lower_case(bytes),
-                // After UESCAPE a literal's value decides what a name is called.
-                Kind::Str | Kind::National if !after_uescape => {
+                Kind::Str | Kind::National if !value_counts => {
                     sink.byte(token.meaning as u8);
                     continue;
                 }
@@ -121,7 +121,10 @@ impl Classifier {
                 }
             }
             sink.byte(0);
-            after_uescape = token.kind == Kind::Word && bytes.eq_ignore_ascii_case(b"uescape");
+            // After UESCAPE a literal's value decides what a name is called, after LOAD which library is loaded.
+            let words: [&[u8]; 2] = [b"uescape", b"load"];
+            value_counts =
+                token.kind == Kind::Word && words.iter().any(|word| bytes.eq_ignore_ascii_case(word));
         }
         trusted &= !lexer.untrusted;
         // Tags that differ in such bytes alone would be made one when the text is brought to UTF-8.

@@ -218,6 +218,7 @@ const ROWS: &[(&str, &str, &str)] = &[
     ("listen", "UNLISTEN *", "other clears=listen"),
     ("listen", "NOTIFY ch, 'payload'", "other"),
     ("PIN-P-07", "LOAD 'auto_explain'", "other pins=library rds=library"),
+    ("PIN-P-07", "LOAD 'pg_stat_statements'", "other pins=library rds=library"),
     ("PIN-P-08", "SELECT nextval('s')", NEXTVAL),
     ("PIN-P-08", "SELECT pg_catalog.nextval('s')", NEXTVAL),
     ("PIN-P-08", "SELECT NextVal('s'::regclass)", NEXTVAL),
@@ -574,17 +575,17 @@ fn with_other_values(text: &str) -> Vec<String> {
     ];
     const NUMBERS: [&str; 5] = ["0", "7", "99999999999", "1.5e3", "0x1F"];
     let mut literals = Vec::new();
-    let mut after_uescape = false;
+    let mut value_counts = false;
     for_each_token(text.as_bytes(), LexMode::default(), |token| {
         let word = &text[token.start..token.end];
         match token.kind {
-            Kind::Str if token.meaning == lexer::Meaning::Plain && !after_uescape => {
+            Kind::Str if token.meaning == lexer::Meaning::Plain && !value_counts => {
                 literals.push((token, &STRINGS[..]))
             }
             Kind::Number => literals.push((token, &NUMBERS[..])),
             _ => {}
         }
-        after_uescape = word.eq_ignore_ascii_case("uescape");
+        value_counts = ["uescape", "load"].iter().any(|with| word.eq_ignore_ascii_case(with));
         true
     });
     let put = |which: &dyn Fn(usize) -> Option<usize>| {
@@ -687,6 +688,8 @@ fn tokens_run_together_differ_from_tokens_apart() {
         ("SELECT 1", "SELECT 1 -- pinion: x"),
         ("SELECT set_config('a', 'b', true)", "SELECT set_config('a', 'b', false)"),
         ("SELECT 'a'", "SELECT 'pg_temp'"),
+        ("LOAD 'a'", "LOAD 'b'"),
+        ("SELECT 1; load E'a'", "SELECT 1; load E'b'"),
     ] {
         assert_ne!(digest(one), digest(other), "{one} and {other}");
     }
