@@ -1123,8 +1123,8 @@ impl PgTracker {
             server.expect(Expect::Taken(name));
             return Ok(None);
         }
-        if self.has_by_sql() || server.native_names {
-            // Where SQL has given the name, only the server knows.
+        if (self.has_by_sql() || server.native_names) && !name.starts_with(NAME_PREFIX) {
+            // Where SQL has given the name, only the server knows. One like ours the server may have from us.
             write_parse(up.output(), &name, &statement.tail);
             write_close(up.output(), b'S', &name);
             server.expect(Expect::Parse { ours: true, adds: None, undo: None });
@@ -1703,6 +1703,7 @@ impl PgTracker {
         for name in &facts.given_names {
             let name = name.as_bytes();
             if let Some(statement) = self.named_statement(name)
+                && !name.starts_with(NAME_PREFIX)
                 && !server.native.iter().chain(&server.lent).any(|known| **known == *name)
             {
                 write_parse(up.output(), name, &statement.tail);
