@@ -551,6 +551,33 @@ async fn shape() -> (Server, Proxy, RawClient) {
 const SHAPE: &str = "SELECT * FROM shape";
 
 #[tokio::test]
+async fn parameters_are_counted_before_a_statement_is_prepared_anew() {
+    let (pg, _proxy, mut a) = shape().await;
+    let miscounted = async |client: &mut RawClient| run(client, "s", &["1"]).await.unwrap_err();
+    a.query("SET search_path TO nowhere").await;
+    assert_eq!(miscounted(&mut a).await, "08P01");
+    assert_eq!(run(&mut a, "s", &[]).await.unwrap_err(), "42P01");
+    // Behind a request that is not answered yet, and within a batch.
+    a.send_all(&[wire::query("BEGIN"), wire::bind("", "s", &["1"]), wire::sync()]).await;
+    assert_eq!(a.read_reply().await.last().unwrap().body, &b"T"[..]);
+    let refused = a.read_reply().await;
+    assert_eq!((refused[0].error().code, &*refused[1].body), ("08P01".to_owned(), &b"E"[..]));
+    a.query("ROLLBACK").await;
+    a.send_all(&[
+        wire::parse("", "INSERT INTO public.shape VALUES (2)"),
+        wire::bind("", "", &[]),
+        wire::execute("", 0),
+        wire::bind("", "s", &["1"]),
+        wire::execute("", 0),
+        wire::sync(),
+    ])
+    .await;
+    let tags: Vec<u8> = a.read_reply().await.iter().map(|m| m.tag).collect();
+    assert_eq!(tags, b"12CEZ");
+    assert_eq!(pg.direct().await.scalar::<i64>("SELECT count(*) FROM shape").await, 1, "undone");
+}
+
+#[tokio::test]
 async fn a_table_that_changed_behind_the_proxy_is_never_read_by_an_old_description() {
     let (pg, proxy, mut a) = shape().await;
     let before = borrowed(&proxy).await;

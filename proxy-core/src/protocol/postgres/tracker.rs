@@ -1230,6 +1230,9 @@ impl PgTracker {
                 return Ok(Some(ClientEvent::NeedBytes));
             };
             if given != wanted {
+                if !server.batch_open && !server.expects_nothing() {
+                    return Ok(Some(ClientEvent::NeedAnswer));
+                }
                 let name = String::from_utf8_lossy(&name);
                 let mut error = Vec::new();
                 let message = format!(
@@ -1281,15 +1284,13 @@ impl PgTracker {
         Ok(None)
     }
 
-    /// How many parameters the statement `name` has, where the server cannot say: in a failed transaction it prepares
-    /// nothing, but counts them first of what it has.
-    fn counts_here(&self, name: &[u8], server: &PgServer) -> Option<u16> {
-        if server.tx != Tx::Failed {
-            return None;
-        }
-        let prepared = self.named.as_ref()?.get(name)?;
-        let told = prepared.told.as_ref()?.description()?;
-        (!server.prepared.contains(&prepared.statement.id)).then(|| told.parameters())
+    /// How many parameters the statement `name` has, where that server cannot say: it would have to prepare it first,
+    /// which may fail for other reasons, but counts first.
+    fn counts_here(&mut self, name: &[u8], server: &PgServer) -> Option<u16> {
+        let wanted = self.named.as_ref()?.get(name)?.told.as_ref()?.description()?.parameters();
+        let id = self.named_here(name)?.id;
+        let there = server.prepared.contains(&id) || server.tx != Tx::Failed && server.pending.contains(&id);
+        (!there).then_some(wanted)
     }
 
     fn describe(
