@@ -1785,6 +1785,9 @@ impl PgTracker {
             Some(server) => server.tx,
         };
         self.forget_named(&facts.prepared_names);
+        // As every simple Query does.
+        self.unnamed = None;
+        self.portals.unnamed = None;
         self.current = None;
         self.note_outcome(0, None);
         self.take(up, header.total(), false);

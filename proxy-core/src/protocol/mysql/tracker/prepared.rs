@@ -166,6 +166,7 @@ impl MyTracker {
         };
         if let Some((code, sqlstate, message)) = self.stopped(&facts) {
             self.aborted &= !facts.ends_transaction;
+            Self::drop_long_data(&statement, server, up);
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
@@ -188,6 +189,7 @@ impl MyTracker {
             return Ok(Some(ClientEvent::NeedBytes));
         }
         let Some(front) = front else {
+            Self::drop_long_data(&statement, server, up);
             self.fail(1210, "HY000", "Incorrect arguments to mysqld_stmt_execute", up, header, down);
             return Ok(None);
         };
@@ -224,6 +226,7 @@ impl MyTracker {
             // They were sent on another connection.
             if header.len + prepared.types.bytes.len() >= codec::MAX_PAYLOAD {
                 let message = "The execution is too long to be moved to another server connection";
+                Self::drop_long_data(&statement, server, up);
                 self.fail(1105, "HY000", message, up, header, down);
                 return Ok(None);
             }
@@ -385,15 +388,25 @@ impl MyTracker {
         };
         if let Some((id, prepared)) = named {
             self.statements.remove(&id);
-            if let Some(server) = server
-                && let Some(there) = server.prepared.pop(&prepared.statement.id)
-            {
-                server.long_data.retain(|id| *id != there.id);
-                server.cursors.retain(|id| *id != there.id);
-                write_command(up.output(), Command::StmtClose, &there.id.to_le_bytes());
+            if let Some(server) = server {
+                Self::close_there(&prepared.statement, server, up);
             }
         }
         self.take_packet(up, header, false);
         None
+    }
+
+    fn close_there(statement: &Statement, server: &mut MyServer, up: &mut Pipe) {
+        let Some(there) = server.prepared.pop(&statement.id) else { return };
+        server.long_data.retain(|id| *id != there.id);
+        server.cursors.retain(|id| *id != there.id);
+        write_command(up.output(), Command::StmtClose, &there.id.to_le_bytes());
+    }
+
+    /// An execution uses up what was sent for it, whether it comes about or not; one that is refused here too.
+    fn drop_long_data(statement: &Statement, server: &mut MyServer, up: &mut Pipe) {
+        if server.prepared.peek(&statement.id).is_some_and(|there| server.long_data.contains(&there.id)) {
+            Self::close_there(statement, server, up);
+        }
     }
 }
