@@ -196,10 +196,10 @@ fn answers(tags: &str) -> Vec<u8> {
 /// ParameterDescription without parameters and RowDescription of one column of this type.
 fn description(oid: u8) -> Vec<u8> {
     let column = [b"\0\x01n\0\0\0\0\x07\0\x01\0\0\0", &[oid][..], b"\0\x04\xff\xff\xff\xff\0\0"].concat();
-    [message(b't', b"\0\0"), message(b'T', &column)].concat()
+    [message(b't', b"\0\x01\0\0\0\x19"), message(b'T', &column)].concat()
 }
 
-/// The server's answers, with descriptions of one column of type `oid` for `*`.
+/// The server's answers, with descriptions of one parameter, as [`bind`] has, and one column of type `oid` for `*`.
 fn describing(tags: &str, oid: u8) -> Vec<u8> {
     let pieces = tags.split_inclusive('*');
     pieces
@@ -926,6 +926,29 @@ fn where_a_statement_is_prepared_anew_the_server_must_say_the_same_of_it() {
         assert_eq!(t.client(b""), "B(,#) E S");
         assert_eq!(t.server(&answers("2 D C ZI")), "2 D C ZI");
         assert_eq!(t.client(&run), "B(,#) E S", "from now on the server sees to it");
+    });
+}
+
+#[test]
+fn parameters_are_counted_before_a_statement_is_prepared_anew() {
+    at_every_cut(9, |t| {
+        described_by_a_neighbour(t);
+        t.alone(&[parse("mine", "SELECT n FROM t"), describe('S', "mine"), sync()].concat());
+        t.server = new_server(9);
+        let none = message(b'B', b"\0mine\0\0\0\0\0\0\0");
+        assert_eq!(t.client(&[none.clone(), execute(), sync()].concat()), "S");
+        assert_eq!(t.local(), "E");
+        assert_eq!(t.server(&answers("ZI")), "ZI");
+        // Not before what is still to be answered, and within a batch by the server.
+        assert_eq!(t.client(&[query("SELECT 1"), none.clone(), sync()].concat()), "Q NeedAnswer");
+        assert_eq!(t.local(), "");
+        assert_eq!(t.server(&answers("C ZI")), "C ZI");
+        assert_eq!(t.client(b""), "S");
+        assert_eq!(t.local(), "E");
+        assert_eq!(t.server(&answers("ZI")), "ZI");
+        let batch = [parse("", "INSERT INTO t VALUES (1)"), bind("", ""), execute(), none, sync()].concat();
+        assert_eq!(t.client(&batch), "P() B(,) E P(_pinion_forget) S");
+        assert_eq!(t.server(&answers("1 2 C E ZI")), "1 2 C E ZI");
     });
 }
 
