@@ -34,6 +34,8 @@ pub struct Fake {
     had_duplicate: bool,
     /// Which name was given twice.
     duplicate: Vec<u8>,
+    /// A setting that the client has to be told of.
+    changed: Option<(&'static [u8], &'static [u8])>,
     input: Vec<u8>,
     held: Vec<u8>,
     out: Vec<u8>,
@@ -306,6 +308,10 @@ impl Fake {
                 b'I'
             }
         };
+        // Not before, since PostgreSQL 14.
+        if let Some((name, value)) = self.changed.take() {
+            self.say(b'S', &strings(&[name, value]));
+        }
         self.say(b'Z', &[status]);
         self.flush();
     }
@@ -440,7 +446,7 @@ impl Fake {
             Does::Other(tag) => self.complete(tag),
             Does::Set(name, value) => {
                 self.complete(b"SET");
-                self.say(b'S', &strings(&[name, value]));
+                self.changed = Some((name, value));
             }
             Does::Begin => {
                 if self.in_block {

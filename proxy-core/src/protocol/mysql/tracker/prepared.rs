@@ -166,7 +166,7 @@ impl MyTracker {
         };
         if let Some((code, sqlstate, message)) = self.stopped(&facts) {
             self.aborted &= !facts.ends_transaction;
-            Self::drop_long_data(&statement, server, up);
+            Self::drop_what_waits(&statement, server, up);
             self.fail(code, sqlstate, message, up, header, down);
             return Ok(None);
         }
@@ -189,7 +189,7 @@ impl MyTracker {
             return Ok(Some(ClientEvent::NeedBytes));
         }
         let Some(front) = front else {
-            Self::drop_long_data(&statement, server, up);
+            Self::drop_what_waits(&statement, server, up);
             self.fail(1210, "HY000", "Incorrect arguments to mysqld_stmt_execute", up, header, down);
             return Ok(None);
         };
@@ -226,7 +226,7 @@ impl MyTracker {
             // They were sent on another connection.
             if header.len + prepared.types.bytes.len() >= codec::MAX_PAYLOAD {
                 let message = "The execution is too long to be moved to another server connection";
-                Self::drop_long_data(&statement, server, up);
+                Self::drop_what_waits(&statement, server, up);
                 self.fail(1105, "HY000", message, up, header, down);
                 return Ok(None);
             }
@@ -403,9 +403,12 @@ impl MyTracker {
         write_command(up.output(), Command::StmtClose, &there.id.to_le_bytes());
     }
 
-    /// An execution uses up what was sent for it, whether it comes about or not; one that is refused here too.
-    fn drop_long_data(statement: &Statement, server: &mut MyServer, up: &mut Pipe) {
-        if server.prepared.peek(&statement.id).is_some_and(|there| server.long_data.contains(&there.id)) {
+    /// An execution ends the statement's cursor and uses up its long data, whether it comes about or not; one that is
+    /// refused here too.
+    fn drop_what_waits(statement: &Statement, server: &mut MyServer, up: &mut Pipe) {
+        let waits =
+            |there: &OnServer| server.long_data.contains(&there.id) || server.cursors.contains(&there.id);
+        if server.prepared.peek(&statement.id).is_some_and(waits) {
             Self::close_there(statement, server, up);
         }
     }
