@@ -551,6 +551,30 @@ async fn shape() -> (Server, Proxy, RawClient) {
 const SHAPE: &str = "SELECT * FROM shape";
 
 #[tokio::test]
+async fn a_first_temporary_table_hides_another_from_what_was_prepared() {
+    let (pg, proxy) = pool_of(1).await;
+    let setup = "CREATE TABLE shape (a int); INSERT INTO shape VALUES (1), (2); GRANT ALL ON shape TO PUBLIC";
+    pg.direct().await.execute(setup).await;
+    // Sessions that have had one do not look names up anew; the connection has.
+    let mut a = proxy.raw().await;
+    a.query("CREATE TEMP TABLE other (n int); DROP TABLE other").await;
+    for in_transaction in [false, true] {
+        let mut b = proxy.raw().await;
+        b.query("PREPARE p AS SELECT count(*) FROM shape").await;
+        prepare_and_describe(&mut b, "s", "SELECT count(*) FROM shape").await.unwrap();
+        assert_eq!(b.scalar("EXECUTE p").await, "2");
+        assert_eq!(run(&mut b, "s", &[]).await.unwrap(), "2");
+        if in_transaction {
+            b.query("BEGIN").await;
+        }
+        b.query("CREATE TEMP TABLE shape AS SELECT 5 AS a").await;
+        assert_eq!(b.scalar("EXECUTE p").await, "1");
+        assert_eq!(run(&mut b, "s", &[]).await.unwrap(), "1");
+        b.query("DROP TABLE pg_temp.shape; COMMIT").await;
+    }
+}
+
+#[tokio::test]
 async fn parameters_are_counted_before_a_statement_is_prepared_anew() {
     let (pg, _proxy, mut a) = shape().await;
     let miscounted = async |client: &mut RawClient| run(client, "s", &["1"]).await.unwrap_err();

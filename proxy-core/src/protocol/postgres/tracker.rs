@@ -142,6 +142,8 @@ struct Rare {
     settings: Option<Arc<Settings>>,
     /// There may be statements that it has prepared by SQL: they are on the server under its own names.
     by_sql: bool,
+    /// It has made temporary objects, be they gone.
+    has_hidden: bool,
     /// Of those, what it has closed by protocol since the session asked.
     closed: Vec<Box<str>>,
     /// Of statements of the protocol that could not be made again elsewhere, since the session asked.
@@ -958,6 +960,31 @@ impl PgTracker {
         self.unsettled |= facts.moves != Moves::Nothing || facts.changes_settings || facts.taints;
     }
 
+    /// True when it makes what may be the session's first temporary object, while statements are prepared.
+    fn hides_first(&self, facts: &Facts) -> bool {
+        let hides = facts.rds_pins.union(facts.pins).contains(PinReason::TemporaryTable);
+        let prepared = self.has_by_sql() || self.named.as_ref().is_some_and(|named| !named.is_empty());
+        hides && prepared && !self.rare.as_ref().is_some_and(|rare| rare.has_hidden)
+    }
+
+    /// With its first temporary object a session looks names up anew, those of prepared statements too. A connection on
+    /// which another client has made some would not, so it forgets how it has read them.
+    fn forget_plans(&mut self, facts: &Facts, server: &mut PgServer, up: &mut Pipe) {
+        if server.tx == Tx::Failed {
+            return;
+        }
+        if self.hides_first(facts) {
+            write_hidden(up, server, b"DISCARD PLANS", false);
+            if !server.batch_open {
+                write_message(up.output(), b'S', |_| {});
+                server.expect(Expect::Sync { ours: true });
+            }
+        }
+        if facts.rds_pins.union(facts.pins).contains(PinReason::TemporaryTable) {
+            self.rare.get_or_insert_default().has_hidden = true;
+        }
+    }
+
     fn rows(&self) -> u64 {
         self.tally.as_ref().map_or(0, |tally| tally.rows)
     }
@@ -1008,7 +1035,8 @@ impl PgTracker {
             return Ok(Some(event));
         }
         let mut server = server;
-        if (!facts.prepared_names.is_empty() || self.knows_any(&facts.given_names))
+        let sends_first = !facts.prepared_names.is_empty() || self.knows_any(&facts.given_names);
+        if (sends_first || self.hides_first(&facts))
             && let Some(server) = server.as_deref_mut()
             && self.awaits_begin(server, up)
         {
@@ -1027,6 +1055,7 @@ impl PgTracker {
             return Ok(None);
         }
         let Some(server) = server else { return Ok(Some(ClientEvent::NeedServer)) };
+        self.forget_plans(&facts, server, up);
         self.make_named(&facts, server, up);
         self.note_run(&facts, server);
         // A simple Query drops the unnamed statement and portal.
@@ -1447,6 +1476,7 @@ impl PgTracker {
             Ok(facts) => facts,
             Err(event) => return Ok(Some(event)),
         };
+        self.forget_plans(&facts, server, up);
         self.make_named(&facts, server, up);
         if facts.is_deallocate_one && server.tx != Tx::Failed {
             server.native.retain(|n| !facts.prepared_names.iter().any(|p| p.as_bytes() == &**n));
