@@ -564,6 +564,8 @@ async fn a_first_temporary_table_hides_another_from_what_was_prepared() {
         prepare_and_describe(&mut b, "s", "SELECT count(*) FROM shape").await.unwrap();
         assert_eq!(b.scalar("EXECUTE p").await, "2");
         assert_eq!(run(&mut b, "s", &[]).await.unwrap(), "2");
+        b.query("CREATE TEMP TABLE fails (n nosuch)").await;
+        b.query("BEGIN; CREATE TEMP TABLE undone (n int); ROLLBACK").await;
         if in_transaction {
             b.query("BEGIN").await;
         }

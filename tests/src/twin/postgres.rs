@@ -230,6 +230,7 @@ impl Engine for Postgres {
         let mut all = vec![
             format!("CREATE TABLE {t} (id serial PRIMARY KEY, a int, b text)"),
             format!("CREATE TABLE {t}_more AS SELECT n AS a FROM generate_series(1, 20) n"),
+            format!("CREATE TABLE {t}_hidden AS SELECT n AS a FROM generate_series(1, 20) n"),
             format!("CREATE TABLE {t}_shape AS SELECT n AS a FROM generate_series(1, 3) n"),
             format!("CREATE TABLE {t}_triggered (a int)"),
             plpgsql("sets(v text)", "PERFORM set_config('work_mem', v, false);"),
@@ -405,14 +406,15 @@ impl Engine for Postgres {
                         "SELECT 1 AS a INTO TEMP {t}_temporary",
                     ]),
                     random.pick(&["CREATE TEMP SEQUENCE {t}_two", "CREATE TEMP VIEW {t}_two AS SELECT 2"]),
-                    "CREATE TEMP TABLE {t}_more AS SELECT 7 AS a",
+                    // What is prepared reads no such table: docs/session.md.
+                    "CREATE TEMP TABLE {t}_hidden AS SELECT 7 AS a",
                     "DROP TABLE {t}_temporary",
-                    "SELECT count(*) FROM {t}_more",
+                    "SELECT count(*) FROM {t}_hidden",
                 ]);
                 if !random.once_in(3) {
-                    actions.extend(queries(&["DROP TABLE {t}_more", "DROP SEQUENCE IF EXISTS {t}_two"]));
+                    actions.extend(queries(&["DROP TABLE {t}_hidden", "DROP SEQUENCE IF EXISTS {t}_two"]));
                 }
-                actions.push(query("SELECT count(*) FROM {t}_more"));
+                actions.push(query("SELECT count(*) FROM {t}_hidden"));
                 actions
             }
             "prepared statement" => {
@@ -440,7 +442,7 @@ impl Engine for Postgres {
                 let name = "ahead";
                 let text = random.pick(&[
                     "SELECT * FROM public.{t} WHERE id > $1::int ORDER BY id",
-                    "SELECT *, $1::text FROM {t}_more ORDER BY 1 LIMIT 3",
+                    "SELECT *, $1::text FROM {t}_hidden ORDER BY 1 LIMIT 3",
                     "SELECT {t}_shape.*, $1::int8 FROM {t}_shape ORDER BY 1",
                     "SELECT a AS \"ž\", $1::int FROM public.{t}_more ORDER BY 1 LIMIT 1",
                     "DELETE FROM public.{t} WHERE a = $1",
@@ -457,7 +459,7 @@ impl Engine for Postgres {
                 let between = match kind {
                     0 => query("BEGIN"),
                     // Whether what was prepared before reads the new table is a matter of older ones.
-                    1 => query("CREATE TEMP TABLE {t}_more AS SELECT 7::bigint AS a"),
+                    1 => query("CREATE TEMP TABLE {t}_hidden AS SELECT 7::bigint AS a"),
                     2 => query("BEGIN; ALTER TABLE {t}_shape ADD b text"),
                     3 => describe.clone(),
                     _ => Self::read(random),

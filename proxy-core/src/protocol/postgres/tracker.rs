@@ -142,8 +142,8 @@ struct Rare {
     settings: Option<Arc<Settings>>,
     /// There may be statements that it has prepared by SQL: they are on the server under its own names.
     by_sql: bool,
-    /// It has made temporary objects, be they gone.
-    has_hidden: bool,
+    /// Whether it has made temporary objects, be they gone.
+    hides: Hides,
     /// Of those, what it has closed by protocol since the session asked.
     closed: Vec<Box<str>>,
     /// Of statements of the protocol that could not be made again elsewhere, since the session asked.
@@ -152,6 +152,16 @@ struct Rare {
     elsewhere: Option<Arc<BTreeSet<Box<str>>>>,
     /// The ReadyForQuery that was held back.
     ready: bool,
+}
+
+/// Whether a session has a temporary schema: with its first temporary object, once that is committed, and from then on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Hides {
+    #[default]
+    Nothing,
+    /// In a transaction that is not over.
+    ForNow,
+    Something,
 }
 
 /// How the statements of a request went.
@@ -590,6 +600,13 @@ impl Tracker<Postgres> for PgTracker {
                     }
                     _ => return Err(ProtocolError::Unexpected('Z')),
                 };
+                if let Some(rare) = self.rare.as_mut().filter(|rare| rare.hides == Hides::ForNow)
+                    && kept
+                    && server.tx == Tx::Idle
+                    && server.expects_nothing()
+                {
+                    rare.hides = Hides::Something;
+                }
                 let held_back =
                     kept && server.tx == Tx::Idle && self.deferred.is_none() && self.elsewhere().is_some();
                 relay(down, server, header.total(), kept && !held_back);
@@ -964,7 +981,7 @@ impl PgTracker {
     fn hides_first(&self, facts: &Facts) -> bool {
         let hides = facts.rds_pins.union(facts.pins).contains(PinReason::TemporaryTable);
         let prepared = self.has_by_sql() || self.named.as_ref().is_some_and(|named| !named.is_empty());
-        hides && prepared && !self.rare.as_ref().is_some_and(|rare| rare.has_hidden)
+        hides && prepared && self.rare.as_ref().is_none_or(|rare| rare.hides == Hides::Nothing)
     }
 
     /// With its first temporary object a session looks names up anew, those of prepared statements too. A connection on
@@ -981,7 +998,15 @@ impl PgTracker {
             }
         }
         if facts.rds_pins.union(facts.pins).contains(PinReason::TemporaryTable) {
-            self.rare.get_or_insert_default().has_hidden = true;
+            let rare = self.rare.get_or_insert_default();
+            rare.hides = if rare.hides == Hides::Something { Hides::Something } else { Hides::ForNow };
+        }
+    }
+
+    /// What made a temporary object may have been undone.
+    fn note_undone(&mut self) {
+        if let Some(rare) = self.rare.as_mut().filter(|rare| rare.hides == Hides::ForNow) {
+            rare.hides = Hides::Nothing;
         }
     }
 
@@ -2062,6 +2087,9 @@ impl PgTracker {
                     }
                     _ => return unexpected(),
                 };
+                if kept && tag == b'C' && message_body(down)? == b"ROLLBACK\0" {
+                    self.note_undone();
+                }
                 // The server's word that everything prepared is gone, whichever way it was asked.
                 if kept
                     && tag == b'C'
@@ -2118,6 +2146,7 @@ impl PgTracker {
         server.describing.clear();
         // What was bound may or may not be what the portals then run.
         self.portals.clear();
+        self.note_undone();
         match server.head() {
             None | Some(Expect::Query { .. } | Expect::FunctionCall | Expect::Sync { ours: false }) => {
                 server.failed = true;
