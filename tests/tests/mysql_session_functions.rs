@@ -262,6 +262,36 @@ async fn pin_m_07_the_last_value_of_a_sequence_is_ones_own() {
     }
 }
 
+/// A connection on which nobody has drawn says so, which is not the answer for who has drawn elsewhere.
+#[tokio::test]
+async fn pin_m_07_the_last_value_is_not_missing_where_it_was_drawn_elsewhere() {
+    let db = Server::mariadb().start().await;
+    let proxy = Proxy::in_front_of(&db).max_connections(2).start().await;
+    for between in ["BEGIN", "START TRANSACTION READ ONLY"] {
+        let (mut drawing, mut neighbour) = (proxy.raw_mysql().await, proxy.raw_mysql().await);
+        let own = drawing.scalar("SELECT NEXTVAL(counter)").await;
+        // The one connection is taken, the other as after login.
+        neighbour.ok("BEGIN").await;
+        neighbour.ok("INSERT INTO t (v) VALUES ('x')").await;
+        drawing.ok(between).await;
+        match &drawing.query("SELECT LASTVAL(counter)").await[..] {
+            [Reply::Rows(rows)] => assert_eq!(rows.texts(), [[Some(own)]]),
+            [Reply::Failed(error)] => assert_eq!(error.code, 1105, "{error:?}"),
+            replies => panic!("{replies:?}"),
+        }
+        drawing.ok("ROLLBACK").await;
+        neighbour.ok("ROLLBACK").await;
+        // Who has drawn nowhere is told that there is nothing, or refused.
+        let mut fresh = proxy.raw_mysql().await;
+        fresh.ok(between).await;
+        match &fresh.query("SELECT LASTVAL(counter)").await[..] {
+            [Reply::Rows(rows)] => assert_eq!(rows.texts(), [[None]]),
+            [Reply::Failed(error)] => assert_eq!(error.code, 1105, "{error:?}"),
+            replies => panic!("{replies:?}"),
+        }
+    }
+}
+
 /// Statements that name no table may use some all the same, or have a query in them.
 #[tokio::test]
 async fn wrong_m_01_statements_of_others_without_a_table_are_told_of_to_nobody() {

@@ -75,11 +75,28 @@ pub(super) struct Left {
     asked: SessionFunctions,
     /// Sequences of which it has drawn values where it is served; no other client has run anything there since.
     drawn: Vec<Vec<u8>>,
+    /// Where it has run what may have left something that lasts.
+    lasting: Lasting,
+}
+
+/// On which server connections a client has left something.
+#[derive(Debug, Clone, Copy, Default)]
+enum Lasting {
+    #[default]
+    Nowhere,
+    /// On the one that is living this life.
+    In(u64),
+    Scattered,
+}
+
+/// A number that was never given before.
+pub(super) fn number() -> u64 {
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A statement has changed an answer.
 fn settle(own: &mut u64, owner: &mut u64) {
-    *own = NEXT.fetch_add(1, Ordering::Relaxed);
+    *own = number();
     *owner = *own;
 }
 
@@ -170,7 +187,13 @@ impl Left {
             }
             _ => false,
         };
-        let has_lasts = lasts.is_empty() || is_of_own || !server.had_others();
+        let is_clean = !server.had_others()
+            && match self.lasting {
+                Lasting::Nowhere => true,
+                Lasting::In(life) => life == server.life,
+                Lasting::Scattered => false,
+            };
+        let has_lasts = lasts.is_empty() || is_of_own || is_clean;
         let has_last = last.is_empty() || (owners.row_count == own.row_count && has_lasts);
         let has_others = has_found && has_diagnostics && has_last;
         let has_insert_id = owners.insert_id == own.insert_id;
@@ -248,6 +271,17 @@ impl Left {
             let new = sequences.drawn.iter().filter(|name| !self.drawn.contains(name));
             let new: Vec<_> = new.take(MAX_DRAWN.saturating_sub(self.drawn.len())).cloned().collect();
             self.drawn.extend(new);
+        }
+        if nature.writes
+            || nature.taints
+            || nature.hides_ids
+            || nature.sequences.as_ref().is_none_or(|sequences| !sequences.drawn.is_empty())
+        {
+            self.lasting = match self.lasting {
+                Lasting::Nowhere => Lasting::In(server.life),
+                Lasting::In(life) if life == server.life => self.lasting,
+                _ => Lasting::Scattered,
+            };
         }
         settle(&mut own.row_count, &mut owners.row_count);
         let hidden = nature.taints || nature.several;

@@ -13,7 +13,7 @@ use super::{
         SessionChange, Status, put_u24, session_state, write_packet,
     },
     handshake::{ServerLogin, TRACK, write_greeting},
-    left::Owners,
+    left::{self, Owners},
     query::{ResultHeader, write_query},
     statement::Statement,
     tracker::Deferred,
@@ -119,6 +119,8 @@ pub struct MyServer {
     pub(super) owners: Owners,
     /// Who has run statements since it was as after login.
     visitors: Visitors,
+    /// Since then it has this number, which no other has.
+    pub(super) life: u64,
     /// As last reported.
     pub(super) status: Status,
     /// How it reads text.
@@ -211,6 +213,7 @@ impl MyServer {
             tracks: login.tracks,
             owners: Owners::default(),
             visitors: Visitors::Nobody,
+            life: left::number(),
             status: login.status,
             mode: LexMode::from_variables(sql_mode, client),
             doubtful: false,
@@ -367,6 +370,7 @@ impl MyServer {
         self.forget_statements();
         self.owners = Owners::default();
         self.visitors = Visitors::Nobody;
+        self.life = left::number();
         self.characteristics = false;
         self.restores = false;
         let mut answers = 2;
