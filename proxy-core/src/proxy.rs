@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -488,6 +488,8 @@ pub enum Activity {
 pub struct SessionHandle {
     /// Never 0; unlike the key's id never used again.
     pub number: u64,
+    /// Server connections know whose they were by this.
+    owner: AtomicU64,
     /// Given to the client.
     pub key: CancelKey,
     /// Logged in at.
@@ -557,6 +559,12 @@ enum Cancel {
 }
 
 impl SessionHandle {
+    /// What connections are marked with that were last used by the client as it is now: like `number` never 0 and never
+    /// used again.
+    pub fn owner(&self) -> u64 {
+        self.owner.load(Ordering::Relaxed)
+    }
+
     /// The client did something.
     pub fn touch(&self, now: Instant) {
         let millis = now.saturating_duration_since(self.since).as_millis();
@@ -713,7 +721,7 @@ pub struct Sessions {
     by_id: Mutex<HashMap<u32, Arc<SessionHandle>>>,
     /// Logged in or logging in.
     count: AtomicUsize,
-    next_number: std::sync::atomic::AtomicU64,
+    next_number: AtomicU64,
     draining: AtomicBool,
     changed: Notify,
 }
@@ -742,8 +750,10 @@ impl Sessions {
             if key.id == 0 || by_id.contains_key(&key.id) {
                 continue;
             }
+            let number = self.next_number();
             let handle = Arc::new(SessionHandle {
-                number: self.next_number.fetch_add(1, Ordering::Relaxed) + 1,
+                number,
+                owner: AtomicU64::new(number),
                 key,
                 since: now,
                 last_active: AtomicU32::new(0),
@@ -757,6 +767,16 @@ impl Sessions {
             by_id.insert(key.id, handle.clone());
             return Some(handle);
         }
+    }
+
+    fn next_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The session is to be as after login: what it has left on server connections, however it came there, is from now on
+    /// as if another had left it.
+    pub fn disown(&self, handle: &SessionHandle) {
+        handle.owner.store(self.next_number(), Ordering::Relaxed);
     }
 
     /// The session is over.

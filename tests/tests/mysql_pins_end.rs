@@ -2,7 +2,10 @@
 //! named by SQL's `PREPARE` need none.
 #![allow(clippy::unwrap_used)]
 
-use pinion_tests::{MariaDb, MySqlClient, Proxy, Server};
+use pinion_tests::{
+    MariaDb, MySqlClient, Proxy, Server,
+    raw_mysql::{Login, RawMySql, Reply, capability, command},
+};
 
 const RELEASE: &str = "SELECT RELEASE_ALL_LOCKS()";
 
@@ -447,4 +450,24 @@ async fn a_name_is_found_in_a_transaction_that_only_reads() {
     a.execute("ROLLBACK").await;
     a.execute("EXECUTE s").await;
     assert_eq!(a.scalar::<u32>("SELECT COUNT(*) FROM t WHERE v = 'x'").await, 1);
+}
+
+#[tokio::test]
+async fn what_code_has_left_is_gone_when_the_client_begins_anew() {
+    let bench = bench().await;
+    bench.direct(&["CREATE PROCEDURE makes() CREATE TEMPORARY TABLE made SELECT 5 AS a"]).await;
+    let address = bench.proxy.address();
+    let login = Login::new(&address, capability::NEW);
+    let mut client = RawMySql::connect(&address).await;
+    for anew in ["COM_CHANGE_USER", "COM_RESET_CONNECTION"] {
+        client.ok("CALL makes()").await;
+        match anew {
+            "COM_CHANGE_USER" => client.change_user(&login).await.unwrap(),
+            _ => drop(client.simple(command::RESET_CONNECTION, &[]).await),
+        }
+        match &client.query("SELECT a FROM made").await[..] {
+            [Reply::Failed(error)] => assert_eq!(error.code, 1146, "{anew}: {error:?}"),
+            replies => panic!("{anew}: {replies:?}"),
+        }
+    }
 }

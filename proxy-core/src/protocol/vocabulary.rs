@@ -342,6 +342,12 @@ impl Facts {
     /// Most tables, functions and variables kept of one text.
     pub const MAX_NAMES: usize = 64;
 
+    /// The session has neither statements nor objects of its own after it: it is as after login.
+    #[must_use]
+    pub fn resets_all(&self) -> bool {
+        self.drops_all_prepared && self.clears.contains(PinReason::TemporaryTable)
+    }
+
     /// The facts of a text without a statement, from which those of others are made.
     #[must_use]
     pub const fn nothing() -> Self {

@@ -132,7 +132,7 @@ impl<'a, P: Protocol> Borrower<'a, P> {
             if !c.suits(self.settings) {
                 return 0;
             }
-            let own = !self.prefer_own || c.last_client() == self.handle.number;
+            let own = !self.prefer_own || c.last_client() == self.handle.owner();
             let fits = c.worn.fits(self.settings) && !self.needs_reset(c);
             if own && fits { WORTH_MOST } else { 1 + u8::from(fits) + 2 * u8::from(own) }
         };
@@ -151,8 +151,8 @@ impl<'a, P: Protocol> Borrower<'a, P> {
         if mutant::is(Mutant::Reset) {
             return false;
         }
-        (connection.tainted && connection.is_foreign_to(self.handle.number))
-            || (self.bare && connection.has_foreign_sequences(self.handle.number))
+        (connection.tainted && connection.is_foreign_to(self.handle.owner()))
+            || (self.bare && connection.has_foreign_sequences(self.handle.owner()))
             || matches!(connection.worn, Worn::Uncertain)
     }
 

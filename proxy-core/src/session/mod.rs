@@ -424,6 +424,9 @@ impl<P: Protocol> Session<P> {
         let now = *self.received.get_or_insert_with(Instant::now);
         self.handle.touch(now);
         let facts = &statement.facts;
+        if facts.resets_all() {
+            self.endpoint.proxy.sessions.disown(&self.handle);
+        }
         let settings = self.endpoint.proxy.settings();
         let excluded = if settings.pool.exclude_variable_sets {
             PinReasons::only(PinReason::SessionVariable).union(PinReasons::only(PinReason::SessionIdentity))
@@ -584,7 +587,7 @@ impl<P: Protocol> Session<P> {
         if let Some(connection) = &mut self.link
             && !self.forgetting
             && connection.state.tx() != Tx::Failed
-            && connection.has_foreign_sequences(self.handle.number)
+            && connection.has_foreign_sequences(self.handle.owner())
         {
             self.tracker.write_forget_session_functions(&mut connection.state, &mut self.up);
             self.forgetting = true;
@@ -930,7 +933,7 @@ impl<P: Protocol> Session<P> {
         let Some(mut connection) = self.link.take() else { return };
         self.handle.let_go();
         self.forgetting = false;
-        connection.used_by(self.handle.number, now);
+        connection.used_by(self.handle.owner(), now);
         connection.tainted |= connection.state.is_tainted();
         if connection.state.must_retire() || connection.cancellable.is_doubtful() {
             connection.retire();
@@ -1116,6 +1119,7 @@ impl<P: Protocol> Session<P> {
         if matches!(ended, Err(SessionError::LogsIn)) {
             self.observe_end(&ended).await;
             if let Some((client, request)) = self.tracker.take_login(&mut self.up) {
+                self.endpoint.proxy.sessions.disown(&self.handle);
                 let input = std::mem::take(self.up.input_mut());
                 let (stream, handle, key) = (self.client, self.handle, self.key);
                 return Some(Box::new(Returning { stream, input, handle, key, client, request }));
@@ -1180,7 +1184,7 @@ impl<P: Protocol> Session<P> {
             connection.retire();
             return None;
         }
-        connection.used_by(self.handle.number, now);
+        connection.used_by(self.handle.owner(), now);
         let (pool, id) = self.home_of(&connection);
         Some(give_back_after(pool, id, async move {
             connection.cancellable.clone().over().await;

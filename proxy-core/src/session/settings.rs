@@ -491,6 +491,7 @@ impl<P: Protocol> Session<P> {
         for change in learned.changes {
             match change {
                 StateChange::ResetAll => {
+                    self.endpoint.proxy.sessions.disown(&self.handle);
                     self.settings = None;
                     certain = true;
                     // In a transaction, too, which is over.

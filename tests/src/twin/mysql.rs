@@ -164,6 +164,7 @@ impl Engine for MariaDb {
         ("database", 1),
         ("routine", 1),
         ("routine left behind", 1),
+        ("table left behind", 1),
         ("trigger", 1),
         ("trigger left behind", 1),
         ("handler", 1),
@@ -181,9 +182,6 @@ impl Engine for MariaDb {
         "warnings counted",
         // A `LASTVAL` that is refused has not used up the `SET TRANSACTION` before it.
         "sequence",
-        // Triggers are not seen: docs/session.md.
-        "trigger",
-        "trigger left behind",
         // A variable that may be another client's is unset before `GET DIAGNOSTICS` sets it: ROW_COUNT is that statement's.
         "rows diagnosed",
     ];
@@ -200,6 +198,7 @@ impl Engine for MariaDb {
             format!("CREATE SEQUENCE {t}_sequence"),
             format!("CREATE TRIGGER {t}_trigger BEFORE INSERT ON {t}_triggered FOR EACH ROW SET @c = NEW.a"),
             format!("CREATE PROCEDURE {t}_procedure(IN n INT) {body}"),
+            format!("CREATE PROCEDURE {t}_makes() CREATE TEMPORARY TABLE {t}_made SELECT 5 AS a"),
             format!(
                 "CREATE FUNCTION {t}_function(n INT) RETURNS INT DETERMINISTIC BEGIN SET @b = n; RETURN n + 1; END"
             ),
@@ -603,6 +602,15 @@ impl Engine for MariaDb {
                 actions.extend([query("SELECT @a, @b, @c, @@sort_buffer_size"), Self::read(random)]);
                 actions
             }
+            "table left behind" => vec![
+                query("CALL {t}_makes()"),
+                match random.below(3) {
+                    0 => Action::Reset,
+                    1 => Action::ChangeUser,
+                    _ => Action::Reconnect("{t}".to_owned()),
+                },
+                query("SELECT a FROM {t}_made"),
+            ],
             "handler" => queries(&[
                 "HANDLER {t}_more OPEN",
                 "HANDLER {t}_more READ FIRST LIMIT 2",

@@ -18,8 +18,8 @@ pub enum Action {
     Extended(Vec<Part>),
     /// Goodbye, and a new login.
     Reconnect,
-    /// The socket closes without a word, then a new login.
-    Vanish,
+    /// The socket closes without a word; once the server has let go of the locks that this counts, a new login.
+    Vanish(String),
 }
 
 /// A message of the extended protocol.
@@ -818,7 +818,14 @@ impl Engine for Postgres {
                 vec![query(text), Self::read(random)]
             }
             "reconnect" => vec![Action::Reconnect, Self::read(random)],
-            "vanish" => vec![Action::Vanish, Self::read(random)],
+            "vanish" => {
+                let (first, last) = (client * 10, client * 10 + 9);
+                let held = format!(
+                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' \
+                     AND (CASE classid::int8 WHEN 0 THEN objid ELSE classid END)::int8 BETWEEN {first} AND {last}"
+                );
+                vec![Action::Vanish(held), Self::read(random)]
+            }
             "session characteristics" => vec![
                 query(random.pick(&[
                     "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
@@ -859,7 +866,7 @@ impl Engine for Postgres {
                         }
                     }
                 }
-                Action::Reconnect | Action::Vanish => {}
+                Action::Reconnect | Action::Vanish(_) => {}
             }
         }
         actions
@@ -914,8 +921,16 @@ impl Engine for Postgres {
                     false => lines(&last_words, 0),
                 }
             }
-            Action::Vanish => {
+            Action::Vanish(held) => {
                 *client = Self::connect(address).await;
+                crate::until("the locks of who has vanished are free", async || {
+                    let reply = client.query(held).await;
+                    // None where the connection has died of a fault.
+                    let row = reply.iter().find(|message| message.tag == b'D');
+                    row.is_none_or(|row| row.columns()[0].as_deref() == Some("0"))
+                })
+                .await;
+                Self::leave(std::mem::replace(client, Self::connect(address).await)).await;
                 String::new()
             }
         }
