@@ -142,10 +142,10 @@ struct Rare {
     settings: Option<Arc<Settings>>,
     /// There may be statements that it has prepared by SQL: they are on the server under its own names.
     by_sql: bool,
-    /// Whether it has made temporary objects, be they gone.
-    hides: Hides,
     /// Of those, what it has closed by protocol since the session asked.
     closed: Vec<Box<str>>,
+    /// Whether it has made temporary objects, be they gone.
+    hides: Hides,
     /// Of statements of the protocol that could not be made again elsewhere, since the session asked.
     pins: PinReasons,
     /// Channels of which the session is told elsewhere.

@@ -193,7 +193,7 @@ fn answers(tags: &str) -> Vec<u8> {
         .collect()
 }
 
-/// ParameterDescription without parameters and RowDescription of one column of this type.
+/// ParameterDescription of one parameter and RowDescription of one column of this type.
 fn description(oid: u8) -> Vec<u8> {
     let column = [b"\0\x01n\0\0\0\0\x07\0\x01\0\0\0", &[oid][..], b"\0\x04\xff\xff\xff\xff\0\0"].concat();
     [message(b't', b"\0\x01\0\0\0\x19"), message(b'T', &column)].concat()
