@@ -670,8 +670,7 @@ impl Tracker<Postgres> for PgTracker {
             server.expect(Expect::Close { ours: true, evicts: None });
         }
         if !lent.is_empty() {
-            write_message(up.output(), b'S', |_| {});
-            server.expect(Expect::Sync { ours: true });
+            write_own_sync(up, server);
         }
     }
 
@@ -718,8 +717,7 @@ impl Tracker<Postgres> for PgTracker {
         // In a batch of its own, so that the client's is what it was: alone in its implicit transaction, and not
         // skipped should this fail.
         if !server.batch_open {
-            write_message(up.output(), b'S', |_| {});
-            server.expect(Expect::Sync { ours: true });
+            write_own_sync(up, server);
         }
     }
 }
@@ -993,8 +991,7 @@ impl PgTracker {
         if self.hides_first(facts) {
             write_hidden(up, server, b"DISCARD PLANS", false);
             if !server.batch_open {
-                write_message(up.output(), b'S', |_| {});
-                server.expect(Expect::Sync { ours: true });
+                write_own_sync(up, server);
             }
         }
         if facts.rds_pins.union(facts.pins).contains(PinReason::TemporaryTable) {
@@ -1769,8 +1766,7 @@ impl PgTracker {
             }
         }
         if sent && !server.batch_open {
-            write_message(up.output(), b'S', |_| {});
-            server.expect(Expect::Sync { ours: true });
+            write_own_sync(up, server);
         }
     }
 
@@ -1801,8 +1797,7 @@ impl PgTracker {
             server.native_names = true;
             // In a batch of its own, but not in the midst of the client's.
             if !server.batch_open {
-                write_message(up.output(), b'S', |_| {});
-                server.expect(Expect::Sync { ours: true });
+                write_own_sync(up, server);
             }
         }
     }
@@ -2393,6 +2388,12 @@ fn write_parse(out: &mut Vec<u8>, name: &[u8], tail: &[u8]) {
         put_cstr(body, name);
         body.extend_from_slice(tail);
     });
+}
+
+/// Ends a batch of ours. The client hears nothing of it.
+fn write_own_sync(up: &mut Pipe, server: &mut PgServer) {
+    write_message(up.output(), b'S', |_| {});
+    server.expect(Expect::Sync { ours: true });
 }
 
 /// Runs a statement of ours within the client's batch; its answers are swallowed.
