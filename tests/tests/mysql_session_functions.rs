@@ -166,6 +166,14 @@ async fn pin_m_06_row_count_and_found_rows() {
         &["BEGIN", "UPDATE TABLE SET a = a + 1", "SELECT ROW_COUNT()", "SELECT ROW_COUNT()", "COMMIT"],
         // WRONG-M-02: not supported by RDS Proxy.
         &["UPDATE TABLE SET a = a + 1; SELECT ROW_COUNT()"],
+        // Behind a question that was refused.
+        &[
+            "INSERT INTO TABLE SELECT 700, 1",
+            "BEGIN",
+            "COMMIT",
+            "SELECT LAST_INSERT_ID()",
+            "SELECT ROW_COUNT()",
+        ],
         &["SELECT 1 UNION SELECT 2; SELECT FOUND_ROWS()"],
     ] {
         same(&bench, script, false).await;

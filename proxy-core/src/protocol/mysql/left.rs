@@ -316,6 +316,11 @@ impl Left {
         self.own.row_count = 0;
     }
 
+    /// A statement that asks was refused. What it would have left itself, no connection can tell.
+    pub(super) fn note_refused(&mut self) {
+        self.own.row_count = number();
+    }
+
     /// A statement of the client's was prepared, which empties the diagnostics if it uses tables, and may leave some.
     pub(super) fn note_prepared(&mut self, warnings: bool, server: &mut MyServer) {
         if self.own.row_count == 0 && self.own.diagnostics == 0 && !warnings {

@@ -91,7 +91,10 @@ impl MyTracker {
     ) -> bool {
         match self.left.ask(nature, &shared.ids_are_asked, server) {
             Ask::AsItIs => true,
-            Ask::Lost => false,
+            Ask::Lost => {
+                self.left.note_refused();
+                false
+            }
             Ask::Set(id) => {
                 if !self.left.has_lasting(server) {
                     write_query(FORGET, server.agreed, up.output());
