@@ -977,7 +977,7 @@ impl PgTracker {
 
     /// True when it makes what may be the session's first temporary object, while statements are prepared.
     fn hides_first(&self, facts: &Facts) -> bool {
-        let hides = facts.rds_pins.union(facts.pins).contains(PinReason::TemporaryTable);
+        let hides = makes_temporary(facts);
         let prepared = self.has_by_sql() || self.named.as_ref().is_some_and(|named| !named.is_empty());
         hides && prepared && self.rare.as_ref().is_none_or(|rare| rare.hides == Hides::Nothing)
     }
@@ -994,7 +994,7 @@ impl PgTracker {
                 write_own_sync(up, server);
             }
         }
-        if facts.rds_pins.union(facts.pins).contains(PinReason::TemporaryTable) {
+        if makes_temporary(facts) {
             let rare = self.rare.get_or_insert_default();
             rare.hides = if rare.hides == Hides::Something { Hides::Something } else { Hides::ForNow };
         }
@@ -2273,6 +2273,11 @@ fn with_name(body: &[u8], statement: &Statement, epoch: u32, name: &[u8]) -> Opt
         renamed.extend_from_slice(&body[at + ours.len() - 1..]);
     });
     Some(error)
+}
+
+/// True when it makes a temporary object, be it one that its transaction's end drops, which pins in profile `rds` alone.
+fn makes_temporary(facts: &Facts) -> bool {
+    facts.rds_pins.union(facts.pins).contains(PinReason::TemporaryTable)
 }
 
 /// Rows by a CommandComplete's tag: the number at its end.
