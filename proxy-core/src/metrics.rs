@@ -219,6 +219,9 @@ mod table {
     pub(super) const PINNED_SECONDS: Metric = ours(
         "pinion_pinned_seconds", H(PINNED), OF_ENDPOINT, Seconds,
         "How long a pin lasted, counted at its end.");
+    pub(super) const CARRIED: Metric = ours(
+        "pinion_temporary_tables_carried_total", C, OF_ENDPOINT, Count,
+        "Times that a client's temporary tables were taken off a server connection because others waited for one.");
     pub(super) const WAITING: Metric = ours(
         "pinion_pool_waiting", G, OF_ADDRESS, Count,
         "Clients now waiting for a server connection.");
@@ -294,7 +297,7 @@ mod table {
 }
 
 /// Every metric there is, RDS Proxy's first and in its order.
-pub const METRICS: [Metric; 51] = {
+pub const METRICS: [Metric; 52] = {
     use table::*;
     [
         AVAILABILITY,
@@ -324,6 +327,7 @@ pub const METRICS: [Metric; 51] = {
         LATENCY_SECONDS,
         PINS,
         PINNED_SECONDS,
+        CARRIED,
         WAITING,
         LISTENERS,
         NOTIFICATIONS,
@@ -387,6 +391,8 @@ pub struct EndpointMetrics {
     pub pins: [Counter; PinReason::ALL.len()],
     /// How long pins lasted; seconds.
     pub pinned_seconds: Histogram,
+    /// Times that temporary tables were taken off a connection.
+    pub tables_carried: Counter,
 }
 
 impl EndpointMetrics {
@@ -410,6 +416,7 @@ impl EndpointMetrics {
             query_response_latency: histogram(&table::LATENCY_SECONDS, &labels),
             pins: PinReason::ALL.map(|reason| counter(&table::PINS, &[proxy, endpoint, reason.name()])),
             pinned_seconds: histogram(&table::PINNED_SECONDS, &labels),
+            tables_carried: counter(&table::CARRIED, &labels),
         }
     }
 
@@ -470,6 +477,11 @@ impl EndpointMetrics {
                 pins.increment(1);
             }
         }
+    }
+
+    /// A client's temporary tables were taken off its server connection.
+    pub fn carried(&self) {
+        self.tables_carried.increment(1);
     }
 
     /// A pin ended, with its last reason or with its session.

@@ -1,6 +1,7 @@
 //! One `[[proxy]]` as it runs: what its endpoints share, and every client session it has.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     fmt,
     net::IpAddr,
@@ -19,7 +20,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{AuthConfig, ClientAuthType, ProxyConfig, SecretSource, TargetRole},
+    config::{AuthConfig, ClientAuthType, Profile, ProxyConfig, SecretSource, TargetRole},
     metrics::{CancelOutcome, EndpointMetrics, ProxyMetrics},
     plugin::{PluginHost, Plugins},
     protocol::{CancelKey, Facts, Hello as _, Kill, Killed, MockKey, PinReason, PinReasons, Protocol, Role},
@@ -28,6 +29,7 @@ use crate::{
     session::{
         FUNCTION_HOLD,
         cancel::{Cancellable, UnderWay},
+        carry,
     },
     target::Target,
     tls::{ClientTls, TargetTls, TlsError},
@@ -370,6 +372,42 @@ impl<P: Protocol> Proxy<P> {
         });
     }
 
+    /// True when idle clients may be asked to take their temporary tables along.
+    pub fn carries_tables(&self) -> bool {
+        let settings = self.settings();
+        let pool = &settings.pool;
+        // What an init query does to a session is not known.
+        let wanted = pool.max_carried_table_bytes > 0 && pool.init_query.is_empty();
+        P::PACKS_TABLES && settings.profile == Profile::Smart && wanted
+    }
+
+    /// Where clients wait for a connection, asks as many of those whose connection only temporary tables keep to take these
+    /// along: those that have been idle for longest.
+    pub fn make_room(&self, now: Instant) {
+        if !self.carries_tables() {
+            return;
+        }
+        for target in &self.targets {
+            let waiting = target.pool.stats().waiting;
+            if waiting == 0 {
+                continue;
+            }
+            let mut idle = Vec::new();
+            self.sessions.for_each(|handle| {
+                let quiet = handle.idle_for(now);
+                if handle.activity() == Activity::Pinned
+                    && quiet >= carry::TABLE_HOLD
+                    && handle.target() == Some(target.index)
+                    && lock(&handle.pin).as_ref().is_some_and(|pin| pin.reasons == carry::PIN && !pin.stays)
+                {
+                    idle.push((quiet, handle.clone()));
+                }
+            });
+            idle.sort_unstable_by_key(|(quiet, _)| Reverse(*quiet));
+            idle.iter().take(waiting).for_each(|(_, handle)| handle.signal(YIELD));
+        }
+    }
+
     /// Every client that has logged in, see [`SessionHandle::describe`].
     pub fn describe_sessions(&self) -> Vec<serde_json::Value> {
         let now = Instant::now();
@@ -470,6 +508,8 @@ pub const STOP: u8 = 4;
 pub const CANCEL: u8 = 8;
 /// Signal: there are notifications for it.
 pub const HEARD: u8 = 16;
+/// Signal: others wait for the connection that its tables keep.
+pub const YIELD: u8 = 32;
 
 /// What a session is doing, for gauges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -534,6 +574,8 @@ pub struct PinNote {
     pub facts: Option<Arc<Facts>>,
     /// The plugin that decided it, if one did.
     pub plugin: Option<Arc<str>>,
+    /// Whoever waits for the connection, it will not be given up before the client's next answer.
+    pub stays: bool,
 }
 
 /// Where a session's request is, as far as a cancel must know.
@@ -646,6 +688,13 @@ impl SessionHandle {
     pub fn set_pin_reasons(&self, reasons: PinReasons) {
         if let Some(note) = lock(&self.pin).as_mut() {
             note.reasons = reasons;
+        }
+    }
+
+    /// Whether it could do without its connection for a while is another matter now.
+    pub fn set_pin_stays(&self, stays: bool) {
+        if let Some(note) = lock(&self.pin).as_mut() {
+            note.stays = stays;
         }
     }
 
@@ -799,7 +848,7 @@ impl Sessions {
     }
 
     /// Looks at every session.
-    pub fn for_each(&self, mut look: impl FnMut(&SessionHandle)) {
+    pub fn for_each(&self, mut look: impl FnMut(&Arc<SessionHandle>)) {
         for handle in self.lock().values() {
             look(handle);
         }

@@ -33,6 +33,7 @@ use crate::{
     plugin::{PluginHost, Plugins, ReloadError},
     protocol::{Protocol, mysql::MySql, postgres::Postgres},
     proxy::{DRAIN, Endpoint, Proxy, STOP, SetupError},
+    session::carry::TABLE_HOLD,
     shutdown::{self, Giver},
     target::{monitor, reap},
 };
@@ -75,6 +76,7 @@ trait Running: Send + Sync {
     fn targets(&self) -> Vec<serde_json::Value>;
     fn sessions(&self) -> Vec<serde_json::Value>;
     fn every_second(&self, now: Instant);
+    fn make_room(&self, now: Instant);
     fn signal_all(&self, signal: u8);
     fn clients(&self) -> usize;
     fn close(&self);
@@ -121,6 +123,10 @@ impl<P: Protocol> Running for Served<P> {
     fn every_second(&self, now: Instant) {
         self.proxy.refresh_tls();
         self.proxy.sweep(now);
+    }
+
+    fn make_room(&self, now: Instant) {
+        self.proxy.make_room(now);
     }
 
     fn signal_all(&self, signal: u8) {
@@ -270,6 +276,7 @@ pub async fn run(path: PathBuf, config: Config, level: LevelHandle) -> Result<()
         admin_task = Some(tokio::spawn(listener.serve(fleet.clone() as Arc<dyn Control>, stopped)));
     }
     tasks.push(tokio::spawn(housekeeping(fleet.clone(), recorder)));
+    tasks.push(tokio::spawn(room_making(fleet.clone())));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "pinion is ready");
 
@@ -345,6 +352,16 @@ async fn housekeeping(fleet: Arc<Fleet>, recorder: Arc<Recorder>) {
         if tick % 5 == 0 {
             recorder.upkeep();
         }
+    }
+}
+
+async fn room_making(fleet: Arc<Fleet>) {
+    let mut ticks = interval(TABLE_HOLD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = Instant::now();
+        fleet.proxies.iter().for_each(|proxy| proxy.make_room(now));
     }
 }
 

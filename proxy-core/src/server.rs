@@ -24,8 +24,8 @@ use crate::{
     metrics::ResetCause,
     pool::{Pool, PoolId, Pooled, Slot},
     protocol::{
-        Absorbed, Connect, ConnectError, ConnectStep, PoolKey, Protocol, ProtocolError, Purpose, ServerState,
-        Survey,
+        Absorbed, Connect, ConnectError, ConnectStep, Errand, Packing, PoolKey, Protocol, ProtocolError,
+        Purpose, ServerState, Step, Survey,
     },
     secrets::{Secret, SecretHandle},
     session::cancel::Cancellable,
@@ -39,6 +39,10 @@ use crate::{
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// For one exchange of our own; a server that needs longer is not worth waiting for.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that has its tables read can wait no longer, nor can those who want its connection.
+const PACKING_LASTS: Duration = Duration::from_secs(2);
+/// For making them again.
+const UNPACKING_LASTS: Duration = Duration::from_secs(30);
 /// From our goodbye to the server's close, after which the connection is given up for lost.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// For so long it is believed what code of the database may change; functions are made and changed meanwhile.
@@ -368,6 +372,65 @@ impl<P: Protocol> ServerConnection<P> {
     /// True when nothing is here to stay that a client with `settings` should not find.
     pub fn suits(&self, settings: Option<&Arc<Settings>>) -> bool {
         self.lasting.iter().all(|name| settings.is_some_and(|settings| settings.get(name).is_some()))
+    }
+
+    /// Reads what is to be made again elsewhere; `None` where it cannot be, or takes too long, and the session is as it was
+    /// but for what its last statement had left. After an error nobody knows how it is.
+    pub async fn pack(&mut self, packing: &mut dyn Packing) -> Result<Option<Vec<Errand>>, ServerError> {
+        let began = Instant::now();
+        let mut answer = None;
+        loop {
+            let question = match packing.next(answer.as_deref(), began.elapsed() < PACKING_LASTS) {
+                Step::Ask(question) => question,
+                Step::Done(errands) => return Ok(Some(errands)),
+                Step::Unfit => return Ok(None),
+                Step::Lost => {
+                    let error = "a setting cannot be taken back".to_owned();
+                    return Err(ServerError::Statement { what: "reading tables", error });
+                }
+            };
+            let (row, error) = self.ask(&question).await?;
+            answer = error.is_none().then_some(row);
+        }
+    }
+
+    /// Makes here what was packed elsewhere. After an error some of it is here.
+    pub async fn unpack(&mut self, errands: &[Errand]) -> Result<(), ServerError> {
+        timeout(UNPACKING_LASTS, self.run_errands(errands)).await.unwrap_or(Err(ServerError::Timeout))
+    }
+
+    async fn run_errands(&mut self, errands: &[Errand]) -> Result<(), ServerError> {
+        let mut remembered = String::new();
+        for errand in errands {
+            let statement = match errand {
+                Errand::Run(statement) | Errand::Expect(statement, _) | Errand::Remember(statement) => {
+                    statement
+                }
+                Errand::Recall => &std::mem::take(&mut remembered),
+            };
+            let (mut row, error) = self.ask(statement).await?;
+            let error = match errand {
+                _ if error.is_some() => error,
+                Errand::Expect(_, expected) if row != *expected => {
+                    Some("it has come out otherwise".to_owned())
+                }
+                Errand::Remember(_) => {
+                    remembered = if row.is_empty() { String::new() } else { row.swap_remove(0) };
+                    None
+                }
+                _ => None,
+            };
+            if let Some(error) = error {
+                return Err(ServerError::Statement { what: "making tables again", error });
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self, statement: &str) -> Result<(Vec<String>, Option<String>), ServerError> {
+        let mut request = Vec::new();
+        P::write_query(&mut self.state, statement, &mut request);
+        self.exchange(&request).await
     }
 
     async fn run_init_query(&mut self) -> Result<(), ServerError> {

@@ -412,6 +412,7 @@ fn pool(section: &Section<'_>) -> Option<PoolConfig> {
         section.optional("max_idle_connections_percent", |_, value| integer_in(value, 0, most.into()));
     let connection_borrow_timeout = section.get("connection_borrow_timeout", duration);
     let max_pinned_percent = section.optional("max_pinned_percent", |_, value| integer_in(value, 1, 100));
+    let max_carried_table_bytes = section.get("max_carried_table_bytes", integer);
     let filters = section.list("session_pinning_filters", |filter| match filter {
         "EXCLUDE_VARIABLE_SETS" => Ok(()),
         other => Err(format!("{other:?} is not known")),
@@ -432,6 +433,7 @@ fn pool(section: &Section<'_>) -> Option<PoolConfig> {
         connection_borrow_timeout: connection_borrow_timeout?,
         max_pinned_percent: max_pinned_percent?
             .map(|percent| u8::try_from(percent).expect("a percentage fits")),
+        max_carried_table_bytes: max_carried_table_bytes?,
         exclude_variable_sets: !filters?.is_empty(),
         init_query: init_query?,
         max_server_lifetime: max_server_lifetime?,

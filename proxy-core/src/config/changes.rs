@@ -226,6 +226,7 @@ impl Changes {
             max_idle_connections_percent,
             connection_borrow_timeout,
             max_pinned_percent,
+            max_carried_table_bytes,
             exclude_variable_sets,
             init_query,
             max_server_lifetime,
@@ -246,6 +247,8 @@ impl Changes {
         self.compare(section, path, borrow, connection_borrow_timeout, &new.connection_borrow_timeout);
         let pinned = "max_pinned_percent";
         self.compare(section, path, pinned, max_pinned_percent, &new.max_pinned_percent);
+        let carried = "max_carried_table_bytes";
+        self.compare(section, path, carried, max_carried_table_bytes, &new.max_carried_table_bytes);
         self.compare(
             section,
             path,

@@ -387,6 +387,8 @@ pub struct PoolConfig {
     pub connection_borrow_timeout: Duration,
     /// Of the connections that the pool may open, as many may be pinned, 1 to 100; `None` for what the profile says.
     pub max_pinned_percent: Option<u8>,
+    /// Bytes of temporary tables that an idle client takes along to another connection, 0 to 512 KiB.
+    pub max_carried_table_bytes: usize,
     /// `EXCLUDE_VARIABLE_SETS` present.
     pub exclude_variable_sets: bool,
     /// Run once on each new server connection and after each reset; empty is none.

@@ -229,6 +229,7 @@ pub(super) const KEYS: &[Key] = {
         key("proxy.pool", "max_idle_connections_percent", Text("0 to max_connections_percent"), Said("half of max_connections_percent"), Live),
         key("proxy.pool", "connection_borrow_timeout", Duration("0s", "1h"), Value(r#""120s""#), Live),
         key("proxy.pool", "max_pinned_percent", Integer(1, 100), Said("80, in profile rds 100"), Live),
+        key("proxy.pool", "max_carried_table_bytes", Integer(0, 524_288), Value("262144"), Live),
         key("proxy.pool", "session_pinning_filters", Text("a list that is empty or has \"EXCLUDE_VARIABLE_SETS\""), Value("[]"), Live),
         key("proxy.pool", "init_query", Text("SQL text, no NUL; empty is none"), Value(r#""""#), Live),
         key("proxy.pool", "max_server_lifetime", Duration("1s", "365d"), Value(r#""24h""#), Live),

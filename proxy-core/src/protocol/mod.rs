@@ -82,6 +82,8 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     }
     /// Pins of which the server can be asked whether they still hold.
     const PROVABLE: PinReasons = PinReasons::NONE;
+    /// There are servers on which [`Tracker::packing`] may be of use.
+    const PACKS_TABLES: bool = false;
     /// Settings that code may change without naming them.
     const IDENTITY: &'static [&'static str] = &[];
     /// Asks how a session stands: what pins it, and its settings `names`; with `all`, any others it may have. False, and
@@ -463,6 +465,53 @@ pub enum Absorbed {
     },
 }
 
+/// Reads what a session has alone on its server connection so that it can be made again on another. Questions of our own,
+/// each of which may depend on the answer before.
+pub trait Packing: Send + fmt::Debug {
+    /// `answer` is the first row of the answer to the last question, NULL as empty; `None` at first, and for an error.
+    /// Without `time` nothing is asked any more but what leaves the session as it was.
+    fn next(&mut self, answer: Option<&[String]>, time: bool) -> Step;
+}
+
+/// What comes next in a [`Packing`].
+#[derive(Debug)]
+pub enum Step {
+    /// This is to be asked.
+    Ask(String),
+    /// So it is made again. The session is as it was, but for what its last statement had left.
+    Done(Vec<Errand>),
+    /// It cannot be. The session is as it was, but for that.
+    Unfit,
+    /// Nor is it known how the session is.
+    Lost,
+}
+
+/// One thing to do where something is made again, in a session that is as after login; one that fails makes the rest
+/// useless.
+#[derive(Debug)]
+pub enum Errand {
+    /// Runs a statement.
+    Run(String),
+    /// Runs one whose first row must be this.
+    Expect(String, Vec<String>),
+    /// Asks for a statement, the first column of the answer,
+    Remember(String),
+    /// and runs it.
+    Recall,
+}
+
+impl Errand {
+    /// What it takes to keep it in mind.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Run(text) | Self::Remember(text) => text.len(),
+            Self::Expect(text, row) => text.len() + row.iter().map(String::len).sum::<usize>(),
+            Self::Recall => 0,
+        }
+    }
+}
+
 /// What is remembered of one server connection.
 pub trait ServerState: Send + fmt::Debug {
     /// Transaction state as last reported.
@@ -716,6 +765,11 @@ pub trait Tracker<P: Protocol>: Send {
     fn hear_elsewhere(&mut self, _channels: Option<Arc<BTreeSet<Box<str>>>>) {}
     /// Gives the client the end of the answer that was held back, if one was.
     fn end_answer(&mut self, _down: &mut Pipe) {}
+    /// Packs what the session has alone on its server connection, where nothing but temporary tables keeps it there;
+    /// `None` where that cannot be. `most_bytes` bounds what comes of it.
+    fn packing(&self, _server: &P::Server, _most_bytes: usize) -> Option<Box<dyn Packing>> {
+        None
+    }
     /// True when the client reads text as UTF-8.
     fn reads_utf8(&self) -> bool {
         true

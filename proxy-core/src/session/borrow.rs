@@ -65,6 +65,8 @@ impl<P: Protocol> Session<P> {
         let prefer_own = self.forget_on_borrow || self.session_functions.load(Ordering::Relaxed);
         let bare = self.tracker.reads_leftovers(&self.up);
         let least = match &self.settings {
+            // Tables that were taken along come first, and are made without any.
+            _ if self.luggage.is_some() => Some(None),
             Some(settings) if !self.taken_back.is_empty() => {
                 Some(Settings::retain(settings, |name| !P::takes_back(self.taken_back, name)))
             }

@@ -27,7 +27,7 @@ use crate::{
         ChannelChange, ClientEvent, Facts, Fault, FaultKind, PinReason, PinReasons, PoolKey, Protocol,
         ProtocolError, ServerEvent, ServerState, Severity, Statement, StatementKind, Tracker, Tx,
     },
-    proxy::{Activity, CHECK, DRAIN, Endpoint, HEARD, PinNote, STOP, SessionHandle},
+    proxy::{Activity, CHECK, DRAIN, Endpoint, HEARD, PinNote, STOP, SessionHandle, YIELD},
     router::Route,
     server::{ServerConnection, give_back_after},
     state::Settings,
@@ -37,12 +37,14 @@ use crate::{
 
 pub mod borrow;
 pub mod cancel;
+pub(crate) mod carry;
 mod channels;
 pub(crate) mod place;
 mod policy;
 mod settings;
 
 use crate::buffer::{Buffer, Pipe};
+use carry::Luggage;
 use channels::Listening;
 pub use channels::Missed;
 use place::Places;
@@ -90,6 +92,9 @@ pub enum SessionError {
     /// It has missed notifications, or would.
     #[error("missed notifications")]
     Missed(#[source] Missed),
+    /// Its temporary tables, which it had taken along, cannot be made again.
+    #[error("temporary tables lost")]
+    TablesLost,
     /// Drain or stop.
     #[error("shutting down")]
     ShuttingDown,
@@ -124,6 +129,10 @@ impl SessionError {
                 "terminating connection because it reached its maximum lifetime",
             )),
             Self::Missed(missed) => Some(missed.fault()),
+            Self::TablesLost => Some(Fault::fatal(
+                FaultKind::StateLost,
+                "The temporary tables of this session could not be made again.",
+            )),
             Self::ShuttingDown => Some(Fault::fatal(
                 FaultKind::ShuttingDown,
                 "terminating connection due to administrator command",
@@ -178,6 +187,8 @@ pub struct Session<P: Protocol> {
     question: Option<Box<Question>>,
     /// The notification channels that it hears by the target's listener.
     listening: Option<Box<Listening>>,
+    /// Temporary tables that are on no connection now.
+    luggage: Option<Box<Luggage>>,
 }
 
 /// What the statements under way will have done once they are through.
@@ -192,6 +203,8 @@ struct Pending {
     in_transaction: bool,
     /// The connection they get is tainted.
     taints: bool,
+    /// They run code that no text shows, or may.
+    hides: bool,
     /// What few statements do.
     rare: Option<Box<Rare>>,
     /// Statements reported; a text of several is one.
@@ -239,6 +252,23 @@ struct Pinning<P: Protocol> {
     since: Instant,
     /// Against what may be pinned.
     counts: Option<Pinned<P>>,
+    /// The statement that brought the last reason.
+    cause: Cause,
+    /// Its tables cannot be taken along, as they are.
+    stays: bool,
+    /// There may be more than is known of: code that no text shows has run.
+    hides: bool,
+}
+
+impl<P: Protocol> Pinning<P> {
+    /// True when what is known of it, and who wanted it, lets its tables be taken along.
+    fn may_carry(&self) -> bool {
+        !self.stays && !self.hides && self.cause.plugin.is_none()
+    }
+
+    fn new(since: Instant, cause: Cause) -> Box<Self> {
+        Box::new(Self { since, counts: None, cause, stays: false, hides: false })
+    }
 }
 
 /// The statement behind a pin.
@@ -307,7 +337,7 @@ impl<P: Protocol> Session<P> {
             forgetting: false,
             forget_on_borrow: false,
             pins,
-            pinning: (!pins.is_empty()).then(|| Box::new(Pinning { since: Instant::now(), counts: None })),
+            pinning: (!pins.is_empty()).then(|| Pinning::new(Instant::now(), Cause::default())),
             pending: Pending::default(),
             received: None,
             sent: None,
@@ -319,6 +349,7 @@ impl<P: Protocol> Session<P> {
             taken_back: PinReasons::NONE,
             question: None,
             listening: None,
+            luggage: None,
         }
     }
 
@@ -387,7 +418,11 @@ impl<P: Protocol> Session<P> {
                     false
                 }
                 Turn::Signal => {
+                    let wanted = self.handle.signals() & YIELD != 0;
                     self.on_signal()?;
+                    if wanted {
+                        Box::pin(self.make_way()).await?;
+                    }
                     false
                 }
             };
@@ -511,6 +546,7 @@ impl<P: Protocol> Session<P> {
         let unpinned = facts.pins.without(sets).without(function).without(replayed).without(moved);
         let taints = facts.taints || undoes_init || !unpinned.is_empty();
         if taints {
+            self.pending.hides = true;
             match &mut self.link {
                 Some(connection) => connection.tainted = true,
                 None => self.pending.taints = true,
@@ -538,7 +574,14 @@ impl<P: Protocol> Session<P> {
             _ => PinReasons::NONE,
         };
         let now = *self.received.get_or_insert_with(Instant::now);
-        let borrowed = match self.route().await? {
+        let routed = match self.carried_route() {
+            Some(route) => {
+                self.route = route;
+                Ok(true)
+            }
+            None => self.route().await?,
+        };
+        let borrowed = match routed {
             Ok(true) => self.borrow(now).await?,
             // The same bytes and some more are looked at again.
             Ok(false) => return Ok(()),
@@ -555,12 +598,24 @@ impl<P: Protocol> Session<P> {
             },
             refused => refused,
         };
+        if self.taken_back.contains(PinReason::TemporaryTable) && borrowed.is_ok() {
+            self.luggage = None;
+        }
+        let borrowed = match borrowed {
+            Ok(connection) if self.luggage.is_some() => match Box::pin(self.unpack(connection)).await? {
+                Some(connection) => Ok(connection),
+                // The same bytes are looked at again.
+                None => return Ok(()),
+            },
+            borrowed => borrowed,
+        };
         match borrowed {
             Ok(mut connection) => {
                 self.handle.hold(connection.cancellable.clone());
                 connection.tainted |= std::mem::take(&mut self.pending.taints);
                 self.tracker.attach(&connection.state);
                 self.link = Some(connection);
+                self.note_unpacked(now);
                 if !self.must_wear_channels() {
                     self.forget_on_borrowing();
                 }
@@ -840,9 +895,15 @@ impl<P: Protocol> Session<P> {
             // What functions return is nobody else's business, and told to nobody else.
             connection.tainted |= !before.without(PinReasons::only(PinReason::SessionFunction)).is_empty();
         }
-        let Pending { digest, text, rare, .. } = pending;
+        let Pending { digest, text, rare, hides, .. } = pending;
         let plugin = rare.and_then(|rare| rare.plugin);
+        let reads = text.as_ref().is_some_and(|text| text.kind == StatementKind::Select);
         self.note_pins(before, Cause { digest, text, plugin }, now, connection);
+        if let Some(pinning) = &mut self.pinning {
+            pinning.hides |= hides;
+            pinning.stays &= reads;
+            self.handle.set_pin_stays(!pinning.may_carry());
+        }
     }
 
     /// The session counts as pinned while anything but what functions return keeps its connection.
@@ -862,7 +923,9 @@ impl<P: Protocol> Session<P> {
     fn pin_fault(&self, target: &Arc<Target<P>>, sets: PinReasons) -> Option<Fault> {
         let function = PinReasons::only(PinReason::SessionFunction);
         let sets = sets.without(function);
+        // Tables taken along are a pin that waits.
         if sets.is_empty()
+            || self.luggage.is_some()
             || !self.pins.without(function).is_empty()
             || self.pinning.as_ref().is_some_and(|pinning| pinning.counts.is_some())
         {
@@ -897,23 +960,29 @@ impl<P: Protocol> Session<P> {
             );
         }
         if before.is_empty() && !self.pins.is_empty() {
-            self.pinning = Some(Box::new(Pinning { since: now, counts: None }));
+            self.pinning = Some(Pinning::new(now, cause));
+        } else if !new.is_empty()
+            && let Some(pinning) = &mut self.pinning
+        {
+            pinning.cause = cause;
         }
         self.count_pin();
         if !new.is_empty() {
-            self.handle.note_pin(Some(Box::new(PinNote {
-                reasons: self.pins,
-                since: self.pinning.as_ref().map_or(now, |pinning| pinning.since),
-                digest: cause.digest,
-                facts: cause.text,
-                plugin: cause.plugin,
-            })));
+            self.show_pin();
         } else if !before.is_empty() && !self.pins.is_empty() {
             self.handle.set_pin_reasons(self.pins);
         } else if !before.is_empty() {
             self.note_unpinned(now);
             debug!(client = self.handle.number, connection, "session unpinned");
         }
+    }
+
+    /// Tells the list of sessions why this one is pinned.
+    fn show_pin(&self) {
+        let Some(pinning) = &self.pinning else { return };
+        let Cause { digest, text, plugin } = pinning.cause.clone();
+        let (reasons, since, stays) = (self.pins, pinning.since, !pinning.may_carry());
+        self.handle.note_pin(Some(Box::new(PinNote { reasons, since, digest, facts: text, plugin, stays })));
     }
 
     /// True when a transaction is open and nothing under way may end it: without its connection it is rolled back.
@@ -964,7 +1033,7 @@ impl<P: Protocol> Session<P> {
             return false;
         }
         signals & STOP != 0
-            || signals & CHECK != 0
+            || signals & (CHECK | YIELD) != 0
             || (signals & DRAIN != 0 && self.is_at_boundary())
             || (signals & HEARD != 0 && self.may_be_told())
     }
@@ -992,6 +1061,7 @@ impl<P: Protocol> Session<P> {
         if signals & HEARD != 0 && self.may_be_told() {
             self.tell_heard()?;
         }
+        self.handle.clear(YIELD);
         if signals & CHECK != 0 {
             self.handle.clear(CHECK);
             let now = Instant::now();

@@ -44,6 +44,12 @@ impl Owners {
         self.diagnostics = Self::UNKNOWN;
     }
 
+    /// A query of our own has run: what it found is nobody's business.
+    pub(super) fn note_own_query(&mut self) {
+        self.note_own();
+        self.found_rows = Self::UNKNOWN;
+    }
+
     /// A query of our own without a table has followed a statement of the client's. What it leaves is what a `SELECT` of one
     /// row leaves.
     pub(super) fn note_question(&mut self, behind_row: bool) {

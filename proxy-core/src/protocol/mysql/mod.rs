@@ -8,6 +8,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 use super::{Dialect, Facts, Fault, PoolKey, Protocol, ServerKey};
 
 pub mod auth;
+mod carry;
 pub mod classify;
 pub mod codec;
 pub mod error;
@@ -45,6 +46,7 @@ impl Protocol for MySql {
     const DIRECT_TLS: bool = false;
     const TELLS_SETTINGS: bool = true;
     const KNOWS_WHAT_IS_LEFT: bool = true;
+    const PACKS_TABLES: bool = true;
     // One more than `max_connections` is let in for administrators, and none of these is kept from anybody.
     const LIMITS_QUERY: &'static str = "SELECT @@global.max_connections, 0";
     // The variable is a number in most versions and a word in the newest.
@@ -75,6 +77,7 @@ impl Protocol for MySql {
     }
 
     fn write_query(server: &mut server::MyServer, sql: &str, out: &mut Vec<u8>) {
+        server.made_tables += u64::from(sql.starts_with(carry::MAKE));
         query::write_query(sql.as_bytes(), server.agreed, out);
     }
 

@@ -115,6 +115,8 @@ pub struct MyServer {
     pub(super) caches_metadata: bool,
     /// It reports what statements change of the session.
     pub(super) tracks: bool,
+    /// MariaDB rather than MySQL.
+    pub(super) is_mariadb: bool,
     /// Whose statement it ran last, and the like.
     pub(super) owners: Owners,
     /// Who has run statements since it was as after login.
@@ -150,6 +152,8 @@ pub struct MyServer {
     max_prepared: usize,
     /// Names that `PREPARE` has given, each with the number of its statement.
     named: Vec<(Box<str>, u64)>,
+    /// Temporary tables that texts have made since the session was as after login.
+    pub(super) made_tables: u64,
     /// The server's ids that nobody needs any more.
     pub(super) stale: Vec<u32>,
     /// Long data was sent for statements that have not run since.
@@ -183,6 +187,8 @@ struct Absorbing {
     error: Option<String>,
     /// Answers to come after this one.
     more: u32,
+    /// They are those to a reset, which sees to it that the session has found what a new one has.
+    resets: bool,
 }
 
 impl MyServer {
@@ -211,6 +217,7 @@ impl MyServer {
             agreed: login.capabilities,
             caches_metadata: login.extended.contains(Extended::CACHE_METADATA),
             tracks: login.tracks,
+            is_mariadb: login.is_mariadb,
             owners: Owners::default(),
             visitors: Visitors::Nobody,
             life: left::number(),
@@ -230,6 +237,7 @@ impl MyServer {
             prepared: LruCache::unbounded(),
             max_prepared,
             named: Vec::new(),
+            made_tables: 0,
             stale: Vec::new(),
             long_data: Vec::new(),
             cursors: Vec::new(),
@@ -371,6 +379,7 @@ impl MyServer {
         self.owners = Owners::default();
         self.visitors = Visitors::Nobody;
         self.life = left::number();
+        self.made_tables = 0;
         self.characteristics = false;
         self.restores = false;
         let mut answers = 2;
@@ -396,6 +405,7 @@ impl MyServer {
     /// So many answers follow on what was just written, for [`ServerState::absorb`].
     pub(super) fn absorb_answers(&mut self, answers: u32) {
         self.absorbing.more = answers.saturating_sub(1);
+        self.absorbing.resets = true;
     }
 
     /// Where an answer is after the first packet of a result.
@@ -559,6 +569,9 @@ impl MyServer {
             (Stage::Start, codec::EOF) => self.absorb_end(body)?,
             (Stage::Start, codec::LOCAL_INFILE) => return Err(ProtocolError::Unexpected('\u{fb}')),
             (Stage::Start, _) => {
+                if !self.absorbing.resets {
+                    self.owners.note_own_query();
+                }
                 self.stage = self.after_header(ResultHeader::read(body)?);
                 true
             }

@@ -10,9 +10,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     super::{
-        ClientEvent, Facts, Fault, Greeting, Killed, Learned, Outcome, PinReason, PinReasons, PoolKey,
-        ProtocolError, Rewritten, ServerEvent, ServerState as _, Statement as Submitted, Tracker, Tx,
-        Upcoming, Watch,
+        ClientEvent, Facts, Fault, Greeting, Killed, Learned, Outcome, Packing, PinReason, PinReasons,
+        PoolKey, ProtocolError, Rewritten, ServerEvent, ServerState as _, Statement as Submitted, Tracker,
+        Tx, Upcoming, Watch,
     },
     MySql, Shared,
     classify::{self, Details, LexMode},
@@ -388,6 +388,14 @@ impl Tracker<MySql> for MyTracker {
                 return Ok(event);
             }
         }
+    }
+
+    fn packing(&self, server: &MyServer, most_bytes: usize) -> Option<Box<dyn Packing>> {
+        if !server.is_mariadb {
+            return None;
+        }
+        let tables = self.held.packing(server.made_tables, most_bytes)?;
+        Some(Box::new(tables))
     }
 
     fn attach(&mut self, server: &MyServer) {

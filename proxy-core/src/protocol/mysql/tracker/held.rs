@@ -14,6 +14,7 @@ use super::{
     super::{
         super::{Facts, PinReason, PinReasons, StatementKind},
         Shared,
+        carry::Tables,
         classify::{self, Assignment, Details, Made, NamedStatement, NamedVerb, Scope, Temporary, XaVerb},
         codec::ErrPacket,
         query::write_query,
@@ -108,10 +109,14 @@ fn thing(reason: PinReason, what: &[u8]) -> Thing {
     (reason as u8, what.into())
 }
 
+/// What stands before the names of temporary tables, and of what is not quite one.
+const TABLE: &[u8] = b"t";
+const SEQUENCE: &[u8] = b"s";
+
 /// A temporary table by all that tells it from others. Whether case counts is the server's matter: one that is not spelt
 /// as it was made is not taken for it.
 fn table(table: &Temporary, schema: &[u8]) -> Thing {
-    let sort: &[u8] = if table.is_sequence { b"s" } else { b"t" };
+    let sort = if table.is_sequence { SEQUENCE } else { TABLE };
     let schema = table.schema.as_deref().unwrap_or(schema);
     thing(PinReason::TemporaryTable, &[sort, schema, b"\0", &table.name].concat())
 }
@@ -153,6 +158,22 @@ impl Held {
     /// What the server says of the session's locks.
     pub(super) const fn note_locked(&mut self, locked: bool) {
         self.locked = locked;
+    }
+
+    /// Packs the temporary tables, if it is known which there are, of which texts have made so many.
+    pub(super) fn packing(&self, made: u64, most_bytes: usize) -> Option<Tables> {
+        if self.unfollowed.contains(PinReason::TemporaryTable) {
+            return None;
+        }
+        let tables: Option<Vec<_>> = self
+            .of(PinReason::TemporaryTable)
+            .map(|table| {
+                let path = table.strip_prefix(TABLE)?;
+                let end = path.iter().position(|byte| *byte == 0)?;
+                Some((&path[..end], &path[end + 1..]))
+            })
+            .collect();
+        Tables::new(&tables?, made, most_bytes)
     }
 
     /// The server has been asked for locks; true when none of them is held.
@@ -375,6 +396,10 @@ impl MyTracker {
         let missed = holds.asks_if_missed && (holds.missed || failed);
         if holds.next_transaction && !failed && !server.has_characteristics() {
             self.learned.pins.insert(PinReason::SessionVariable);
+        }
+        let makes = holds.makes.iter().filter(|(reason, _)| *reason == PinReason::TemporaryTable as u8);
+        if !failed {
+            server.made_tables += makes.count() as u64;
         }
         let ended = self.held.settle(holds, failed);
         self.learned.ended = self.learned.ended.union(ended);
