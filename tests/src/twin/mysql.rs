@@ -1,5 +1,9 @@
 //! MySQL's and MariaDB's statements for [twins](super).
 
+use std::time::Duration;
+
+use tokio::time::sleep;
+
 use super::{Engine, Random};
 use crate::{
     Address, RawMySql,
@@ -31,6 +35,8 @@ pub enum Action {
     Close(usize),
     /// `COM_INIT_DB`.
     InitDb(String),
+    /// Nothing, for as long as it takes others to ask for the connection.
+    Rest,
     /// `COM_RESET_CONNECTION`.
     Reset,
     /// `COM_CHANGE_USER`, to the same user.
@@ -54,6 +60,7 @@ pub struct Client {
     prepared: Vec<Option<Prepared>>,
 }
 
+const REST: Duration = Duration::from_millis(250);
 const CAPABILITIES: u64 = capability::NEW | capability::MULTI_STATEMENTS | capability::LOCAL_FILES;
 const SLOTS: usize = 3;
 /// A status flag.
@@ -138,6 +145,7 @@ impl Engine for MariaDb {
         ("next transaction", 1),
         ("temporary table", 2),
         ("temporary tables", 1),
+        ("tables at rest", 1),
         ("prepared statement", 2),
         ("execution later", 1),
         ("statement closed", 1),
@@ -378,6 +386,55 @@ impl Engine for MariaDb {
                 actions.push(query("SELECT COUNT(*) FROM {t}_more"));
                 actions
             }
+            "tables at rest" => {
+                let mut actions = vec![
+                    query(random.pick(&[
+                        "CREATE TEMPORARY TABLE {t}_resting (id INT AUTO_INCREMENT PRIMARY KEY, a INT, b TEXT, KEY (a))",
+                        "CREATE TEMPORARY TABLE {t}_resting (id INT AUTO_INCREMENT, a FLOAT, b TEXT, KEY (id))",
+                        "CREATE TEMPORARY TABLE {t}_resting (id INT DEFAULT 5, a TIMESTAMP NULL, b ENUM('b', 'c'))",
+                        "CREATE TEMPORARY TABLE {t}_resting LIKE {t}",
+                    ])),
+                    query("INSERT INTO {t}_resting (a, b) VALUES (1, 'b'), (0.1, 'c'), (20200229102030, NULL)"),
+                    query("DELETE FROM {t}_resting WHERE id = 2"),
+                ];
+                let reads = &[
+                    "SELECT * FROM {t}_resting",
+                    "SELECT COUNT(*), SUM(a) FROM {t}_resting",
+                    "INSERT INTO {t}_resting (a) VALUES (7)",
+                    "INSERT IGNORE INTO {t}_resting (b) VALUES ('no such')",
+                    "INSERT INTO {t}_resting VALUES (1, 2, 3, 4, 5)",
+                    "UPDATE {t}_resting SET a = a + 1",
+                    "SHOW CREATE TABLE {t}_resting",
+                    "ALTER TABLE {t}_resting ADD more INT DEFAULT 3",
+                    "CREATE OR REPLACE TEMPORARY TABLE {t}_resting SELECT 'b' AS b, 2 AS a",
+                    "CREATE TEMPORARY TABLE {t}_more SELECT 8 AS a",
+                    "DROP TEMPORARY TABLE {t}_more",
+                    "SELECT LAST_INSERT_ID()",
+                    "SELECT ROW_COUNT()",
+                    "BEGIN",
+                    "COMMIT",
+                    "ROLLBACK",
+                    "SELECT * FROM {t}_more",
+                ];
+                let prepares = random.once_in(2);
+                if prepares {
+                    actions.push(Action::Prepare(0, "SELECT a, b FROM {t}_resting".to_owned()));
+                }
+                for _ in 0..=random.below(2) {
+                    actions.push(Action::Rest);
+                    for _ in 0..2 {
+                        actions.push(match random.below(6) {
+                            0 if prepares => Action::Execute(0, Vec::new(), false),
+                            1 => Self::read(random),
+                            _ => query(random.pick(reads)),
+                        });
+                    }
+                }
+                if !random.once_in(3) {
+                    actions.push(query("DROP TEMPORARY TABLE IF EXISTS {t}_resting"));
+                }
+                actions
+            }
             "prepared statement" => {
                 let slot = random.below(SLOTS);
                 let text = random.pick(&[
@@ -604,6 +661,8 @@ impl Engine for MariaDb {
             }
             "table left behind" => vec![
                 query("CALL {t}_makes()"),
+                // Or a reset would leave FOUND_ROWS as the procedure did, and what follows may leave it, too.
+                query("SELECT 5"),
                 match random.below(3) {
                     0 => Action::Reset,
                     1 => Action::ChangeUser,
@@ -747,6 +806,10 @@ impl Engine for MariaDb {
                 String::new()
             }
             Action::InitDb(name) => format!("{:?}", raw.simple(command::INIT_DB, name.as_bytes()).await),
+            Action::Rest => {
+                sleep(REST).await;
+                "rested".to_owned()
+            }
             Action::Reset => {
                 client.prepared.fill_with(|| None);
                 format!("{:?}", raw.simple(command::RESET_CONNECTION, &[]).await)
