@@ -37,7 +37,8 @@ async fn twins<E: Engine>(proxy: ProxyBuilder, direct: pinion_tests::Address, be
     match twin::twin::<E>(&ways, &options).await {
         Ok(tally) if !must_differ => {
             println!("{tally}");
-            let (production, moved) = tally.least_moved();
+            let resting = if options.faults.kill { E::RESTING } else { &[] };
+            let (production, moved) = tally.least_moved(resting);
             let least = number("PINION_TWIN_LEAST", 0);
             assert!(moved >= least, "{production} changed hands {moved} times only, not {least}");
         }

@@ -185,6 +185,8 @@ impl Engine for MariaDb {
         ("odds and errors", 1),
     ];
 
+    const RESTING: &'static [&'static str] = &["tables at rest"];
+
     const PENDING: &'static [&'static str] = &[
         // Of an error that is answered here (a fetch without a cursor, say) no server counts a warning.
         "warnings counted",
