@@ -39,7 +39,7 @@ use crate::{
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// For one exchange of our own; a server that needs longer is not worth waiting for.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A client that has its tables read can wait no longer, nor can those who want its connection.
+/// After that no more is asked of tables that are read: their client may want to go on.
 const PACKING_LASTS: Duration = Duration::from_secs(2);
 /// For making them again.
 const UNPACKING_LASTS: Duration = Duration::from_secs(30);

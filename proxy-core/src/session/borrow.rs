@@ -402,7 +402,7 @@ fn timed_out() -> Fault {
 }
 
 /// Waits for `what`, and meanwhile notices when the client leaves or the proxy stops.
-async fn watching<F: Future>(
+pub(super) async fn watching<F: Future>(
     client: &mut Stream,
     up: &mut Pipe,
     handle: &SessionHandle,

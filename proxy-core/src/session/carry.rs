@@ -8,11 +8,11 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{Cause, Pinning, Session, SessionError, settings::lost};
+use super::{Cause, Pinning, Session, SessionError, borrow::watching, settings::lost};
 use crate::{
     metrics::ResetCause,
     pool::Pooled as _,
-    protocol::{Errand, PinReason, PinReasons, Protocol, ServerState as _, Tracker as _},
+    protocol::{Errand, Fault, FaultKind, PinReason, PinReasons, Protocol, ServerState as _, Tracker as _},
     proxy::Activity,
     router::Route,
     server::{ServerConnection, ServerError},
@@ -115,7 +115,7 @@ impl<P: Protocol> Session<P> {
         match reset {
             Ok(()) => self.release(now),
             Err(error) => {
-                warn!(%error, "reset failed; the connection is closed");
+                debug!(%error, "reset failed; the connection is closed");
                 self.handle.let_go();
                 if let Some(connection) = self.link.take() {
                     connection.retire();
@@ -130,19 +130,34 @@ impl<P: Protocol> Session<P> {
         self.luggage.as_ref().map(|luggage| luggage.route.clone())
     }
 
-    /// Makes on `connection`, just borrowed and without any settings, what was taken along, and then the settings. `None` when the connection broke, and another should
-    /// be tried. Errors: it cannot be made; the session is not what it was and ends, as one that has lost its server.
+    /// Makes on `connection`, just borrowed and without any settings, what was taken along, and then the settings. `None`
+    /// when the connection broke, and another should be tried; the fault when the settings cannot be made, as without
+    /// tables. Errors: the tables cannot be made; the session is not what it was and ends, as one that has lost its server.
     pub(super) async fn unpack(
         &mut self,
         mut connection: Box<ServerConnection<P>>,
-    ) -> Result<Option<Box<ServerConnection<P>>>, SessionError> {
-        let Some(luggage) = &mut self.luggage else { return Ok(Some(connection)) };
-        let mut outcome = connection.unpack(&luggage.errands).await;
-        if outcome.is_ok() {
-            outcome = connection.dress(self.settings.as_ref()).await;
-        }
-        let Err(error) = outcome else { return Ok(Some(connection)) };
+    ) -> Result<Option<Result<Box<ServerConnection<P>>, Fault>>, SessionError> {
+        let Some(luggage) = &mut self.luggage else { return Ok(Some(Ok(connection))) };
+        let work = async {
+            if connection.tainted {
+                connection.reset(ResetCause::Tainted).await?;
+            }
+            connection.unpack(&luggage.errands).await?;
+            connection.dress(self.settings.as_ref()).await
+        };
+        let error = match watching(&mut self.client, &mut self.up, &self.handle, work).await {
+            Ok(Ok(())) => return Ok(Some(Ok(connection))),
+            Ok(Err(error)) => error,
+            Err(ended) => {
+                connection.retire();
+                return Err(ended);
+            }
+        };
         connection.retire();
+        if let ServerError::Statement { what: "setting session state", error } = &error {
+            let message = format!("The settings of this session could not be made again: {error}");
+            return Ok(Some(Err(Fault::error(FaultKind::StateLost, message))));
+        }
         luggage.attempts += 1;
         if !matches!(error, ServerError::Statement { .. }) && luggage.attempts < MOST_ATTEMPTS {
             return Ok(None);

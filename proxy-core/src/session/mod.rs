@@ -258,16 +258,18 @@ struct Pinning<P: Protocol> {
     stays: bool,
     /// There may be more than is known of: code that no text shows has run.
     hides: bool,
+    /// A plugin wanted one of the pins.
+    by_plugin: bool,
 }
 
 impl<P: Protocol> Pinning<P> {
     /// True when what is known of it, and who wanted it, lets its tables be taken along.
     fn may_carry(&self) -> bool {
-        !self.stays && !self.hides && self.cause.plugin.is_none()
+        !self.stays && !self.hides && !self.by_plugin
     }
 
     fn new(since: Instant, cause: Cause) -> Box<Self> {
-        Box::new(Self { since, counts: None, cause, stays: false, hides: false })
+        Box::new(Self { since, counts: None, cause, stays: false, hides: false, by_plugin: false })
     }
 }
 
@@ -598,12 +600,15 @@ impl<P: Protocol> Session<P> {
             },
             refused => refused,
         };
-        if self.taken_back.contains(PinReason::TemporaryTable) && borrowed.is_ok() {
+        let ends =
+            |text: &Arc<Facts>| text.statements == 1 && text.clears.contains(PinReason::TemporaryTable);
+        if borrowed.is_ok() && self.pending.reported == 1 && self.pending.text.as_ref().is_some_and(ends) {
+            // Even behind a `BEGIN` that no server has run.
             self.luggage = None;
         }
         let borrowed = match borrowed {
             Ok(connection) if self.luggage.is_some() => match Box::pin(self.unpack(connection)).await? {
-                Some(connection) => Ok(connection),
+                Some(outcome) => outcome,
                 // The same bytes are looked at again.
                 None => return Ok(()),
             },
@@ -897,10 +902,12 @@ impl<P: Protocol> Session<P> {
         }
         let Pending { digest, text, rare, hides, .. } = pending;
         let plugin = rare.and_then(|rare| rare.plugin);
-        let reads = text.as_ref().is_some_and(|text| text.kind == StatementKind::Select);
+        let by_plugin = plugin.is_some();
+        let reads = text.as_ref().is_none_or(|text| text.kind == StatementKind::Select);
         self.note_pins(before, Cause { digest, text, plugin }, now, connection);
         if let Some(pinning) = &mut self.pinning {
             pinning.hides |= hides;
+            pinning.by_plugin |= by_plugin;
             pinning.stays &= reads;
             self.handle.set_pin_stays(!pinning.may_carry());
         }

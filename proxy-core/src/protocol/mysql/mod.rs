@@ -77,7 +77,9 @@ impl Protocol for MySql {
     }
 
     fn write_query(server: &mut server::MyServer, sql: &str, out: &mut Vec<u8>) {
-        server.made_tables += u64::from(sql.starts_with(carry::MAKE));
+        if let Some(made) = &mut server.made_tables {
+            *made += u64::from(sql.starts_with(carry::MAKE));
+        }
         query::write_query(sql.as_bytes(), server.agreed, out);
     }
 

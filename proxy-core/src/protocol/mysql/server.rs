@@ -152,8 +152,9 @@ pub struct MyServer {
     max_prepared: usize,
     /// Names that `PREPARE` has given, each with the number of its statement.
     named: Vec<(Box<str>, u64)>,
-    /// Temporary tables that texts have made since the session was as after login.
-    pub(super) made_tables: u64,
+    /// Temporary tables that texts have made since the session was as after login; `None` when the server may not have
+    /// counted as long.
+    pub(super) made_tables: Option<u64>,
     /// The server's ids that nobody needs any more.
     pub(super) stale: Vec<u32>,
     /// Long data was sent for statements that have not run since.
@@ -237,7 +238,7 @@ impl MyServer {
             prepared: LruCache::unbounded(),
             max_prepared,
             named: Vec::new(),
-            made_tables: 0,
+            made_tables: Some(0),
             stale: Vec::new(),
             long_data: Vec::new(),
             cursors: Vec::new(),
@@ -379,7 +380,7 @@ impl MyServer {
         self.owners = Owners::default();
         self.visitors = Visitors::Nobody;
         self.life = left::number();
-        self.made_tables = 0;
+        self.made_tables = Some(0);
         self.characteristics = false;
         self.restores = false;
         let mut answers = 2;

@@ -394,7 +394,7 @@ impl Tracker<MySql> for MyTracker {
         if !server.is_mariadb {
             return None;
         }
-        let tables = self.held.packing(server.made_tables, most_bytes)?;
+        let tables = self.held.packing(server.made_tables?, most_bytes)?;
         Some(Box::new(tables))
     }
 

@@ -91,6 +91,8 @@ pub(super) struct Holds {
     /// Likewise if a row says that one was not got.
     pub(super) asks_if_missed: bool,
     missed: bool,
+    /// The server may count anew what it has run.
+    uncounts: bool,
     /// It is about the next transaction, and pins where the server does not tell of that.
     next_transaction: bool,
     named: Step,
@@ -291,6 +293,9 @@ impl MyTracker {
         if tables && text.to_ascii_lowercase().windows(6).any(|word| word == b"rename") {
             holds.loses.insert(PinReason::TemporaryTable);
         }
+        let plain = matches!(facts.kind, StatementKind::Select | StatementKind::Write);
+        // `FLUSH STATUS`, and in whatever else there is of it.
+        holds.uncounts = !plain && facts.digest_text.contains("flush");
         if facts.statements != 1 {
             return holds;
         }
@@ -397,9 +402,12 @@ impl MyTracker {
         if holds.next_transaction && !failed && !server.has_characteristics() {
             self.learned.pins.insert(PinReason::SessionVariable);
         }
-        let makes = holds.makes.iter().filter(|(reason, _)| *reason == PinReason::TemporaryTable as u8);
-        if !failed {
-            server.made_tables += makes.count() as u64;
+        let is_table =
+            |(reason, what): &&Thing| *reason == PinReason::TemporaryTable as u8 && what.starts_with(TABLE);
+        if holds.uncounts {
+            server.made_tables = None;
+        } else if !failed && let Some(made) = &mut server.made_tables {
+            *made += holds.makes.iter().filter(is_table).count() as u64;
         }
         let ended = self.held.settle(holds, failed);
         self.learned.ended = self.learned.ended.union(ended);
