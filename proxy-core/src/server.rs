@@ -438,9 +438,7 @@ impl<P: Protocol> ServerConnection<P> {
         if settings.init_query.is_empty() {
             return Ok(());
         }
-        let mut request = Vec::new();
-        P::write_query(&mut self.state, &settings.init_query, &mut request);
-        match self.exchange(&request).await? {
+        match self.ask(&settings.init_query).await? {
             (_, None) => Ok(()),
             (_, Some(error)) => Err(ServerError::Statement { what: "init_query", error }),
         }

@@ -110,7 +110,7 @@ async fn clients_with_tables_share_a_connection() {
     assert_eq!(bench.db.backends().await, 1);
     let carried = bench.proxy.metric("pinion_temporary_tables_carried_total", &[]).await;
     assert_eq!(carried, (clients.len() * 4 - 1) as f64, "once for each turn of another");
-    // While nobody waits there is nothing to be made again.
+    // While nobody waits there is nothing to be made again, however long the client rests.
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(150)).await;
         clients[3].scalar::<usize>("SELECT n FROM mine").await;

@@ -6,7 +6,10 @@
 //! by their definitions and checksums. Only MariaDB has all that is used here; elsewhere nothing is taken along.
 //! Source: MariaDB knowledge base, "SHOW CREATE TABLE", "CHECKSUM TABLE", "GROUP_CONCAT".
 
-use super::super::{Errand, Packing, Step};
+use super::{
+    super::{Errand, Packing, Step},
+    query::quoted,
+};
 
 /// Longest query while tables are read, in seconds: clients wait meanwhile, this one among them.
 const READING_SECONDS: u32 = 2;
@@ -76,10 +79,6 @@ impl Table {
     fn front(&self) -> String {
         format!("{MAKE}{}", quoted(&self.name))
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("`{}`", name.replace('`', "``"))
 }
 
 /// A column, and the SQL expression that gives a literal of its value.

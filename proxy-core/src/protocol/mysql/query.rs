@@ -19,6 +19,11 @@ pub fn write_query(sql: &[u8], agreed: Capabilities, out: &mut Vec<u8>) {
     });
 }
 
+/// A name as it stands in a statement, whatever is in it.
+pub(super) fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
 /// The first packet of a result set. Shape: `columns: lenenc | [metadata follows: u8]`, the second with MySQL's
 /// `OPTIONAL_RESULTSET_METADATA` and MariaDB's `CACHE_METADATA` only. Source: MySQL Source Documentation, "Text
 /// Resultset"; MariaDB knowledge base, "Result Set Packets".

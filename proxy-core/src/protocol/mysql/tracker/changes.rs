@@ -6,6 +6,7 @@ use super::{
         classify::{self, Assignment, Details, Scope},
         codec::{self, SessionChange, put_lenenc_bytes},
         left::Nature,
+        query::quoted,
         server::MyServer,
     },
     MyTracker,
@@ -209,7 +210,7 @@ impl MyTracker {
             for (name, value) in assignments.unwrap_or_default() {
                 match in_any_mode(&value) {
                     Some(value) => {
-                        let statement = format!("SET @`{}` = {value}", name.replace('`', "``"));
+                        let statement = format!("SET @{} = {value}", quoted(&name));
                         explained.made.push((format!("@{name}").into(), statement.into()));
                     }
                     None => explained.unsettles = true,
@@ -262,7 +263,7 @@ impl MyTracker {
                 self.explains.state = true;
                 match std::str::from_utf8(name) {
                     Ok(name) if !name.is_empty() => {
-                        let statement = format!("USE `{}`", name.replace('`', "``"));
+                        let statement = format!("USE {}", quoted(name));
                         self.learned.changes.push(StateChange::Made("database".into(), statement.into()));
                     }
                     _ => self.learned.pins.insert(PinReason::SessionVariable),

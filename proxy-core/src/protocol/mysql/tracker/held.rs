@@ -17,7 +17,7 @@ use super::{
         carry::Tables,
         classify::{self, Assignment, Details, Made, NamedStatement, NamedVerb, Scope, Temporary, XaVerb},
         codec::ErrPacket,
-        query::write_query,
+        query::{quoted, write_query},
         server::{MyServer, Reply},
         statement::Statement,
     },
@@ -594,7 +594,7 @@ impl MyTracker {
         }
         let held = &mut self.held;
         for name in server.named_but(|name, id| held.named.get(name).is_some_and(|named| named.id == id)) {
-            let statement = format!("DEALLOCATE PREPARE `{}`", name.replace('`', "``"));
+            let statement = format!("DEALLOCATE PREPARE {}", quoted(&name));
             write_query(statement.as_bytes(), server.agreed, up.output());
             server.expect(Reply::Results, true, false);
             // What follows in the same breath finds none.

@@ -10,7 +10,7 @@ use super::{
     super::{
         super::{Facts, StatementKind},
         classify::{self, Assignment, Details, Scope},
-        query::write_query,
+        query::{quoted, write_query},
         server::{MyServer, Reply},
     },
     MyTracker,
@@ -126,8 +126,7 @@ impl MyTracker {
         if !others || new.is_empty() {
             return;
         }
-        let unset: Vec<String> =
-            new.iter().map(|name| format!("@`{}` = NULL", name.replace('`', "``"))).collect();
+        let unset: Vec<String> = new.iter().map(|name| format!("@{} = NULL", quoted(name))).collect();
         write_query(format!("SET {}", unset.join(", ")).as_bytes(), server.agreed, up.output());
         server.expect(Reply::Results, true, false);
         server.owners.note_own();
